@@ -1,0 +1,1 @@
+"""What runs: graphs, channels, steps, runs, and the Ray actors around them."""

@@ -1,0 +1,58 @@
+"""How one tool call ended, and what has to be carried into the sandbox to make it.
+
+Pure values; both cross process borders as JSON or as plain dataclasses, never as anything that runs when it is read.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+OutcomeKind = Literal["ok", "error", "denied", "timeout", "out_of_memory", "output_too_large", "killed", "unknown"]
+
+OUTCOME_KINDS: tuple[OutcomeKind, ...] = (
+    "ok",
+    "error",
+    "denied",
+    "timeout",
+    "out_of_memory",
+    "output_too_large",
+    "killed",
+    "unknown",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a call. `value` is JSON data from untrusted code: data, and nothing more."""
+
+    kind: OutcomeKind
+    value: Any = None
+    """The tool's result as JSON values; only with `ok`."""
+    error: str = ""
+    """One sentence for a person: what ended the call, the limit and its value where one did."""
+    error_type: str = ""
+    """Class name of the tool's exception, with `error`."""
+    printed: str = ""
+    """What the tool printed up to then (stdout and stderr), cut to the tail that fits `output_bytes`."""
+    duration_s: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class ToolCode:
+    """How the sandbox finds the function: by reference (`module:qualname`) or by value (a cloudpickle)."""
+
+    ref: str = ""
+    blob: bytes = b""
+    """Verified by whoever hands it in; loaded only inside the sandbox."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call, ready to be executed."""
+
+    key: str
+    """The effect key: names this very call for ever (law 4). Handed to the tool as UNDERSTUDY_EFFECT_KEY."""
+    tool: str
+    code: ToolCode
+    args: dict[str, Any]
+    """Keyword arguments as JSON values."""

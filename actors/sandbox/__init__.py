@@ -1,0 +1,1 @@
+"""Where tool calls execute: one file per isolation backend."""

@@ -1,0 +1,1 @@
+"""Where it is: stores, client, settings, metrics, the command line."""

@@ -1,0 +1,1 @@
+"""What may be: permissions, grants, budgets, restarts; all pure."""
