@@ -1,0 +1,84 @@
+"""Every error of the runtime, sorted by who must act.
+
+Caller's: change something and try again (`CallerError`). World's: it is being retried (`StoreUnavailable`).
+A lost lease: stop quietly (`Fenced`). Ours: an assertion, a crash, a restart. A message names the thing, the value
+and the remedy.
+"""
+
+from typing import Any
+
+
+class UnderstudyError(Exception):
+    """Base of all of them. Never raised itself."""
+
+
+class CallerError(UnderstudyError):
+    """The caller has to change something; trying the same again gives the same."""
+
+
+class GraphError(CallerError):
+    """A graph that cannot be run, found when its plan is built or when a node returns something impossible."""
+
+
+class InvalidWrite(CallerError):
+    """A node wrote what the state cannot hold: unknown channel, wrong type, or two writers without a reducer."""
+
+
+class StepLimitReached(CallerError):
+    """A run took more supersteps than its graph allows; raise `step_limit`, or look for a loop that never ends."""
+
+
+class NotFound(CallerError):
+    """There is no run, thread or checkpoint of this name in this store."""
+
+
+class Conflict(CallerError):
+    """The thing exists already with other contents, or is in a state that does not allow the request."""
+
+
+class UnsafeStore(CallerError):
+    """The store would lose data as it is set up (no append-only file, an evicting policy)."""
+
+
+class CodeError(CallerError):
+    """The code of a graph or tool cannot be found, or its signature does not verify."""
+
+
+class EffectMismatch(CallerError):
+    """A node that runs again asked for a different call in the place of one that is on record."""
+
+
+class StoreUnavailable(UnderstudyError):
+    """The store does not answer. Whoever sees it waits and tries again; nothing is lost by waiting."""
+
+
+class Fenced(UnderstudyError):
+    """A newer owner has the run; this one changes nothing any more and stops quietly (law 1)."""
+
+
+class ToolError(UnderstudyError):
+    """A tool call did not end well. `outcome` says how (see `understudy.actors.outcome.Outcome`)."""
+
+    def __init__(self, tool: str, outcome: Any) -> None:
+        super().__init__(f"tool {tool!r}: {outcome.kind}: {outcome.error}")
+        self.tool = tool
+        self.outcome = outcome
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.tool, self.outcome)
+
+
+class ToolDenied(ToolError):
+    """The policy, or a person, refused the call; nothing was executed."""
+
+
+class InterruptExpired(UnderstudyError):
+    """Nobody answered an interrupt before its deadline."""
+
+
+class Suspended(BaseException):
+    """Ends a node that has to wait for an answer or a timer. Do not catch it.
+
+    It is a BaseException so that `except Exception` in a node lets it through. If a bare `except:` of yours catches
+    it, raise it again.
+    """

@@ -1,0 +1,101 @@
+"""Every kind of event, and which counters move with it: one table, so that metrics and event logs cannot disagree.
+
+An event is written in the same atomic move as its counters (law 2). `counters_of` is the only place that turns
+one into the other; a test adds up the event logs of a whole workload and compares them with the store, exactly.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from understudy.actors.records import Event
+
+RECOVERY_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+COMMIT_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
+TOOL_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+def sample(name: str, **labels: str) -> str:
+    """A sample's full name in Prometheus' own notation; labels in alphabetical order, values escaped."""
+    if not labels:
+        return name
+    inner = ",".join(f'{key}="{_escaped(labels[key])}"' for key in sorted(labels))
+    return f"{name}{{{inner}}}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def histogram(name: str, buckets: Iterable[float], value: float, **labels: str) -> dict[str, float]:
+    """Increments of one observation: its bucket (not cumulative; the exporter adds up), sum and count."""
+    bucket = next((format(b, "g") for b in buckets if value <= b), "+Inf")
+    return {
+        sample(f"{name}_bucket", le=bucket, **labels): 1.0,
+        sample(f"{name}_sum", **labels): value,
+        sample(f"{name}_count", **labels): 1.0,
+    }
+
+
+def _created(graph: str, data: Mapping[str, Any]) -> dict[str, float]:
+    return {sample("runs_started_total", graph=graph): 1.0}
+
+
+def _finished(graph: str, data: Mapping[str, Any]) -> dict[str, float]:
+    return {sample("runs_finished_total", graph=graph, status=data["status"]): 1.0}
+
+
+def _crashed(graph: str, data: Mapping[str, Any]) -> dict[str, float]:
+    return {sample("run_restarts_total", cause=data["cause"], graph=graph): 1.0}
+
+
+def _recovered(graph: str, data: Mapping[str, Any]) -> dict[str, float]:
+    return histogram("run_recovery_seconds", RECOVERY_BUCKETS_S, float(data["seconds"]))
+
+
+def _node(outcome: str) -> Callable[[str, Mapping[str, Any]], dict[str, float]]:
+    def counters(graph: str, data: Mapping[str, Any]) -> dict[str, float]:
+        return {sample("node_executions_total", graph=graph, node=data["node"], outcome=outcome): 1.0}
+
+    return counters
+
+
+def _decided(graph: str, data: Mapping[str, Any]) -> dict[str, float]:
+    return {sample("policy_decisions_total", decision=data["decision"], tool=data["tool"]): 1.0}
+
+
+def _tool_finished(graph: str, data: Mapping[str, Any]) -> dict[str, float]:
+    tool = data["tool"]
+    counters = {sample("tool_calls_total", outcome=data["outcome"], tool=tool): 1.0}
+    return counters | histogram("tool_call_seconds", TOOL_BUCKETS_S, float(data["seconds"]), tool=tool)
+
+
+def _none(graph: str, data: Mapping[str, Any]) -> dict[str, float]:
+    return {}
+
+
+KINDS: Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, float]]] = {
+    "created": _created,  # graph, version, thread_id
+    "claimed": _none,  # owner, epoch
+    "crashed": _crashed,  # cause, epoch, attempt
+    "recovered": _recovered,  # seconds from the notice of the crash to the first node that runs again
+    "node_finished": _node("ok"),  # node, task_id, step, seconds
+    "node_failed": _node("error"),  # node, task_id, step, error
+    "node_suspended": _node("suspended"),  # node, task_id, step
+    "checkpoint": _none,  # checkpoint_id, step
+    "interrupted": _none,  # interrupt_id, node, kind, payload, deadline
+    "answered": _none,  # interrupt_id
+    "decided": _decided,  # tool, decision, rule, reason, digest, policy
+    "tool_started": _none,  # tool, key, sandbox
+    "tool_finished": _tool_finished,  # tool, key, outcome, seconds, error
+    "cancel_asked": _none,
+    "finished": _finished,  # status, error
+}
+
+
+def counters_of(graph: str, events: Iterable[Event]) -> dict[str, float]:
+    """The increments that go with these events of a run of `graph`. Raises KeyError for a kind without a row."""
+    total: dict[str, float] = {}
+    for event in events:
+        for name, amount in KINDS[event.kind](graph, event.data).items():
+            total[name] = total.get(name, 0.0) + amount
+    return total
