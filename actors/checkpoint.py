@@ -1,0 +1,167 @@
+"""A checkpoint is all channels at the end of a superstep, stored as what changed, with a snapshot now and then.
+
+Law 8: bytes in proportion to the new data. A delta holds, for each changed channel, its new value, or, where the
+reducer is `append`, only the new items. A snapshot is written once the deltas since the last one outweigh it, so
+that the snapshots of a growing state add up to about twice the state (the doubling argument of a growing array), and
+at the latest after 256 deltas, so that loading is bounded.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from understudy.actors.channels import joined
+from understudy.actors.records import CheckpointRow, NewCheckpoint
+
+SNAPSHOT_ROWS_MAX = 256
+SNAPSHOT_ROWS_MIN = 8
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task of the next superstep: a node, and what a Send gives it in the place of the state."""
+
+    node: str
+    arg: str | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """How one channel changed: its JSON text, or the JSON text of the list of new items."""
+
+    text: str
+    appended: bool = False
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run stands on between two supersteps."""
+
+    checkpoint_id: str = ""
+    run_id: str = ""
+    step: int = 0
+    base_step: int = 0
+    """The step of the thread at which the present run began; its supersteps are step - base_step."""
+    values: Mapping[str, str] = field(default_factory=dict)
+    """JSON text of each channel that has a value."""
+    frontier: tuple[TaskSpec, ...] = ()
+    """What comes next; empty once the run is done."""
+    arrived: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """For each join under way: which of its sources have finished."""
+    fingerprint: str = ""
+    unsaved: Mapping[str, Change] = field(default_factory=dict)
+    """What `values` has beyond the stored checkpoint: the input of a run that has finished no superstep yet."""
+    snapshot_bytes: int = 0
+    delta_bytes: int = 0
+    delta_rows: int = 0
+
+
+def apply_changes(values: Mapping[str, str], changes: Mapping[str, Change]) -> dict[str, str]:
+    """The channels after the changes."""
+    after = dict(values)
+    for name, change in changes.items():
+        after[name] = joined(after.get(name, "[]"), change.text) if change.appended else change.text
+    return after
+
+
+def following(
+    before: Checkpoint,
+    run_id: str,
+    values: Mapping[str, str],
+    changes: Mapping[str, Change],
+    frontier: tuple[TaskSpec, ...],
+    arrived: Mapping[str, tuple[str, ...]],
+    fingerprint: str,
+) -> tuple[Checkpoint, NewCheckpoint]:
+    """The checkpoint after `before`, and the row that stores it.
+
+    Its id follows from parent, run and step alone, so that a step that is done again makes the same checkpoint.
+    """
+    step = before.step + 1
+    checkpoint_id = f"{step:06d}-{_digest(before.checkpoint_id, run_id, str(step))}"
+    after = Checkpoint(
+        checkpoint_id=checkpoint_id,
+        run_id=run_id,
+        step=step,
+        base_step=before.base_step,
+        values=values,
+        frontier=frontier,
+        arrived=dict(arrived),
+        fingerprint=fingerprint,
+    )
+    delta = _body(changes, after)
+    rows, size = before.delta_rows + 1, before.delta_bytes + len(delta)
+    outweighed = size >= before.snapshot_bytes and rows >= SNAPSHOT_ROWS_MIN
+    snapshot = not before.checkpoint_id or outweighed or rows >= SNAPSHOT_ROWS_MAX
+    if snapshot:
+        body = snapshot_body(after)
+        after = replace(after, snapshot_bytes=len(body))
+    else:
+        body = delta
+        after = replace(after, snapshot_bytes=before.snapshot_bytes, delta_bytes=size, delta_rows=rows)
+    return after, NewCheckpoint(checkpoint_id, before.checkpoint_id, step, snapshot, body)
+
+
+def snapshot_body(checkpoint: Checkpoint) -> str:
+    """A body that stands alone."""
+    return _body({name: Change(text) for name, text in checkpoint.values.items()}, checkpoint)
+
+
+def seed(values: Mapping[str, str], origin: Checkpoint, run_id: str) -> NewCheckpoint:
+    """The first checkpoint of a fork's own thread: the origin's frontier over the given channels."""
+    checkpoint_id = f"{origin.step:06d}-{_digest('fork', origin.checkpoint_id, run_id)}"
+    forked = replace(origin, checkpoint_id=checkpoint_id, values=dict(values), run_id=run_id, base_step=origin.step)
+    return NewCheckpoint(checkpoint_id, "", origin.step, True, snapshot_body(forked))
+
+
+def _body(changes: Mapping[str, Change], checkpoint: Checkpoint) -> str:
+    """JSON by hand around the channels' own text, so that no value is read and written again."""
+    fields = {"set": False, "app": True}
+    parts = []
+    for key, appended in fields.items():
+        inner = ",".join(f"{json.dumps(n)}:{c.text}" for n, c in changes.items() if c.appended is appended)
+        parts.append(f'"{key}":{{{inner}}}')
+    frontier = ",".join(
+        f"[{json.dumps(spec.node)}]" if spec.arg is None else f"[{json.dumps(spec.node)},{spec.arg}]"
+        for spec in checkpoint.frontier
+    )
+    meta = {
+        "arrived": {name: list(sources) for name, sources in checkpoint.arrived.items()},
+        "base": checkpoint.base_step,
+        "schema": checkpoint.fingerprint,
+    }
+    return f'{{{",".join(parts)},"next":[{frontier}],{json.dumps(meta)[1:]}'
+
+
+def restore(chain: Sequence[CheckpointRow]) -> Checkpoint:
+    """The checkpoint at the end of a chain (a snapshot, then its deltas, oldest first). Empty for an empty chain."""
+    current = Checkpoint()
+    for row in chain:
+        body: dict[str, Any] = json.loads(row.body)
+        changes = {name: Change(_text(value)) for name, value in body["set"].items()}
+        changes |= {name: Change(_text(value), True) for name, value in body["app"].items()}
+        size = len(row.body)
+        current = Checkpoint(
+            checkpoint_id=row.checkpoint_id,
+            run_id=row.run_id,
+            step=row.step,
+            base_step=body["base"],
+            values=apply_changes({} if row.snapshot else current.values, changes),
+            frontier=tuple(TaskSpec(s[0], _text(s[1]) if len(s) > 1 else None) for s in body["next"]),
+            arrived={name: tuple(sources) for name, sources in body["arrived"].items()},
+            fingerprint=body["schema"],
+            snapshot_bytes=size if row.snapshot else current.snapshot_bytes,
+            delta_bytes=0 if row.snapshot else current.delta_bytes + size,
+            delta_rows=0 if row.snapshot else current.delta_rows + 1,
+        )
+    return current
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]

@@ -1,0 +1,283 @@
+"""A graph is what a user builds: nodes, edges, branches over a typed state; its plan is the validated, frozen form.
+
+Nodes are ordinary functions, `async def` or `def`, of the state, of the state and the context, or of nothing. They
+return what they write: a dict by channel, an instance of the state model (its set fields), a `Command`, or None.
+"""
+
+import difflib
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter
+
+from understudy.actors.channels import Channel, channels_of
+from understudy.actors.errors import GraphError
+
+START = "__start__"
+END = "__end__"
+
+Target = str | Callable[..., Any]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Send:
+    """Run `node` once with `arg` in the place of the state; several of them fan out in one superstep."""
+
+    node: Target
+    arg: Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a node returns to write and to say where to go: a node name, END, Sends, or a list of them."""
+
+    update: Mapping[str, Any] | BaseModel | None = None
+    goto: Target | Send | Sequence[Target | Send] | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A function of the graph, and how it wants to be called."""
+
+    name: str
+    fn: Callable[..., Any]
+    takes_state: bool
+    context_name: str
+    """Name of its context parameter; empty when it takes none."""
+    is_async: bool
+    arg_adapter: TypeAdapter[Any]
+    """Of the first parameter: reads what a Send carries."""
+    takes_model: bool
+    """The first parameter is the state model (or is not annotated): without a Send it gets the state."""
+    goto: tuple[str, ...]
+    """Where its Commands may lead, as declared."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    source: str
+    choose: Callable[[Any], Any]
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Join:
+    """An edge from several nodes: its target runs once all of them have finished."""
+
+    sources: tuple[str, ...]
+    target: str
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.sources) + ">" + self.target
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A validated graph. Nothing in it changes any more."""
+
+    name: str
+    version: str
+    state: type[BaseModel]
+    channels: Mapping[str, Channel]
+    nodes: Mapping[str, Node]
+    edges: Mapping[str, tuple[str, ...]]
+    branches: tuple[Branch, ...]
+    joins: tuple[Join, ...]
+    step_limit: int
+    retain_s: float
+    """Seconds that a thread is kept after its last run ended; negative: for ever."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the state's JSON schema: tells a checkpoint of another model when it is loaded (law 6)."""
+        schema = json.dumps(self.state.model_json_schema(), sort_keys=True, default=str)
+        return hashlib.sha256(schema.encode()).hexdigest()[:16]
+
+
+@dataclass
+class Graph:
+    """What a user builds.
+
+    Args:
+        name: names the graph in events, metrics and the command line.
+        state: a pydantic model; each field is a channel (see channels.py for reducers).
+        version: the version of the code, kept with every run.
+        step_limit: supersteps after which a run is ended as failed; a guard against loops without end.
+        retain_s: seconds that a thread is kept after its last run ended; negative: for ever. Default 7 days.
+    """
+
+    name: str
+    state: type[BaseModel]
+    version: str = "1"
+    step_limit: int = 1000
+    retain_s: float = 7 * 86400.0
+    _nodes: dict[str, Node] = field(default_factory=dict, repr=False)
+    _edges: list[tuple[tuple[str, ...], str]] = field(default_factory=list, repr=False)
+    _branches: list[Branch] = field(default_factory=list, repr=False)
+    _plan: Plan | None = field(default=None, repr=False, compare=False)
+
+    def node(self, fn: F | None = None, *, name: str = "", goto: Iterable[Target] = ()) -> Any:
+        """Add a function as a node; as a decorator, with or without arguments.
+
+        Args:
+            name: its name; default, the function's.
+            goto: the nodes (and END) that its Commands may lead to. Needed if it returns Commands with a `goto`.
+        Raises GraphError: the name is taken, or the parameters are not understood.
+        """
+        if fn is None:
+            return lambda inner: self.node(inner, name=name, goto=goto)
+        node = _node(name or fn.__name__, fn, self.state, tuple(_name(target) for target in goto))
+        if node.name in self._nodes:
+            raise GraphError(f"graph {self.name!r} has a node {node.name!r} already; give this one another name=")
+        if node.name in (START, END):
+            raise GraphError(f"{node.name!r} is reserved; give the node another name=")
+        self._nodes[node.name] = node
+        self._plan = None
+        return fn
+
+    def edge(self, source: Target | Sequence[Target], target: Target) -> "Graph":
+        """After `source` (or after all of several sources) comes `target`."""
+        sources = [source] if isinstance(source, str) or callable(source) else list(source)
+        self._edges.append((tuple(_name(item) for item in sources), _name(target)))
+        self._plan = None
+        return self
+
+    def branch(self, source: Target, choose: Callable[[Any], Any], targets: Iterable[Target]) -> "Graph":
+        """After `source`, `choose(state)` says what comes: one of `targets`, a Send to one, or a list of those."""
+        self._branches.append(Branch(_name(source), choose, tuple(_name(target) for target in targets)))
+        self._plan = None
+        return self
+
+    def plan(self) -> Plan:
+        """Validate and freeze. Raises GraphError that lists everything that is wrong, with remedies."""
+        if self._plan is None:
+            problems = _problems(self)
+            if problems:
+                raise GraphError(f"graph {self.name!r} cannot run: " + "; ".join(problems))
+            edges: dict[str, list[str]] = {}
+            for sources, target in self._edges:
+                if len(sources) == 1:
+                    edges.setdefault(sources[0], []).append(target)
+            self._plan = Plan(
+                name=self.name,
+                version=self.version,
+                state=self.state,
+                channels=channels_of(self.state),
+                nodes=dict(self._nodes),
+                edges={source: tuple(dict.fromkeys(targets)) for source, targets in edges.items()},
+                branches=tuple(self._branches),
+                joins=tuple(Join(sources, target) for sources, target in self._edges if len(sources) > 1),
+                step_limit=self.step_limit,
+                retain_s=self.retain_s,
+            )
+        return self._plan
+
+
+def _name(target: Target) -> str:
+    if isinstance(target, str):
+        return target
+    name = getattr(target, "__name__", None)
+    if name is None:
+        raise GraphError(f"{target!r} is no node; name it, or give the function that is one")
+    return str(name)
+
+
+def _node(name: str, fn: Callable[..., Any], state: type[BaseModel], goto: tuple[str, ...]) -> Node:
+    try:
+        parameters = list(inspect.signature(fn, eval_str=True).parameters.values())
+    except (NameError, TypeError):  # annotations that exist for the type checker only
+        parameters = list(inspect.signature(fn).parameters.values())
+    needed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    context = next((p for p in needed if _is_context(p)), None)
+    if context is None and len(needed) == 2:
+        context = needed[1]
+    rest = [p for p in needed if p is not context and p.default is p.empty]
+    if len(rest) > 1:
+        raise GraphError(
+            f"node {name!r} takes {', '.join(p.name for p in rest)}; a node takes the state and, if it wants, the "
+            f"context: def {name}(state, ctx)"
+        )
+    annotation: Any = rest[0].annotation if rest else Any
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        annotation = Any
+    return Node(
+        name=name,
+        fn=fn,
+        takes_state=bool(rest),
+        context_name=context.name if context else "",
+        is_async=inspect.iscoroutinefunction(fn),
+        arg_adapter=TypeAdapter(annotation),
+        takes_model=annotation is Any or annotation is state,
+        goto=goto,
+    )
+
+
+def _is_context(parameter: inspect.Parameter) -> bool:
+    annotation = parameter.annotation
+    label = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    return label in ("Context", "BlockingContext") or parameter.name in ("ctx", "context")
+
+
+def _problems(graph: Graph) -> list[str]:
+    """Everything wrong with a graph, each as one clause with its remedy."""
+    problems: list[str] = []
+    if not graph._nodes:
+        return ["it has no nodes; add one with @graph.node"]
+    onward: dict[str, set[str]] = {name: set(node.goto) for name, node in graph._nodes.items()}
+    onward[START] = set()
+    links = [(s, t) for sources, t in graph._edges for s in sources]
+    links += [(branch.source, target) for branch in graph._branches for target in branch.targets]
+    links += [(name, target) for name, node in graph._nodes.items() for target in node.goto]
+    for source, target in links:
+        for name, reserved in ((source, START), (target, END)):
+            if name != reserved and name not in graph._nodes:
+                problems.append(_unknown(name, graph))
+        onward.setdefault(source, set()).add(target)
+    if problems:
+        return list(dict.fromkeys(problems))
+    if not onward[START]:
+        problems.append(f"nothing follows START; add graph.edge(START, {next(iter(graph._nodes))!r})")
+    reached = _reach({START}, onward)
+    problems += [
+        f"node {name!r} is never reached; add an edge to it, or remove it"
+        for name in graph._nodes
+        if name not in reached and onward[START]
+    ]
+    backward: dict[str, set[str]] = {}
+    for source, targets in onward.items():
+        for target in targets:
+            backward.setdefault(target, set()).add(source)
+    ending = _reach({END}, backward)
+    problems += [
+        f"there is no way to END from {name!r}; add graph.edge({name!r}, END), or goto= if it returns a Command"
+        for name in graph._nodes
+        if name in reached and name not in ending
+    ]
+    return problems
+
+
+def _unknown(name: str, graph: Graph) -> str:
+    if name == START:
+        return "START cannot be gone to; name a node"
+    if name == END:
+        return "nothing comes after END; remove that edge"
+    close = difflib.get_close_matches(name, graph._nodes, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(sorted(graph._nodes))}"
+    return f"there is no node {name!r}; {hint}"
+
+
+def _reach(start: set[str], onward: Mapping[str, set[str]]) -> set[str]:
+    seen, todo = set(start), list(start)
+    while todo:
+        for target in onward.get(todo.pop(), ()):
+            if target not in seen:
+                seen.add(target)
+                todo.append(target)
+    return seen

@@ -1,0 +1,235 @@
+"""A superstep: which tasks are due, what a node's return value means, and what the channels are after it.
+
+Pure. The order of tasks is the order of the frontier, so merging is deterministic whoever finishes first. The model is
+Pregel's bulk-synchronous one: all tasks of a superstep read the same state, and their writes show in the next.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from understudy.actors.channels import Channel, joined, state_of
+from understudy.actors.checkpoint import Change, Checkpoint, TaskSpec
+from understudy.actors.errors import GraphError, InvalidWrite
+from understudy.actors.graph import END, START, Command, Node, Plan, Send
+
+
+@dataclass(frozen=True)
+class Task:
+    """A node's activation in one superstep. Its id is the same whenever this step is done again."""
+
+    task_id: str
+    node: str
+    arg: str | None
+    step: int
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a finished task wrote, as JSON text by channel, and where its Command leads (None: along the edges)."""
+
+    writes: Mapping[str, str]
+    goto: tuple[TaskSpec, ...] | None = None
+
+    def body(self) -> str:
+        """JSON of the result, as pending writes keep it."""
+        goto = None if self.goto is None else [[spec.node, spec.arg] for spec in self.goto]
+        return json.dumps({"w": dict(self.writes), "goto": goto}, ensure_ascii=False)
+
+    @staticmethod
+    def read(body: str) -> "TaskResult":
+        raw = json.loads(body)
+        goto = None if raw["goto"] is None else tuple(TaskSpec(node, arg) for node, arg in raw["goto"])
+        return TaskResult(raw["w"], goto)
+
+
+def tasks_of(checkpoint: Checkpoint, run_id: str) -> tuple[Task, ...]:
+    """The tasks of the superstep that follows a checkpoint."""
+    step = checkpoint.step + 1
+    tasks = []
+    for index, spec in enumerate(checkpoint.frontier):
+        name = "\0".join((checkpoint.checkpoint_id, run_id, str(step), str(index), spec.node))
+        tasks.append(Task(hashlib.sha256(name.encode()).hexdigest()[:20], spec.node, spec.arg, step))
+    return tuple(tasks)
+
+
+def opening(plan: Plan, head: Checkpoint, run_input: str) -> Checkpoint:
+    """What a run stands on before its first superstep: the thread's channels with its input written to them.
+
+    On a new thread the input is the state; on one that has a state, it is a write, merged by the reducers.
+    Raises InvalidWrite, GraphError.
+    """
+    given = json.loads(run_input)
+    values = dict(head.values)
+    unsaved: dict[str, Change] = {}
+    for name, value in given["defaults"].items():
+        if name in plan.channels and name not in values:
+            values[name] = _given(plan, name, value)
+            unsaved[name] = Change(values[name])
+    for name, value in given["values"].items():
+        channel = _channel(plan, name, "the input")
+        new = _given(plan, name, value)
+        old = values.get(name) if head.checkpoint_id else None
+        unsaved[name] = _change(channel, old, None, new, "the input")
+        values[name] = channel.merge(old, new, "the input")
+    opened = Checkpoint(
+        checkpoint_id=head.checkpoint_id,
+        run_id=head.run_id,
+        step=head.step,
+        base_step=head.step,
+        values=values,
+        fingerprint=plan.fingerprint,
+        unsaved=unsaved,
+        snapshot_bytes=head.snapshot_bytes,
+        delta_bytes=head.delta_bytes,
+        delta_rows=head.delta_rows,
+    )
+    frontier, arrived = route(plan, opened.values, {}, [(START, None)])
+    return replace(opened, frontier=frontier, arrived=arrived)
+
+
+def _given(plan: Plan, name: str, value: Any) -> str:
+    channel = _channel(plan, name, "the input")
+    try:
+        return channel.encode(channel.adapter.validate_json(json.dumps(value)), "the input")
+    except ValidationError as error:
+        raise InvalidWrite(f"the input's {name!r} is not {channel.type_name}: {error}") from None
+
+
+def result_of(plan: Plan, node: Node, returned: Any) -> TaskResult:
+    """What a node's return value means. Raises InvalidWrite, GraphError, naming the node."""
+    who = f"node {node.name!r}"
+    goto: tuple[TaskSpec, ...] | None = None
+    if isinstance(returned, Command):
+        if returned.goto is not None:
+            goto = tuple(_specs(plan, returned.goto, node.goto, f"the Command of {who}", "@graph.node(goto=[...])"))
+        returned = returned.update
+    if returned is None:
+        return TaskResult({}, goto)
+    if isinstance(returned, plan.state):
+        returned = {name: getattr(returned, name) for name in returned.model_fields_set}
+    if not isinstance(returned, Mapping):
+        raise InvalidWrite(
+            f"{who} returned {type(returned).__name__} {str(returned)[:80]!r}; return a dict by channel, "
+            f"a {plan.state.__name__}, a Command, or None"
+        )
+    return TaskResult({name: _channel(plan, name, who).encode(value, who) for name, value in returned.items()}, goto)
+
+
+def _channel(plan: Plan, name: str, who: str) -> Channel:
+    if name not in plan.channels:
+        raise InvalidWrite(
+            f"{who} wrote to {name!r}, which is no channel; {plan.state.__name__} has {', '.join(plan.channels)}"
+        )
+    return plan.channels[name]
+
+
+def apply(
+    plan: Plan, before: Checkpoint, results: Sequence[tuple[Task, TaskResult]]
+) -> tuple[dict[str, str], dict[str, Change], tuple[TaskSpec, ...], dict[str, tuple[str, ...]]]:
+    """The channels after a finished superstep, how they changed, the next frontier, and the joins under way.
+
+    Raises InvalidWrite: two writers to a channel that has no reducer. GraphError: a branch that leads nowhere.
+    """
+    values: dict[str, str] = dict(before.values)
+    changes = dict(before.unsaved)
+    writers: dict[str, str] = {}
+    for task, result in results:
+        for name, text in result.writes.items():
+            channel = _channel(plan, name, f"node {task.node!r}")
+            if channel.reducer is None and name in writers:
+                raise InvalidWrite(
+                    f"channel {name!r} got 2 writes in superstep {task.step} (nodes {writers[name]!r}, {task.node!r}); "
+                    f"give it a reducer, e.g. Annotated[list[str], append]"
+                )
+            writers[name] = task.node
+            changes[name] = _change(channel, values.get(name), changes.get(name), text, f"node {task.node!r}")
+            values[name] = channel.merge(values.get(name), text, f"node {task.node!r}")
+    sources = [(task.node, result.goto) for task, result in results]
+    frontier, arrived = route(plan, values, before.arrived, sources)
+    return values, changes, frontier, arrived
+
+
+def _change(channel: Channel, old: str | None, change: Change | None, text: str, writer: str) -> Change:
+    """How a write changes what is stored: the new items alone where that is enough."""
+    if not channel.appends or old is None:
+        return Change(channel.merge(old, text, writer))
+    return Change(text, True) if change is None else Change(joined(change.text, text), change.appended)
+
+
+def route(
+    plan: Plan,
+    values: Mapping[str, str],
+    arrived: Mapping[str, tuple[str, ...]],
+    finished: Sequence[tuple[str, tuple[TaskSpec, ...] | None]],
+) -> tuple[tuple[TaskSpec, ...], dict[str, tuple[str, ...]]]:
+    """What follows the finished nodes: along Commands, else edges, branches and joins. Each node once, Sends each."""
+    targets: list[TaskSpec] = []
+    waiting = dict(arrived)
+    names = list(dict.fromkeys(name for name, _ in finished))
+    for _, goto in finished:
+        targets += goto or ()
+    along = [name for name in names if any(n == name and goto is None for n, goto in finished)]
+    state: BaseModel | None = None
+    for name in along:
+        targets += [TaskSpec(target) for target in plan.edges.get(name, ())]
+        for branch in plan.branches:
+            if branch.source == name:
+                state = state_of(plan.state, plan.channels, values) if state is None else state
+                targets += _chosen(plan, branch.source, branch.choose, branch.targets, state)
+    for join in plan.joins:
+        here = [name for name in along if name in join.sources]
+        if here:
+            came = tuple(dict.fromkeys((*waiting.get(join.name, ()), *here)))
+            if set(came) == set(join.sources):
+                waiting.pop(join.name, None)
+                targets.append(TaskSpec(join.target))
+            else:
+                waiting[join.name] = came
+    frontier: list[TaskSpec] = []
+    for spec in targets:
+        if spec.node != END and (spec.arg is not None or spec not in frontier):
+            frontier.append(spec)
+    return tuple(frontier), waiting
+
+
+def _chosen(plan: Plan, source: str, choose: Any, targets: tuple[str, ...], state: BaseModel) -> list[TaskSpec]:
+    who = f"the branch after {source!r}"
+    try:
+        choice = choose(state)
+    except Exception as error:
+        raise GraphError(f"{who} raised {type(error).__name__}: {error}") from error
+    if choice is None:
+        raise GraphError(f"{who} returned None; return one of {', '.join(targets)}")
+    return list(_specs(plan, choice, targets, who, "the branch's targets"))
+
+
+def _specs(plan: Plan, goto: Any, allowed: tuple[str, ...], who: str, where: str) -> Iterable[TaskSpec]:
+    items = goto if isinstance(goto, list | tuple) else [goto]
+    for item in items:
+        send = item if isinstance(item, Send) else None
+        target = send.node if send else item
+        name = target if isinstance(target, str) else getattr(target, "__name__", repr(target))
+        if name not in allowed:
+            raise GraphError(
+                f"{who} leads to {name!r}, which is not declared; add it to {where} ({', '.join(allowed) or 'empty'})"
+            )
+        if send is None:
+            yield TaskSpec(name)
+        elif name == END:
+            raise GraphError(f"{who} sends to END; send to a node, or lead to END without an argument")
+        else:
+            yield TaskSpec(name, _arg(plan.nodes[name], send.arg, who))
+
+
+def _arg(node: Node, value: Any, who: str) -> str:
+    try:
+        return node.arg_adapter.dump_json(node.arg_adapter.validate_python(value)).decode()
+    except (ValidationError, ValueError, TypeError) as error:
+        raise InvalidWrite(
+            f"{who} sends {str(value)[:80]!r} to node {node.name!r}, which cannot take it: {error}"
+        ) from None

@@ -1,0 +1,117 @@
+"""A tool is a function that acts on the world; it runs in a sandbox, under a grant, and never in a run actor (law 7).
+
+Arguments and results cross as JSON, validated through the function's annotations on both sides.
+"""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+from pydantic import TypeAdapter, ValidationError
+
+from understudy.actors.errors import CallerError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Tool(Generic[P, R]):
+    """A function with a name that policies know. Calling it calls the plain function (for unit tests)."""
+
+    def __init__(self, fn: Callable[P, R], name: str, idempotent: bool) -> None:
+        self.fn = fn
+        self.name = name
+        self.idempotent = idempotent
+        """A call whose end is not known may be made again under the same key (law 4). Otherwise a person is asked."""
+        self.__doc__ = fn.__doc__
+        self.__name__ = fn.__name__
+        self.__module__ = fn.__module__
+        self.__qualname__ = fn.__qualname__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.fn(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<tool {self.name}>"
+
+    @cached_property
+    def version(self) -> str:
+        """Digest of the function's source (or code, where there is no source): an approval is bound to it."""
+        try:
+            text = inspect.getsource(self.fn).encode()
+        except (OSError, TypeError):
+            code = self.fn.__code__  # type: ignore[attr-defined]
+            text = code.co_code + repr((code.co_consts, code.co_names)).encode()
+        return hashlib.sha256(text).hexdigest()[:16]
+
+    @cached_property
+    def _signature(self) -> inspect.Signature:
+        try:
+            return inspect.signature(self.fn, eval_str=True)
+        except NameError:
+            return inspect.signature(self.fn)
+
+    @cached_property
+    def _adapters(self) -> Mapping[str, TypeAdapter[Any]]:
+        return {name: TypeAdapter(_annotation(p.annotation)) for name, p in self._signature.parameters.items()}
+
+    @cached_property
+    def _returns(self) -> TypeAdapter[Any]:
+        return TypeAdapter(_annotation(self._signature.return_annotation))
+
+    def encode(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments as JSON values. Raises CallerError that names the tool, the argument and what is wrong."""
+        try:
+            bound = self._signature.bind(**given)
+        except TypeError as error:
+            raise CallerError(f"tool {self.name!r}: {error}; it takes {self._signature}") from None
+        encoded: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            items = value if self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+            for key, item in items.items():
+                adapter = self._adapters[name]
+                try:
+                    encoded[key] = adapter.dump_python(adapter.validate_python(item), mode="json")
+                except (ValidationError, ValueError, TypeError) as error:
+                    raise CallerError(
+                        f"tool {self.name!r}, argument {key!r}: {str(item)[:80]!r} does not fit: {error}"
+                    ) from None
+        return encoded
+
+    def decode(self, value: Any) -> R:
+        """The result as the function's annotation says. It comes from untrusted code: it is checked.
+
+        Raises CallerError if it is something else.
+        """
+        try:
+            result: R = self._returns.validate_python(value) if value is not None else value
+        except ValidationError as error:
+            raise CallerError(f"tool {self.name!r} answered {str(value)[:80]!r}: {error}") from None
+        return result
+
+
+def _annotation(annotation: Any) -> Any:
+    return Any if annotation is inspect.Parameter.empty or isinstance(annotation, str) else annotation
+
+
+@overload
+def tool(fn: Callable[P, R], /) -> Tool[P, R]: ...
+
+
+@overload
+def tool(*, name: str = "", idempotent: bool = False) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
+
+
+def tool(fn: Callable[P, R] | None = None, /, *, name: str = "", idempotent: bool = False) -> Any:
+    """Declare a function as a tool, as a decorator with or without arguments.
+
+    Args:
+        name: what policies call it; default, the function's name.
+        idempotent: calling it twice with the same key is the same as once, so that a call whose end is not known
+            (its sandbox died) is made again. The key is in the environment, as UNDERSTUDY_EFFECT_KEY.
+    """
+    if fn is None:
+        return lambda inner: Tool(inner, name or inner.__name__, idempotent)
+    return Tool(fn, fn.__name__, False)
