@@ -1,0 +1,74 @@
+"""Fixtures for every folder: real servers, started when a test first asks for one, and a check that none is left."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from support.processes import MARK, leftovers
+from support.servers import PostgresServer, PrometheusServer, RedisServer
+from support.waiting import wait_until
+
+# Set before anything is started, so that every process of this test run inherits it.
+RUN = os.environ[MARK] = uuid4().hex
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+GRACE_S = 10
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nobody_left_behind() -> Iterator[None]:
+    """Law 9 leaves no room for shutdown hooks, but a test run still ends every process that it caused.
+
+    Autouse and session-wide: set up first, so torn down last, after all servers and Ray.
+    """
+    yield
+    try:
+        wait_until(lambda: not leftovers(RUN), GRACE_S, "all processes of this test run to end")
+    except AssertionError:
+        named = "\n".join(f"  {pid}  {command[:200]}" for pid, command in leftovers(RUN).items())
+        if named:
+            pytest.fail(f"left behind by this test run:\n{named}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One Redis for the whole session. A test may kill it; it is started again for the next that asks for its URL."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """The URL of a Redis that serves and is empty."""
+    redis_server.start().flush()
+    return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One Postgres for the whole session, on the same terms."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """The URL of an empty database of the test's own."""
+    url = postgres_server.start().create_database()
+    yield url
+    postgres_server.start().drop_database(url)
+
+
+@pytest.fixture
+def prometheus_server() -> Iterator[Callable[..., PrometheusServer]]:
+    """Call it with targets, and rule files if any, for a Prometheus that scrapes them every second."""
+    with ExitStack() as servers:
+
+        def start(targets: list[str], rules: tuple[Path, ...] = ()) -> PrometheusServer:
+            return servers.enter_context(PrometheusServer(targets, rules))
+
+        yield start

@@ -1,0 +1,1 @@
+"""What tests of every folder share: real servers, waiting, and the processes a test run leaves behind."""
