@@ -4,12 +4,20 @@ Laws kept here (numbers as in the design):
 1. One owner. Every write to a run carries an epoch; one that is not the run's current epoch raises `Fenced`, changes
    nothing but the counter `fence_rejections_total{op=...}`.
 2. One commit. Each verb is atomic: all of it or nothing, in one round trip. `create`, `commit`, `begin`, `finish`,
-   `requeue`, `resume` and `cancel` may be sent twice (a client that lost the reply sends again) and apply once.
+   `requeue`, `resume` and `cancel` may be sent twice (a client that lost the reply sends again) and apply once; the
+   second answer may then be that of the state it finds (`requeue`: Fenced, `finish`: False).
 8. Bounded. Whatever is written belongs to a thread, and `sweep` and `delete_thread` leave nothing of it behind.
 9. Crash-only. A store may be closed by SIGKILL at any line; opening it is all the recovery there is.
 
+A run that becomes final, by any verb, gives its lease back, loses its pending writes, interrupts and answers, releases
+the next run of its thread, and sets how long the thread is kept: by `retain_s` of the commit, else 7 days. The last
+run of a thread decides; while one is unfinished the thread is not swept. Receipts stay as long as the thread.
+
+Only these verbs set `updated_at` of a run (to `now` or the commit's `at`): create, claim, commit, requeue, resume and
+cancel. Whoever owns a run that was deleted meanwhile is told Fenced, not NotFound.
+
 All verbs are coroutines and may be called from one event loop at a time. Times are seconds since the epoch and come
-from the caller. A store that does not answer raises `StoreUnavailable` after having tried again itself for a while.
+from the caller; clocks of clients and supervisors should agree to within a second or so. A store that does not answer raises `StoreUnavailable` after having tried again itself for a while.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,12 +61,18 @@ class Store(Protocol):
         A run on a thread with an unfinished run stays behind it: it is not `ready` until that one is final (runs on
         one thread are serial, in the order of `create`). A run that starts a thread with `seed` has it as its head;
         another one starts from the thread's head at the time it is claimed.
-        Sending the same run_id again returns the stored run.
+        Sending the same run_id again returns the stored run (before anything else is looked at). Until a claim, `head`
+        is empty, or the seed's id. Thread ids and keys are any text.
         Raises Conflict: the key belongs to a run with another digest; or `seed` on a thread that is not new.
         """
 
     async def due(self, now: float, limit: int) -> Due:
-        """Runs to be claimed (queued, or waiting with a wake time that has come) and runs whose lease has passed."""
+        """Runs to be claimed (queued, or waiting with a wake time that has come) and runs whose lease has passed.
+
+        Each at most `limit`. Oldest first: by the time at which a run became ready (`create`, release by the run before
+        it, `not_before`, wake time, answer), the overdue by `lease_until`; then by run id. A time that equals now has
+        come.
+        """
 
     async def wait_work(self, timeout_s: float) -> None:
         """Return when something may have become due, or after the time. A hint: early or late is allowed."""
@@ -71,7 +85,10 @@ class Store(Protocol):
         """
 
     async def load(self, run_id: str) -> Loaded:
-        """Everything to go on with, in one round trip. Raises NotFound."""
+        """Everything to go on with, in one round trip. Raises NotFound.
+
+        The chain belongs to the run's `head`; writes and receipts are those of this run only.
+        """
 
     async def commit(self, commit: Commit) -> Committed:
         """Move a run forward (law 2): checkpoint, pending writes, status, questions, events and counters at once.
@@ -79,14 +96,21 @@ class Store(Protocol):
         The epoch has to be the run's and the seq one more than the stored one; the same (epoch, seq) again is a
         duplicate and changes nothing. A checkpoint becomes the run's and the thread's head, and clears the pending
         writes, interrupts and answers of the superstep before. Status `waiting` puts the run to sleep until `resume`
-        or `wake_at` (if an answer for one of its open interrupts is there already, it is queued at once). A final
-        status releases the next run of the thread. `detected_at` becomes 0. Counts
-        `checkpoint_commits_total{result="ok"|"duplicate"}`.
-        Raises Fenced (also for a final run), AssertionError for a seq with a gap (a bug of ours).
+        or `wake_at` (if an answer for one of its open interrupts is there already, or someone asked to cancel, it is
+        queued at once). A final status releases the next run of the thread. `detected_at` becomes 0, `result` and
+        `error` what the commit says. Counts `checkpoint_commits_total{result="ok"|"duplicate"}`.
+        With status running and no checkpoint, interrupts stay as they are. `writes` that come with a checkpoint belong
+        to the superstep that it ends, and are not kept. A duplicate is told even after the status it brought.
+        Raises Fenced (also for a run that is not running), AssertionError for a seq with a gap, or one that an earlier
+        owner used (a bug of ours).
         """
 
     async def renew(self, leases: Sequence[tuple[str, int]], lease_s: float, now: float) -> Renewed:
-        """Keep the leases on (run id, epoch) until now + lease_s; tell which are lost or to be cancelled."""
+        """Keep the leases on (run id, epoch) until now + lease_s; tell which are lost or to be cancelled, in order.
+
+        Lost: another epoch, or no such run; each counts as a fence rejection with op="renew". A run that this very
+        owner gave back (the same epoch, not running any more) is in neither list, and its lease is not kept.
+        """
 
     async def requeue(
         self,
@@ -102,7 +126,8 @@ class Store(Protocol):
     ) -> RunRecord:
         """Take a running run away from the owner with this epoch: epoch + 1 (its owner is fenced from here on),
         queued again and not claimed before `not_before`; with `crashed`, restarts + 1, the crash time kept and
-        `detected_at` = now; with `quarantine` (the reason), set aside for good instead, as its error.
+        `detected_at` = now; with `quarantine` (the reason), set aside for good instead, as its error. Everything else
+        stays: seq, head, pending writes, interrupts, answers, `cancel_asked`.
 
         Raises Fenced if the epoch is not the run's, or the run is not running.
         """
@@ -111,14 +136,16 @@ class Store(Protocol):
         """Keep an answer (JSON) to an open interrupt, and queue the run if it waits. Appends the event
         `answered` {interrupt_id}; counts nothing.
 
-        The first answer stands: the same answer again changes nothing, another one raises Conflict. Raises NotFound
-        if the run has no such open interrupt.
+        The first answer stands: the same answer (text) again changes nothing, another one raises Conflict. Raises
+        NotFound if the run has no such open interrupt: one that is stored with it and not `settled`. A run may be
+        answered while it is queued or running; a waiting one becomes ready now, and its `not_before` 0.
         """
 
     async def cancel(self, run_id: str, now: float) -> RunRecord:
         """Ask to cancel: a queued or waiting run is cancelled at once (epoch + 1, event `finished`
         {status: "cancelled"}, counter `runs_finished_total{graph=...,status="cancelled"}`, kept 7 days); a running
-        one gets `cancel_asked`, which its owner learns from `renew` and `commit`. A final run stays as it is."""
+        one gets `cancel_asked`, which its owner learns from `renew` and `commit`, and, the first time, the event
+        `cancel_asked` {}. A final run stays as it is. `cancel_asked` is set in both. Raises NotFound."""
 
     # --- effects -----------------------------------------------------------------------------------------------
 
@@ -127,9 +154,11 @@ class Store(Protocol):
     ) -> Begun:
         """Put an effect on record before it happens: state `started`, or `done` with an outcome (a denial).
 
-        If the key is on record, nothing changes and the answer is that receipt, with `fresh` False - except that a
-        receipt in state `unknown` is started anew (that was decided by the tool's declaration or by a person).
-        Raises Fenced if the epoch is not the run's.
+        On record is what has the same run, key and checkpoint. If the key is on record, nothing changes and the answer
+        is that receipt, with `fresh` False - except that a receipt in state `unknown` is started anew (that was decided
+        by the tool's declaration or by a person). The very same begin sent again (same token, same state on record)
+        changes nothing, and is `fresh` as it was the first time. The receipt is kept as given.
+        Raises Fenced if the epoch is not the run's, or the run is not running.
         """
 
     async def finish(
@@ -145,7 +174,8 @@ class Store(Protocol):
     ) -> bool:
         """Write the outcome of a started effect. Not fenced by epoch: a call outlives its run actor (law 5).
 
-        False, and no change, if the receipt is gone, is done already, or was started anew with another token.
+        False, and no change, if the receipt is gone (with its thread), is done already, is unknown, or was started anew
+        with another token. `at` of the receipt stays the time of its start.
         """
 
     async def forget(
@@ -153,7 +183,8 @@ class Store(Protocol):
     ) -> bool:
         """Mark a started effect whose sandbox died as `unknown`. False if it is not in that start any more."""
 
-    async def receipt(self, run_id: str, key: str, checkpoint_id: str) -> Receipt | None: ...
+    async def receipt(self, run_id: str, key: str, checkpoint_id: str) -> Receipt | None:
+        """The record of one effect; None if there is none, or no such run."""
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -161,13 +192,13 @@ class Store(Protocol):
         """Raises NotFound."""
 
     async def runs(self, status: Status | None = None, limit: int = 100, thread_id: str = "") -> list[RunRecord]:
-        """Newest first."""
+        """Newest first, by `created_at`, then run id."""
 
     async def events(self, run_id: str, after: int = 0, limit: int = 1000) -> list[Event]:
         """Events with n > after, in order. Raises NotFound."""
 
     async def history(self, thread_id: str, limit: int = 1000) -> list[CheckpointRow]:
-        """Checkpoints of a thread, newest first. Bodies are left empty."""
+        """Checkpoints of a thread, newest (last stored) first. Bodies are left empty. Empty for an unknown thread."""
 
     async def chain(self, thread_id: str, checkpoint_id: str) -> list[CheckpointRow]:
         """From the newest snapshot at or before this checkpoint to itself, oldest first. Raises NotFound."""
@@ -193,10 +224,13 @@ class Store(Protocol):
         """The last sign of each member: (time, JSON text). Members silent for a day are dropped by `sweep`."""
 
     async def sweep(self, now: float) -> int:
-        """Delete the threads whose time has passed; the number of them."""
+        """Delete the threads whose time has passed; the number of them. Drops silent members, see `beats`."""
 
     async def delete_thread(self, thread_id: str) -> None:
-        """Delete a thread and all of its runs; not one key stays. Raises Conflict while a run of it is not final."""
+        """Delete a thread and all of its runs; not one key stays. Raises Conflict while a run of it is not final.
+
+        A thread that is not there is deleted already: no error.
+        """
 
     async def info(self) -> StoreInfo: ...
 
