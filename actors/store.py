@@ -17,7 +17,8 @@ Only these verbs set `updated_at` of a run (to `now` or the commit's `at`): crea
 cancel. Whoever owns a run that was deleted meanwhile is told Fenced, not NotFound.
 
 All verbs are coroutines and may be called from one event loop at a time. Times are seconds since the epoch and come
-from the caller; clocks of clients and supervisors should agree to within a second or so. A store that does not answer raises `StoreUnavailable` after having tried again itself for a while.
+from the caller; clocks of clients and supervisors should agree to within a second or so. A store that does not answer
+raises `StoreUnavailable` after having tried again itself for a while.
 """
 
 from collections.abc import Mapping, Sequence
@@ -174,8 +175,9 @@ class Store(Protocol):
     ) -> bool:
         """Write the outcome of a started effect. Not fenced by epoch: a call outlives its run actor (law 5).
 
-        False, and no change, if the receipt is gone (with its thread), is done already, is unknown, or was started anew
-        with another token. `at` of the receipt stays the time of its start.
+        False, and no change, if the receipt is gone (with its thread), is done already, or was started anew with
+        another token. One marked unknown takes the outcome of the same start: late knowledge is knowledge. `at` of the
+        receipt stays the time of its start.
         """
 
     async def forget(
