@@ -65,4 +65,3 @@ def test_the_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) ->
     assert Path(where.strip()).is_relative_to(tmp_path / "venv"), "it took the tree, not the wheel"
     assert "doctor" in run(bin_ / "understudy", "--help", cwd=foreign)
     assert isinstance(json.loads(run(bin_ / "understudy", "doctor", "--json", cwd=foreign)), dict)
-    shutil.rmtree(tmp_path / "venv")  # half a gigabyte, which pytest would keep for three runs
