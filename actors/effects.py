@@ -18,7 +18,7 @@ def effect_key(thread_id: str, checkpoint_id: str, task_id: str, tool: str, plac
 
 
 def call_digest(tool: str, version: str, args: dict[str, Any]) -> str:
-    """What an approval is bound to: the tool, its version and its arguments (JSON values, key order does not matter)."""
+    """What an approval is bound to: the tool, its version and its arguments (JSON values, keys in any order)."""
     text = json.dumps([tool, version, args], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -114,6 +114,9 @@ class Interrupt:
     """What an approval is bound to: tool, its version and the arguments. An answer is good for this digest only."""
     asked_at: float = 0.0
     deadline: float | None = None
+    settled: bool = False
+    """A timer that has fired, or a question whose deadline has passed: kept until the superstep ends, so that the node
+    that runs again finds it answered by time."""
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,20 @@
 """A tool is a function that acts on the world; it runs in a sandbox, under a grant, and never in a run actor (law 7).
 
-Arguments and results cross as JSON, validated through the function's annotations on both sides.
+Arguments and results cross as JSON, validated through the function's annotations on both sides. pydantic is imported
+only where it is used: this module is imported inside every sandbox, where each import is paid by every call.
 """
 
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, Generic, ParamSpec, TypeVar, overload
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from understudy.actors.errors import CallerError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,11 +57,15 @@ class Tool(Generic[P, R]):
             return inspect.signature(self.fn)
 
     @cached_property
-    def _adapters(self) -> Mapping[str, TypeAdapter[Any]]:
+    def _adapters(self) -> "Mapping[str, TypeAdapter[Any]]":
+        from pydantic import TypeAdapter
+
         return {name: TypeAdapter(_annotation(p.annotation)) for name, p in self._signature.parameters.items()}
 
     @cached_property
-    def _returns(self) -> TypeAdapter[Any]:
+    def _returns(self) -> "TypeAdapter[Any]":
+        from pydantic import TypeAdapter
+
         return TypeAdapter(_annotation(self._signature.return_annotation))
 
     def encode(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +81,7 @@ class Tool(Generic[P, R]):
                 adapter = self._adapters[name]
                 try:
                     encoded[key] = adapter.dump_python(adapter.validate_python(item), mode="json")
-                except (ValidationError, ValueError, TypeError) as error:
+                except (ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
                     raise CallerError(
                         f"tool {self.name!r}, argument {key!r}: {str(item)[:80]!r} does not fit: {error}"
                     ) from None
@@ -86,8 +93,8 @@ class Tool(Generic[P, R]):
         Raises CallerError if it is something else.
         """
         try:
-            result: R = self._returns.validate_python(value) if value is not None else value
-        except ValidationError as error:
+            result: R = self._returns.validate_json(json.dumps(value))
+        except ValueError as error:
             raise CallerError(f"tool {self.name!r} answered {str(value)[:80]!r}: {error}") from None
         return result
 

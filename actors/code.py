@@ -1,0 +1,200 @@
+"""Where the code of a run is found: by reference (`module:attribute`), or by value, stored by content hash and signed.
+
+Law 6: a graph that lives in a script or a notebook (`__main__`) is shipped as a cloudpickle; its HMAC is verified
+before it is loaded, so a store that was written to by somebody else cannot make a run actor execute anything.
+"""
+
+import hashlib
+import hmac
+import importlib
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from understudy.actors.errors import CodeError
+from understudy.actors.graph import Graph
+from understudy.actors.outcome import ToolCode
+from understudy.actors.tool import Tool
+
+
+@dataclass(frozen=True)
+class Code:
+    """How a graph is found. `paths`: folders that go on the import path first, for modules that are not installed."""
+
+    ref: str = ""
+    blob: str = ""
+    paths: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        return json.dumps({"ref": self.ref, "blob": self.blob, "paths": list(self.paths)})
+
+    @staticmethod
+    def read(text: str) -> "Code":
+        raw = json.loads(text)
+        return Code(raw["ref"], raw["blob"], tuple(raw["paths"]))
+
+
+def sign_blob(data: bytes, secret: bytes) -> bytes:
+    """HMAC-SHA256, then the data."""
+    return hmac.digest(secret, data, "sha256") + data
+
+
+def open_blob(signed: bytes, secret: bytes, what: str) -> bytes:
+    """The data of a signed blob. Raises CodeError if the signature does not verify."""
+    tag, data = signed[:32], signed[32:]
+    if not hmac.compare_digest(tag, hmac.digest(secret, data, "sha256")):
+        raise CodeError(
+            f"{what} is not signed with this deployment's key, or was altered; it is not loaded. Start the run again "
+            f"from its source, with the same UNDERSTUDY_SECRET_FILE as the cluster"
+        )
+    return data
+
+
+def locate(graph: Graph) -> Code | None:
+    """The reference of a graph that a module holds; None if it has to be shipped by value."""
+    for name, module in list(sys.modules.items()):
+        if name == "__main__" or module is None:
+            continue
+        for attribute, value in list(getattr(module, "__dict__", {}).items()):
+            if value is graph:
+                return Code(ref=f"{name}:{attribute}", paths=_import_paths(name, module))
+    return None
+
+
+def _import_paths(name: str, module: Any) -> tuple[str, ...]:
+    """The folder a module was imported from, unless it is one that every interpreter has."""
+    file = getattr(module, "__file__", None)
+    if not file:
+        return ()
+    folder = Path(file).resolve().parent
+    for _ in range(name.count(".") + (1 if Path(file).name == "__init__.py" else 0)):
+        folder = folder.parent
+    installed = any(part in ("site-packages", "dist-packages") for part in folder.parts)
+    return () if installed or name.split(".")[0] == "understudy" else (str(folder),)
+
+
+def pickled(thing: Any) -> bytes:
+    """A cloudpickle that needs none of the user's own modules where it is loaded."""
+    import cloudpickle
+
+    mine = [module for module in list(sys.modules.values()) if _is_users(module)]
+    for module in mine:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        return bytes(cloudpickle.dumps(thing))
+    finally:
+        for module in mine:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _is_users(module: Any) -> bool:
+    name = getattr(module, "__name__", "")
+    file = getattr(module, "__file__", None)
+    if not file or name == "__main__" or name.split(".")[0] == "understudy" or name not in sys.modules:
+        return False
+    path = str(Path(file).resolve())
+    inside = any(path.startswith(str(Path(prefix).resolve()) + "/") for prefix in (sys.prefix, sys.base_prefix))
+    return not inside and "site-packages" not in path and "dist-packages" not in path
+
+
+def digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Library:
+    """Graphs that this process has loaded. Modules are loaded once; `is_stale` tells when their files have changed."""
+
+    def __init__(self, secret: bytes, get_blob: Callable[[str], Awaitable[bytes]]) -> None:
+        self._secret = secret
+        self._get_blob = get_blob
+        self._graphs: dict[str, Graph] = {}
+        self._paths: tuple[str, ...] = ()
+        self._files: dict[str, int] = {}
+
+    async def graph(self, code: Code) -> Graph:
+        """Raises CodeError: not found, not a graph, or not signed with this deployment's key."""
+        known = self._graphs.get(code.text())
+        if known is None:
+            known = load_ref(code.ref, code.paths) if code.ref else await self._by_value(code.blob)
+            self._graphs[code.text()] = known
+            self._paths += code.paths
+            self._note_files()
+        return known
+
+    async def _by_value(self, blob: str) -> Graph:
+        data = open_blob(await self._get_blob(blob), self._secret, f"graph blob {blob[:12]}")
+        if digest_of(data) != blob:
+            raise CodeError(f"graph blob {blob[:12]} has other contents than its name says; it is not loaded")
+        import cloudpickle
+
+        graph = cloudpickle.loads(data)
+        if not isinstance(graph, Graph):
+            raise CodeError(f"graph blob {blob[:12]} holds a {type(graph).__name__}, not a Graph")
+        return graph
+
+    def _note_files(self) -> None:
+        for module in list(sys.modules.values()):
+            file = getattr(module, "__file__", None)
+            if file and any(file.startswith(path + "/") for path in self._paths):
+                self._files.setdefault(file, _mtime(file))
+
+    def is_stale(self, code: Code) -> bool:
+        """A file of a user's module changed since it was imported here, or a module of that name came from another
+        folder: this process cannot take the run; a fresh one can."""
+        self._note_files()
+        if any(_mtime(file) != seen for file, seen in self._files.items()):
+            return True
+        module = sys.modules.get(code.ref.partition(":")[0]) if code.ref and code.paths else None
+        file = getattr(module, "__file__", None)
+        return bool(file) and not any(str(file).startswith(path + "/") for path in code.paths)
+
+
+def _mtime(file: str) -> int:
+    try:
+        return Path(file).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def load_ref(ref: str, paths: tuple[str, ...] = ()) -> Graph:
+    """The graph that `module:attribute` names. Raises CodeError with the remedy."""
+    module_name, _, attribute = ref.partition(":")
+    if not module_name or not attribute:
+        raise CodeError(f"{ref!r} does not name a graph; write MODULE:GRAPH, e.g. flows.refund:graph")
+    for path in reversed(paths):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            where = ", ".join(paths) or "the import path"
+            raise CodeError(
+                f"there is no module {module_name!r} in {where}; run from the folder that holds it, or set PYTHONPATH"
+            ) from None
+        raise CodeError(f"module {module_name!r} cannot be imported: {error}") from error
+    except Exception as error:
+        raise CodeError(f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    graph = getattr(module, attribute, None)
+    if isinstance(graph, Graph):
+        return graph
+    graphs = [name for name, value in vars(module).items() if isinstance(value, Graph)]
+    hint = f"its graphs: {', '.join(graphs)}" if graphs else "it has no Graph"
+    found = "has no attribute" if graph is None else f"holds a {type(graph).__name__} in"
+    raise CodeError(f"module {module_name!r} {found} {attribute!r}; {hint}")
+
+
+def tool_code(tool: Tool[Any, Any]) -> ToolCode:
+    """By reference for tools of installed packages, which the sandbox can see; by value for the user's own."""
+    module = sys.modules.get(tool.fn.__module__)
+    holder = module
+    for part in tool.fn.__qualname__.split("."):
+        holder = getattr(holder, part, None)
+    importable = isinstance(holder, Tool) or holder is tool.fn
+    if importable and module is not None and tool.fn.__module__ != "__main__" and not _is_users(module):
+        return ToolCode(ref=f"{tool.fn.__module__}:{tool.fn.__qualname__}")
+    return ToolCode(blob=pickled(tool.fn))

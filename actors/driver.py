@@ -1,0 +1,200 @@
+"""The shell around one run: does what `Run` says, and tells it what happened. Without Ray, so that tests need none.
+
+Laws kept here:
+1. A `Fenced` answer stops everything quietly; tool calls under way are left to whoever owns the run now.
+3. Effects are performed in order: a commit is durable before the tasks that depend on it start.
+9. There is nothing to do at the end: a driver that vanishes at any line leaves a run that another one can take up.
+"""
+
+import asyncio
+import contextlib
+import functools
+import json
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from understudy.actors.calls import Caller, Place, PolicyPort, SandboxPort
+from understudy.actors.channels import state_of
+from understudy.actors.checkpoint import Checkpoint
+from understudy.actors.context import BlockingContext, Context
+from understudy.actors.errors import CallerError, Fenced, StoreUnavailable, Suspended
+from understudy.actors.events import COMMIT_BUCKETS_S, histogram
+from understudy.actors.graph import Node, Plan
+from understudy.actors.records import Commit, Loaded, Status
+from understudy.actors.run import (
+    Abandon,
+    CancelAsked,
+    Execute,
+    Failed,
+    Finished,
+    Input,
+    Leave,
+    Paused,
+    Run,
+    Save,
+    Started,
+)
+from understudy.actors.step import Task, result_of
+from understudy.actors.store import Store
+
+
+@dataclass
+class Driver:
+    """Drives one run, from its load to its end or its next wait."""
+
+    store: Store
+    policy: PolicyPort
+    sandboxes: SandboxPort
+    plan: Plan
+    loaded: Loaded
+    clock: Callable[[], float] = time.time
+    dirty: bool = False
+    """A `def` node could not be stopped: its thread goes on, so the process is not fit for another run."""
+    _inbox: asyncio.Queue[Input | BaseException] = field(default_factory=asyncio.Queue)
+    _work: dict[asyncio.Task[None], Context] = field(default_factory=dict)
+    _threads: int = 0
+    _latency: dict[str, float] = field(default_factory=dict)
+    """Observations of the last commit: counted with the next one, as a commit cannot count itself."""
+
+    async def drive(self) -> Status:
+        """Until the run leaves; its status then. Raises Fenced (stop quietly), StoreUnavailable, CodeError."""
+        run = Run(self.plan, self.loaded)
+        told: Input | BaseException = Started(self.clock())
+        try:
+            while True:
+                if isinstance(told, BaseException):
+                    raise told
+                for effect in run.handle(told):
+                    match effect:
+                        case Save(commit):
+                            await self._save(commit)
+                        case Execute(tasks, checkpoint):
+                            for task in tasks:
+                                self._start(run, task, checkpoint)
+                        case Abandon():
+                            await self._abandon()
+                        case Leave(status):
+                            return status
+                told = await self._inbox.get()
+        finally:
+            for work in self._work:
+                work.cancel()
+
+    def cancel(self) -> None:
+        """Somebody asked to cancel the run."""
+        self._inbox.put_nowait(CancelAsked(self.clock()))
+
+    def fence(self) -> None:
+        """The lease is lost: stop, and touch nothing."""
+        self._inbox.put_nowait(Fenced(f"run {self.loaded.run.run_id} has another owner"))
+
+    async def _save(self, commit: Commit) -> None:
+        if self._latency:
+            commit = replace(commit, counters={**commit.counters, **self._latency})
+        began = time.perf_counter()
+        done = await self.store.commit(commit)
+        self._latency = histogram("checkpoint_commit_seconds", COMMIT_BUCKETS_S, time.perf_counter() - began)
+        if done.cancel_asked:
+            self.cancel()
+
+    async def _abandon(self) -> None:
+        """End the tasks at work, and their tool calls."""
+        for work, context in self._work.items():
+            context.stop()
+            work.cancel()
+        if self._work:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait(list(self._work), timeout=5.0)
+        self.dirty = self.dirty or self._threads > 0
+
+    # --- tasks ---
+
+    def _start(self, run: Run, task: Task, checkpoint: Checkpoint) -> None:
+        record = self.loaded.run
+        place = Place(
+            run=record,
+            checkpoint_id=checkpoint.checkpoint_id,
+            task=task,
+            receipts=run.receipts_of(task),
+            answers={key: json.loads(text) for key, text in record.answers.items()},
+        )
+        caller = Caller(self.store, self.policy, self.sandboxes, self.clock, lambda: uuid.uuid4().hex)
+        mine = {i.interrupt_id: i for i in record.interrupts if i.task_id == task.task_id}
+        context = Context(place, caller, self.clock, mine)
+        work = asyncio.ensure_future(self._attempt(task, checkpoint, context))
+        self._work[work] = context
+        work.add_done_callback(self._ended)
+
+    def _ended(self, work: "asyncio.Task[None]") -> None:
+        self._work.pop(work, None)
+        if not work.cancelled() and (error := work.exception()) is not None:
+            # A lost lease, the store, or a bug of ours: this residence is over, the supervisor decides what comes.
+            self._inbox.put_nowait(error)
+
+    async def _attempt(self, task: Task, checkpoint: Checkpoint, context: Context) -> None:
+        """One try of a task: call the node, wait for all it began, and tell the run how it ended."""
+        node = self.plan.nodes[task.node]
+        began = time.perf_counter()
+        failure: BaseException | None = None
+        returned: Any = None
+        try:
+            returned = await self._call(node, task, checkpoint, context)
+        except asyncio.CancelledError:
+            raise
+        except (Exception, Suspended, BaseExceptionGroup) as error:
+            failure = error
+        await context.settle()
+        waits = any(not interrupt.settled for interrupt in context.asked.values())
+        if waits:
+            self._tell(Paused(self.clock(), task, tuple(context.asked.values())))
+        elif isinstance(failure, Fenced | StoreUnavailable):
+            raise failure
+        elif failure is not None:
+            self._tell(Failed(self.clock(), task, describe(failure)))
+        else:
+            try:
+                result = result_of(self.plan, node, returned)
+            except CallerError as error:
+                self._tell(Failed(self.clock(), task, str(error)))
+            else:
+                self._tell(Finished(self.clock(), task, result, time.perf_counter() - began))
+
+    async def _call(self, node: Node, task: Task, checkpoint: Checkpoint, context: Context) -> Any:
+        args: list[Any] = []
+        if node.takes_state:
+            if task.arg is not None:
+                args.append(node.arg_adapter.validate_json(task.arg))
+            else:
+                args.append(state_of(self.plan.state, self.plan.channels, checkpoint.values))
+        if node.is_async:
+            named = {node.context_name: context} if node.context_name else {}
+            return await node.fn(*args, **named)
+        loop = asyncio.get_running_loop()
+        blocking = {node.context_name: BlockingContext(context, loop)} if node.context_name else {}
+        # A thread cannot be stopped: count those at work, so that a cancelled one is not forgotten.
+        self._threads += 1
+        future = loop.run_in_executor(None, functools.partial(node.fn, *args, **blocking))
+        future.add_done_callback(self._thread_ended)
+        return await asyncio.shield(future)
+
+    def _thread_ended(self, future: "asyncio.Future[Any]") -> None:
+        self._threads -= 1
+        if not future.cancelled():
+            future.exception()
+
+    def _tell(self, told: Input) -> None:
+        self._inbox.put_nowait(told)
+
+
+def describe(error: BaseException) -> str:
+    """An exception for the one who reads a failed run: its type, its message, and where in the user's code."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(describe(inner) for inner in error.exceptions)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/understudy/actors/" not in f.filename]
+    frames = [f for f in frames if "/asyncio/" not in f.filename and "/concurrent/" not in f.filename]
+    where = f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"

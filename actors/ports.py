@@ -1,0 +1,109 @@
+"""How a run actor reaches the policy actor and the sandbox actors: by name, through Ray, with their deaths made plain.
+
+Names and not handles: an actor that died comes back under its name (Ray's own restarts are not relied on).
+"""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from understudy.actors.calls import Order, SandboxDied, Verdict
+from understudy.actors.errors import StoreUnavailable
+from understudy.actors.outcome import Outcome
+from understudy.actors.records import Receipt
+from understudy.policies.permission import Request
+
+NAMESPACE = "understudy"
+PATIENCE_S = 60.0
+"""How long a call waits for an actor that is being replaced."""
+
+
+async def find(name: str, patience_s: float = PATIENCE_S) -> Any:
+    """The handle of a named actor; waits while it is being replaced. Raises StoreUnavailable after `patience_s`."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + patience_s
+    while True:
+        try:
+            return await asyncio.to_thread(ray.get_actor, name, namespace=NAMESPACE)
+        except ValueError:
+            if loop.time() > until:
+                raise StoreUnavailable(f"actor {name!r} did not come back within {patience_s:.0f} s") from None
+            await asyncio.sleep(0.05)
+
+
+def cause_of(error: RayTaskError) -> BaseException:
+    """What the remote method raised."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
+
+
+class Policies:
+    """`PolicyPort` over the policy actor. It may die or be replaced at any time: nothing runs without its word."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._handle: Any = None
+
+    async def decide(self, request: Request, key: str, epoch: int, policy: str, approved: bool) -> Verdict:
+        while True:
+            self._handle = self._handle or await find(self._name)
+            try:
+                verdict: Verdict = await self._handle.decide.remote(request, key, epoch, policy, approved)
+                return verdict
+            except RayTaskError as error:
+                raise cause_of(error) from None
+            except RayActorError:
+                self._handle = None
+                await asyncio.sleep(0.05)
+
+
+class Sandboxes:
+    """`SandboxPort` over the sandbox actors."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._turn = itertools.cycle(names)
+        self._handles: dict[str, Any] = {}
+
+    def pick(self) -> str:
+        return next(self._turn)
+
+    async def execute(self, order: Order) -> Outcome | Receipt:
+        name = order.receipt.sandbox
+        handle = await self._find(name)
+        try:
+            answer: Outcome | Receipt = await handle.execute.remote(order)
+            return answer
+        except asyncio.CancelledError:
+            handle.abort.remote(order.receipt.key, order.receipt.token)
+            raise
+        except RayTaskError as error:
+            raise cause_of(error) from None
+        except RayActorError:
+            self._handles.pop(name, None)
+            raise SandboxDied(name) from None
+
+    async def attend(self, receipt: Receipt) -> Outcome | None:
+        try:
+            handle = await self._find(receipt.sandbox)
+            outcome: Outcome | None = await handle.attend.remote(receipt.key, receipt.token)
+            return outcome
+        except asyncio.CancelledError:
+            await self.abort(receipt)
+            raise
+        except (RayActorError, StoreUnavailable):
+            self._handles.pop(receipt.sandbox, None)
+            return None
+
+    async def abort(self, receipt: Receipt) -> None:
+        with contextlib.suppress(RayActorError, ValueError):
+            (await self._find(receipt.sandbox)).abort.remote(receipt.key, receipt.token)
+
+    async def _find(self, name: str) -> Any:
+        if name not in self._handles:
+            self._handles[name] = await find(name)
+        return self._handles[name]

@@ -1,0 +1,363 @@
+"""What a run may do next, as a table; nothing here can touch the network or the clock.
+
+A `Run` is told what happened (an input) and answers what is to be done (effects), in order. The shell around it
+(driver.py) does those things and nothing else. Laws kept here:
+
+2. Every finished task is one commit: its pending writes, or, for the last of a superstep, the checkpoint.
+3. `Save` comes before the `Execute` that depends on it; the shell performs effects in order.
+11. Faults are told apart: a caller's error ends the run as failed; anything unexpected here is a bug, and crashes.
+
+The manner is h11's and Restate's: input in, effects out, no I/O (see `h11/_state.py`, restate `sdk-shared-core`).
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from understudy.actors.channels import state_of
+from understudy.actors.checkpoint import Checkpoint, following, restore
+from understudy.actors.errors import CallerError, CodeError, StepLimitReached
+from understudy.actors.events import counters_of
+from understudy.actors.graph import Plan
+from understudy.actors.records import FINAL, Commit, Event, Interrupt, Loaded, NewCheckpoint, Receipt, Status
+from understudy.actors.step import Task, TaskResult, apply, opening, tasks_of
+
+# --- inputs: what a run is told ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Started:
+    """The run was loaded by its owner."""
+
+    at: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A task returned."""
+
+    at: float
+    task: Task
+    result: TaskResult
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A task raised; its node's retries are used up."""
+
+    at: float
+    task: Task
+    error: str
+
+
+@dataclass(frozen=True)
+class Paused:
+    """A task has questions that are not answered yet."""
+
+    at: float
+    task: Task
+    interrupts: tuple[Interrupt, ...]
+
+
+@dataclass(frozen=True)
+class CancelAsked:
+    at: float
+
+
+Input = Started | Finished | Failed | Paused | CancelAsked
+
+# --- effects: what is to be done, in order -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Execute:
+    """Start these tasks on this state."""
+
+    tasks: tuple[Task, ...]
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class Save:
+    """Make this durable before anything that comes after it."""
+
+    commit: Commit
+
+
+@dataclass(frozen=True)
+class Abandon:
+    """Stop the tasks that are still running; what they return is not wanted any more."""
+
+
+@dataclass(frozen=True)
+class Leave:
+    """The run leaves its actor: it is final, or it waits."""
+
+    status: Status
+
+
+Effect = Execute | Save | Abandon | Leave
+Phase = Literal["loaded", "stepping", "over"]
+
+
+@dataclass
+class Run:
+    """One residence of a run in an actor, from `load` to `Leave`."""
+
+    plan: Plan
+    loaded: Loaded
+    phase: Phase = "loaded"
+    checkpoint: Checkpoint = field(init=False)
+    seq: int = field(init=False)
+    _open: dict[str, Task] = field(default_factory=dict)
+    """Tasks at work."""
+    _tasks: tuple[Task, ...] = ()
+    """All tasks of the present superstep, in the order in which their writes are merged."""
+    _results: dict[str, TaskResult] = field(default_factory=dict)
+    _asked: dict[str, tuple[Interrupt, ...]] = field(default_factory=dict)
+    """Open questions by task."""
+    _held: list[Event] = field(default_factory=list)
+    """Events that go with the next commit."""
+    _recovered_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.seq = self.loaded.run.seq
+        self.checkpoint = restore(self.loaded.chain)
+
+    def handle(self, told: Input) -> list[Effect]:
+        """The effects of an input, to be performed in order. An input that a phase does not know has none."""
+        row = TABLE.get((self.phase, type(told)))
+        if row is None:
+            return []
+        try:
+            return row(self, told)
+        except CodeError:
+            raise  # this version of the graph cannot take the run up; whoever owns it sets it aside, untouched
+        except CallerError as error:
+            return self._end(told.at, "failed", str(error), [])
+
+    # --- rows of the table ---
+
+    def _start(self, told: Started) -> list[Effect]:
+        record = self.loaded.run
+        self.phase = "stepping"
+        if record.cancel_asked:
+            return self._cancel(CancelAsked(told.at))
+        self._check_schema()
+        if self.checkpoint.run_id != record.run_id:
+            self.checkpoint = opening(self.plan, self.checkpoint, record.input)
+        self._results = {task_id: TaskResult.read(body) for task_id, body in self.loaded.writes.items()}
+        if record.detected_at:
+            self._recovered_at = told.at
+        return self._superstep(told.at, [], None)
+
+    def _finish(self, told: Finished) -> list[Effect]:
+        if self._open.pop(told.task.task_id, None) is None:
+            return []
+        self._results[told.task.task_id] = told.result
+        event = Event(
+            "node_finished",
+            told.at,
+            {
+                "node": told.task.node,
+                "task_id": told.task.task_id,
+                "step": told.task.step,
+                "seconds": round(told.seconds, 6),
+            },
+        )
+        if any(task.task_id not in self._results for task in self._tasks):
+            return self._progress(told, event, {told.task.task_id: told.result.body()})
+        return self._close(told.at, event)
+
+    def _pause(self, told: Paused) -> list[Effect]:
+        if self._open.pop(told.task.task_id, None) is None:
+            return []
+        known = {interrupt.interrupt_id for interrupt in self.loaded.run.interrupts}
+        self._asked[told.task.task_id] = told.interrupts
+        self._held.append(Event("node_suspended", told.at, _who(told.task)))
+        for interrupt in told.interrupts:
+            if interrupt.interrupt_id not in known:
+                self._held += _asking(interrupt, told.at)
+        # Questions are stored when the run leaves to wait for them; until then its other tasks go on.
+        return [] if self._open else self._wait(told.at, [])
+
+    def _fail(self, told: Failed) -> list[Effect]:
+        if self._open.pop(told.task.task_id, None) is None:
+            return []
+        event = Event("node_failed", told.at, {**_who(told.task), "error": told.error})
+        return self._end(told.at, "failed", f"node {told.task.node!r}: {told.error}", [event])
+
+    def _cancel(self, told: CancelAsked) -> list[Effect]:
+        return self._end(told.at, "cancelled", "", [])
+
+    # --- what they share ---
+
+    def _superstep(self, at: float, events: list[Event], new: NewCheckpoint | None) -> list[Effect]:
+        """Store the checkpoint that was just reached, and start what is due; or end, or wait."""
+        if not self.checkpoint.frontier:
+            return self._end(at, "succeeded", "", events, new)
+        if self.checkpoint.step - self.checkpoint.base_step >= self.plan.step_limit:
+            message = (
+                f"graph {self.plan.name!r} took {self.plan.step_limit} supersteps without an end; look for a loop, "
+                f"or raise its step_limit"
+            )
+            return self._end(at, "failed", str(StepLimitReached(message)), events, new)
+        self._tasks = tasks_of(self.checkpoint, self.loaded.run.run_id)
+        open_questions = [] if new else self._open_questions(at)
+        blocked = {interrupt.task_id for interrupt in open_questions}
+        self._asked = {task_id: tuple(i for i in open_questions if i.task_id == task_id) for task_id in blocked}
+        due = tuple(t for t in self._tasks if t.task_id not in self._results and t.task_id not in blocked)
+        self._open = {task.task_id: task for task in due}
+        saved: list[Effect] = [self._save(at, "running", events, checkpoint=new)] if new else []
+        if due:
+            return [*saved, Execute(due, self.checkpoint)]
+        if all(task.task_id in self._results for task in self._tasks):
+            return self._close(at, None)
+        return self._wait(at, events)
+
+    def _open_questions(self, at: float) -> list[Interrupt]:
+        """Questions of the superstep that nobody has answered and whose time has not come."""
+        record = self.loaded.run
+        pending = [i for i in record.interrupts if not i.settled]
+        ready = {
+            i.task_id
+            for i in pending
+            if i.interrupt_id in record.answers or (i.deadline is not None and i.deadline <= at)
+        }
+        # One answer is enough to run a task again; its other questions are asked again under the same ids.
+        blocked = {i.task_id for i in pending} - ready
+        return [i for i in record.interrupts if i.task_id in blocked]
+
+    def _close(self, at: float, event: Event | None) -> list[Effect]:
+        """All tasks of the superstep are done: merge, route, and make the checkpoint."""
+        results = [(task, self._results[task.task_id]) for task in self._tasks]
+        events = [event] if event else []
+        try:
+            values, changes, frontier, arrived = apply(self.plan, self.checkpoint, results)
+        except CallerError as error:
+            return self._end(at, "failed", str(error), events)
+        self.checkpoint, new = following(
+            self.checkpoint, self.loaded.run.run_id, values, changes, frontier, arrived, self.plan.fingerprint
+        )
+        self._results = {}
+        events.append(Event("checkpoint", at, {"checkpoint_id": new.checkpoint_id, "step": new.step}))
+        return self._superstep(at, events, new)
+
+    def _progress(self, told: Finished, event: Event, writes: Mapping[str, str]) -> list[Effect]:
+        if not self._open:  # the others of this superstep wait for answers
+            return self._wait(told.at, [event], writes)
+        return [self._save(told.at, "running", [event], writes=writes)]
+
+    def _wait(self, at: float, events: list[Event], writes: Mapping[str, str] | None = None) -> list[Effect]:
+        interrupts = tuple(i for task in self._tasks for i in self._asked.get(task.task_id, ()))
+        times = [i.deadline for i in interrupts if i.deadline is not None]
+        self.phase = "over"
+        saved = self._save(
+            at, "waiting", events, writes=writes or {}, interrupts=interrupts, wake_at=min(times, default=0.0)
+        )
+        return [saved, Leave("waiting")]
+
+    def _end(
+        self, at: float, status: Status, error: str, events: list[Event], new: NewCheckpoint | None = None
+    ) -> list[Effect]:
+        assert status in FINAL
+        self.phase = "over"
+        self._open = {}
+        result = ""
+        if status == "succeeded":
+            pairs = (f"{json.dumps(name)}:{text}" for name, text in self.checkpoint.values.items())
+            result = "{" + ",".join(pairs) + "}"
+        events = [*events, Event("finished", at, {"status": status, "error": error})]
+        saved = self._save(at, status, events, checkpoint=new, result=result, error=error)
+        return [Abandon(), saved, Leave(status)]
+
+    def _save(
+        self,
+        at: float,
+        status: Status,
+        events: list[Event],
+        *,
+        checkpoint: NewCheckpoint | None = None,
+        writes: Mapping[str, str] | None = None,
+        interrupts: tuple[Interrupt, ...] = (),
+        wake_at: float = 0.0,
+        result: str = "",
+        error: str = "",
+    ) -> Save:
+        if self._recovered_at:
+            seconds = max(0.0, self._recovered_at - self.loaded.run.detected_at)
+            events = [Event("recovered", at, {"seconds": round(seconds, 6)}), *events]
+            self._recovered_at = 0.0
+        events, self._held = [*self._held, *events], []
+        self.seq += 1
+        return Save(
+            Commit(
+                run_id=self.loaded.run.run_id,
+                epoch=self.loaded.run.epoch,
+                seq=self.seq,
+                at=at,
+                status=status,
+                step=self.checkpoint.step,
+                checkpoint=checkpoint,
+                writes=writes or {},
+                interrupts=interrupts,
+                wake_at=wake_at,
+                events=tuple(events),
+                counters=counters_of(self.plan.name, events),
+                result=result,
+                error=error,
+                retain_s=self.plan.retain_s,
+            )
+        )
+
+    def _check_schema(self) -> None:
+        """A checkpoint of another model has to be readable with this one; if not, nothing is touched (law 6)."""
+        found = self.checkpoint.fingerprint
+        if not found or found == self.plan.fingerprint:
+            return
+        try:
+            state_of(self.plan.state, self.plan.channels, self.checkpoint.values)
+        except ValueError as error:
+            raise CodeError(
+                f"graph {self.plan.name!r} version {self.plan.version}: its state changed (schema {found} to "
+                f"{self.plan.fingerprint}) and the checkpoint {self.checkpoint.checkpoint_id} does not fit: {error}"
+            ) from None
+
+    # --- for the shell ---
+
+    def receipts_of(self, task: Task) -> dict[str, Receipt]:
+        """Receipts of a task's earlier attempts, by effect key."""
+        return {key: r for key, r in self.loaded.receipts.items() if r.task_id == task.task_id}
+
+
+def _asking(interrupt: Interrupt, at: float) -> list[Event]:
+    data = {
+        "interrupt_id": interrupt.interrupt_id,
+        "node": interrupt.node,
+        "kind": interrupt.kind,
+        "payload": interrupt.payload,
+        "deadline": interrupt.deadline,
+    }
+    events = [Event("interrupted", at, data)]
+    if interrupt.kind == "approval":
+        decided = {key: interrupt.payload[key] for key in ("tool", "rule", "policy", "reason")}
+        events.append(Event("decided", at, {**decided, "decision": "ask", "digest": interrupt.digest}))
+    return events
+
+
+def _who(task: Task) -> dict[str, Any]:
+    return {"node": task.node, "task_id": task.task_id, "step": task.step}
+
+
+TABLE: Mapping[tuple[Phase, type[Any]], Callable[[Run, Any], list[Effect]]] = {
+    # phase       input          what the run does
+    ("loaded", Started): Run._start,
+    ("loaded", CancelAsked): Run._cancel,
+    ("stepping", Finished): Run._finish,
+    ("stepping", Failed): Run._fail,
+    ("stepping", Paused): Run._pause,
+    ("stepping", CancelAsked): Run._cancel,
+    # over: late news of abandoned tasks change nothing
+}

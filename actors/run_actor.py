@@ -1,0 +1,130 @@
+"""The run actor: a warm process to which runs are assigned; it owns them while they have something to do.
+
+Laws kept here:
+1. It renews its leases from a thread of its own, so that a node that blocks the event loop for a moment does not lose
+   them; a run whose lease is lost is stopped.
+10. Progress is liveness: if the event loop has not moved for `hang_after_s`, the thread stops renewing, and somebody
+   else takes the runs over. (Ray never reports a process that hangs.)
+"""
+
+import asyncio
+import os
+import threading
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from understudy.actors.code import Code, Library
+from understudy.actors.driver import Driver
+from understudy.actors.errors import CodeError, Fenced, StoreUnavailable
+from understudy.actors.open import OpenStore
+from understudy.actors.ports import Policies, Sandboxes
+from understudy.actors.records import Status
+from understudy.actors.store import Store
+
+
+@dataclass(frozen=True)
+class RunActorConfig:
+    open_store: OpenStore
+    secret: bytes
+    policy: str
+    """Name of the policy actor."""
+    sandboxes: tuple[str, ...]
+    """Names of the sandbox actors."""
+    lease_s: float
+    hang_after_s: float
+
+
+@dataclass(frozen=True)
+class Left:
+    """How a residence ended."""
+
+    how: Literal["left", "fenced", "stale", "refused"]
+    """`left`: final or waiting, all is stored. `fenced`: somebody else owns it. `stale`: this process has older code
+    loaded than the run wants. `refused`: this version of the code cannot take the run up (`reason`)."""
+    status: Status | None = None
+    reason: str = ""
+    dirty: bool = False
+    """The process is not fit for another run."""
+
+
+class RunActor:
+    """Ray shell around `Driver`."""
+
+    def __init__(self, config: RunActorConfig) -> None:
+        self._config = config
+        self._store: Store | None = None
+        self._library: Library | None = None
+        self._drivers: dict[str, tuple[int, Driver | None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ticked = time.monotonic()
+
+    async def ready(self) -> int:
+        """Opens the store and starts renewing; the process id."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._store = await self._config.open_store()
+            self._library = Library(self._config.secret, self._store.get_blob)
+            threading.Thread(target=self._renewing, name="leases", daemon=True).start()
+            self._ticking = asyncio.ensure_future(self._tick())
+        return os.getpid()
+
+    async def drive(self, run_id: str, epoch: int) -> Left:
+        """Take a claimed run from where it stands to its end or its next wait."""
+        await self.ready()
+        assert self._store is not None
+        assert self._library is not None
+        self._drivers[run_id] = (epoch, None)
+        try:
+            loaded = await self._store.load(run_id)
+            if loaded.run.epoch != epoch:
+                return Left("fenced")
+            code = Code.read(loaded.run.code)
+            if self._library.is_stale(code):
+                return Left("stale", dirty=True)
+            graph = await self._library.graph(code)
+            policy = Policies(self._config.policy)
+            driver = Driver(self._store, policy, Sandboxes(self._config.sandboxes), graph.plan(), loaded)
+            self._drivers[run_id] = (epoch, driver)
+            status = await driver.drive()
+            return Left("left", status, dirty=driver.dirty)
+        except Fenced:
+            return Left("fenced")
+        except CodeError as error:
+            return Left("refused", reason=str(error))
+        finally:
+            self._drivers.pop(run_id, None)
+
+    async def _tick(self) -> None:
+        while True:
+            self._ticked = time.monotonic()
+            await asyncio.sleep(0.25)
+
+    # --- in the thread ---
+
+    def _renewing(self) -> None:
+        asyncio.run(self._renew())
+
+    async def _renew(self) -> None:
+        store = await self._config.open_store()
+        pause_s = min(1.0, self._config.lease_s / 4)
+        while True:
+            await asyncio.sleep(pause_s)
+            hangs = time.monotonic() - self._ticked > self._config.hang_after_s
+            leases = [(run_id, epoch) for run_id, (epoch, _) in list(self._drivers.items())]
+            if hangs or not leases:
+                continue
+            try:
+                renewed = await store.renew(leases, self._config.lease_s, time.time())
+            except StoreUnavailable:
+                continue
+            assert self._loop is not None
+            for run_id in renewed.lost:
+                self._loop.call_soon_threadsafe(self._tell, run_id, True)
+            for run_id in renewed.cancelled:
+                self._loop.call_soon_threadsafe(self._tell, run_id, False)
+
+    def _tell(self, run_id: str, lost: bool) -> None:
+        _, driver = self._drivers.get(run_id, (0, None))
+        if driver is not None:
+            driver.fence() if lost else driver.cancel()

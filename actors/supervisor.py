@@ -1,0 +1,357 @@
+"""The supervisor: gives due runs to warm actors, notices an actor's death by its pending call, and restarts its runs.
+
+Laws kept here:
+1. It takes a run away (epoch + 1) before anyone else gets it; whatever the old owner still does is refused.
+9. Crash-only: starting is recovering. It holds nothing that the store does not; when it dies, the next one goes on.
+10. A lease that has passed counts as a death, whatever Ray thinks of the actor.
+11. A crash is restarted under restart intensity with backoff, then quarantined with the reason (see policies/restart).
+
+The manner is Erlang's (`supervisor.erl`), with the difference that children are virtual: a run is resident in an actor
+only while it has something to do.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from understudy.actors.errors import Conflict, Fenced, NotFound, StoreUnavailable
+from understudy.actors.events import counters_of
+from understudy.actors.open import OpenStore
+from understudy.actors.policy_actor import PolicyActor
+from understudy.actors.ports import NAMESPACE, cause_of
+from understudy.actors.records import Event, RunRecord
+from understudy.actors.run_actor import Left, RunActor, RunActorConfig
+from understudy.actors.sandbox_actor import SandboxActor
+from understudy.actors.store import Store
+from understudy.policies.restart import Quarantine, RestartPolicy, decide_restart
+
+MEMBER = "supervisor"
+POLICY_ACTOR = "policy"
+
+
+@dataclass(frozen=True)
+class SupervisorConfig:
+    open_store: OpenStore
+    secret: bytes
+    deployment_policy: str
+    """Canonical text of the policy that bounds every run; empty for none."""
+    run_actors: int
+    """Most run actors at once."""
+    spare_actors: int
+    """Idle run actors kept warm."""
+    runs_per_actor: int
+    sandbox_actors: int
+    calls_per_sandbox: int
+    lease_s: float
+    hang_after_s: float
+    restart: RestartPolicy
+
+
+@dataclass(eq=False)
+class Slot:
+    """A run actor and what it has."""
+
+    handle: Any
+    pid: int = 0
+    ready: bool = False
+    runs: dict[str, int] = field(default_factory=dict)
+    """Epoch by run id."""
+    retired: bool = False
+
+
+class Supervisor:
+    """Ray shell. `watch` is called once and never returns; whoever holds that call learns of this actor's death."""
+
+    def __init__(self, config: SupervisorConfig) -> None:
+        self._config = config
+        self._slots: list[Slot] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._freed = asyncio.Event()
+        self._host = socket.gethostname()
+        self.name = f"{self._host}:{os.getpid()}:{_born(os.getpid())}"
+        self._isolation: dict[str, Any] = {}
+        self._store: Store | None = None
+
+    # --- what the host and the command line ask ---
+
+    async def watch(self) -> None:
+        """Supervise, for ever."""
+        self._store = await self._config.open_store()
+        await self._start_services()
+        await self._take_over()
+        last_sweep = last_beat = 0.0
+        while True:
+            now = time.time()
+            try:
+                await self._tick(now)
+                if now - last_beat >= 1.0:
+                    await self._store.beat(self.name, json.dumps(self.report()), now)
+                    last_beat = now
+                if now - last_sweep >= 60.0:
+                    await self._store.sweep(now)
+                    last_sweep = now
+            except StoreUnavailable:
+                await asyncio.sleep(0.5)
+            await self._wait()
+
+    def report(self) -> dict[str, Any]:
+        """What `status` and the demo read: actors with their process ids and runs."""
+        return {
+            "role": MEMBER,
+            "host": self._host,
+            "pid": os.getpid(),
+            "actors": [{"pid": s.pid, "ready": s.ready, "runs": list(s.runs)} for s in self._slots if not s.retired],
+            "isolation": self._isolation,
+        }
+
+    async def status(self) -> dict[str, Any]:
+        """`report`, asked directly."""
+        return self.report()
+
+    # --- starting ---
+
+    async def _start_services(self) -> None:
+        """Policy and sandbox actors are detached: they outlive a supervisor, and calls in them go on (law 5)."""
+        config = self._config
+        policy = ray.remote(PolicyActor).options(**_detached(POLICY_ACTOR))
+        self._policy = policy.remote(config.open_store, config.secret, config.deployment_policy)
+        self._sandbox_names = tuple(f"sandbox-{index}" for index in range(config.sandbox_actors))
+        self._sandboxes = {name: self._start_sandbox(name) for name in self._sandbox_names}
+        self._grow(max(1, config.spare_actors))
+        self._spawn(self._guard_policy())
+        for name in self._sandbox_names:
+            self._spawn(self._guard_sandbox(name))
+
+    def _start_sandbox(self, name: str) -> Any:
+        config = self._config
+        actor = ray.remote(SandboxActor).options(**_detached(name))
+        return actor.remote(name, config.open_store, config.secret, config.calls_per_sandbox)
+
+    async def _guard_policy(self) -> None:
+        """Replace the policy actor whenever it is gone. Nothing runs meanwhile without its word."""
+        config = self._config
+        while True:
+            await self._until_dead(self._policy)
+            policy = ray.remote(PolicyActor).options(**_detached(POLICY_ACTOR))
+            self._policy = policy.remote(config.open_store, config.secret, config.deployment_policy)
+
+    async def _guard_sandbox(self, name: str) -> None:
+        with contextlib.suppress(RayActorError, RayTaskError):
+            preflight = await self._sandboxes[name].preflight.remote()
+            self._isolation = {"available": preflight.available, "reason": preflight.reason, "remedy": preflight.remedy}
+        while True:
+            await self._until_dead(self._sandboxes[name])
+            self._sandboxes[name] = self._start_sandbox(name)
+
+    async def _until_dead(self, handle: Any) -> None:
+        """Returns when the actor is dead. A pending call would do, but these actors' methods all return."""
+        while True:
+            try:
+                await handle.__ray_ready__.remote()
+            except RayActorError:
+                return
+            await asyncio.sleep(0.2)
+
+    async def _take_over(self) -> None:
+        """Runs whose supervisor was a process of this machine that is dead are taken at once; for others, the lease
+        decides. A mistake would cost a restart, not correctness: the epoch fences."""
+        assert self._store is not None
+        for run in await self._store.runs(status="running", limit=100_000):
+            if self._owner_is_dead(run.owner):
+                await self._requeue(run.run_id, run.epoch, "supervisor_lost")
+
+    def _owner_is_dead(self, owner: str) -> bool:
+        host, pid, born, *_ = (*owner.partition("/")[0].split(":"), "", "")
+        return host == self._host and pid.isdigit() and _born(int(pid)) != born
+
+    # --- one turn ---
+
+    async def _tick(self, now: float) -> None:
+        assert self._store is not None
+        free = self._free_places()
+        ceiling = self._config.run_actors * self._config.runs_per_actor
+        due = await self._store.due(now, limit=max(1, ceiling))
+        for run_id, epoch in due.overdue:
+            slot = next((s for s in self._slots if s.runs.get(run_id) == epoch), None)
+            await self._requeue(run_id, epoch, "lease_expired")
+            if slot is not None:
+                self._retire(slot)
+        wanted = len(due.ready)
+        for run_id in due.ready[:free]:
+            slot = min((s for s in self._slots if self._fits(s)), key=lambda s: len(s.runs))
+            try:
+                run = await self._store.claim(run_id, f"{self.name}/{slot.pid}", self._config.lease_s, now)
+            except (Conflict, NotFound):
+                continue
+            self._assign(slot, run)
+        self._resize(wanted)
+
+    def _fits(self, slot: Slot) -> bool:
+        return slot.ready and not slot.retired and len(slot.runs) < self._config.runs_per_actor
+
+    def _free_places(self) -> int:
+        return sum(self._config.runs_per_actor - len(s.runs) for s in self._slots if s.ready and not s.retired)
+
+    def _resize(self, wanted: int) -> None:
+        """As many actors as there is work for, and the spares, up to the limit."""
+        here = [slot for slot in self._slots if not slot.retired]
+        idle = sum(1 for slot in here if not slot.runs)
+        missing = self._config.spare_actors + -(-wanted // self._config.runs_per_actor) - idle
+        room = self._config.run_actors + self._config.spare_actors - len(here)
+        self._grow(min(missing, room, 2))
+
+    def _grow(self, count: int) -> None:
+        for _ in range(max(0, count)):
+            config = RunActorConfig(
+                open_store=self._config.open_store,
+                secret=self._config.secret,
+                policy=POLICY_ACTOR,
+                sandboxes=self._sandbox_names,
+                lease_s=self._config.lease_s,
+                hang_after_s=self._config.hang_after_s,
+            )
+            actor = ray.remote(RunActor).options(num_cpus=0, max_restarts=0, max_concurrency=1000)
+            slot = Slot(actor.remote(config))
+            self._slots.append(slot)
+            self._spawn(self._warm(slot))
+
+    async def _warm(self, slot: Slot) -> None:
+        try:
+            slot.pid = await slot.handle.ready.remote()
+            slot.ready = True
+        except (RayActorError, RayTaskError):
+            self._drop(slot)
+            await asyncio.sleep(0.5)
+        self._freed.set()
+
+    def _assign(self, slot: Slot, run: RunRecord) -> None:
+        slot.runs[run.run_id] = run.epoch
+        self._spawn(self._hold(slot, run.run_id, run.epoch))
+
+    async def _hold(self, slot: Slot, run_id: str, epoch: int) -> None:
+        """The pending call of a residence: its end, or the death of its actor, is known here first."""
+        try:
+            left: Left = await slot.handle.drive.remote(run_id, epoch)
+        except RayActorError:
+            self._drop(slot)
+            self._freed.set()
+            await self._requeue(run_id, epoch, "actor_died")
+        except RayTaskError as error:
+            self._retire(slot)
+            cause = cause_of(error)
+            await self._requeue(run_id, epoch, type(cause).__name__)
+        else:
+            if left.dirty:
+                self._retire(slot)
+            if left.how == "stale":
+                await self._requeue(run_id, epoch, "", crashed=False)
+            elif left.how == "refused":
+                await self._requeue(run_id, epoch, "", crashed=False, quarantine=left.reason)
+        finally:
+            slot.runs.pop(run_id, None)
+            self._freed.set()
+
+    async def _requeue(
+        self, run_id: str, epoch: int, cause: str, *, crashed: bool = True, quarantine: str = ""
+    ) -> None:
+        """Take a run from its owner; it is restarted when its restart policy says. Tries until the store answers."""
+        assert self._store is not None
+        detected_at = time.time()
+        while True:
+            try:
+                run = await self._store.run(run_id)
+                if run.epoch != epoch or run.status != "running":
+                    return
+                after_s = 0.0
+                events: list[Event] = []
+                if crashed:
+                    events.append(
+                        Event("crashed", detected_at, {"cause": cause, "epoch": epoch, "attempt": run.restarts + 1})
+                    )
+                    decision = decide_restart(self._config.restart, [*run.crashes, detected_at], detected_at)
+                    if isinstance(decision, Quarantine):
+                        quarantine = f"{decision.reason} (the last: {cause})"
+                    else:
+                        after_s = decision.after_s
+                if quarantine:
+                    events.append(Event("finished", detected_at, {"status": "quarantined", "error": quarantine}))
+                await self._store.requeue(
+                    run_id,
+                    epoch,
+                    detected_at,
+                    detected_at + after_s,
+                    events,
+                    counters_of(run.graph, events),
+                    crashed=crashed,
+                    quarantine=quarantine,
+                )
+                self._freed.set()
+                return
+            except (Fenced, NotFound):
+                return
+            except StoreUnavailable:
+                await asyncio.sleep(0.5)
+
+    # --- actors going away ---
+
+    def _drop(self, slot: Slot) -> None:
+        slot.retired = True
+        if slot in self._slots:
+            self._slots.remove(slot)
+
+    def _retire(self, slot: Slot) -> None:
+        """End an actor that is not fit any more. Its runs are requeued by their own pending calls."""
+        self._drop(slot)
+        with contextlib.suppress(Exception):
+            ray.kill(slot.handle)
+
+    # --- waiting ---
+
+    async def _wait(self) -> None:
+        """Until there may be something to do: new work, a freed actor, or half a second."""
+        assert self._store is not None
+        hint = asyncio.ensure_future(self._store.wait_work(0.5))
+        freed = asyncio.ensure_future(self._freed.wait())
+        try:
+            await asyncio.wait({hint, freed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._freed.clear()
+            for task in (hint, freed):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, StoreUnavailable):
+                    await task
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _detached(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "num_cpus": 0,
+        "max_restarts": 0,
+        "max_concurrency": 1000,
+    }
+
+
+def _born(pid: int) -> str:
+    """When a process of this machine started (clock ticks since boot); empty if there is none. Tells pids apart."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""

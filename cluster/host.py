@@ -1,0 +1,153 @@
+"""A host holds a Ray and the supervisor in it, and puts a new supervisor in place whenever the old one dies.
+
+The only place that starts Ray. It is Ray on loopback, without dashboard and without usage reports, unless
+`ray_address` names a cluster.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from understudy.actors.errors import CallerError
+from understudy.actors.store import Store
+from understudy.actors.supervisor import Supervisor, SupervisorConfig
+from understudy.cluster.settings import Settings
+from understudy.cluster.stores import open_store
+from understudy.policies.policy_file import PolicyError, canonical, load_policy
+from understudy.policies.restart import RestartPolicy
+
+log = logging.getLogger(__name__)
+
+SUPERVISOR_ACTOR = "supervisor"
+OBJECT_STORE_BYTES = 80 * 1024 * 1024
+
+
+def store_opener(settings: Settings) -> Callable[[], Awaitable[Store]]:
+    """A picklable function that opens the deployment's store, in any process."""
+    return functools.partial(open_store, settings.store_url, allow_volatile=settings.allow_volatile)
+
+
+def deployment_policy(settings: Settings) -> str:
+    """Canonical text of the policy that bounds every run; empty for none. Raises CallerError."""
+    if settings.policy is None:
+        return ""
+    try:
+        return canonical(load_policy(settings.policy.read_text(), source=str(settings.policy)))
+    except (OSError, PolicyError) as error:
+        raise CallerError(f"the policy {settings.policy} cannot be used: {error}") from None
+
+
+def supervisor_config(settings: Settings) -> SupervisorConfig:
+    return SupervisorConfig(
+        open_store=store_opener(settings),
+        secret=settings.secret(),
+        deployment_policy=deployment_policy(settings),
+        run_actors=settings.run_actors,
+        spare_actors=settings.spare_actors,
+        runs_per_actor=settings.runs_per_actor,
+        sandbox_actors=settings.sandbox_actors,
+        calls_per_sandbox=settings.calls_per_sandbox,
+        lease_s=settings.lease_s,
+        hang_after_s=settings.hang_after_s,
+        restart=RestartPolicy(intensity=settings.restart_intensity, period_s=settings.restart_period_s),
+    )
+
+
+class Host:
+    """Start with `start`, end with `stop`; both may be called twice."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._watching: asyncio.Task[None] | None = None
+        self._supervisor: Any = None
+        self._ours = False
+        self.failed: asyncio.Future[None] | None = None
+
+    async def start(self) -> None:
+        """Ray and the supervisor are up when this returns. Raises CallerError if Ray cannot start."""
+        if self._watching is not None:
+            return
+        config = supervisor_config(self._settings)
+        await asyncio.to_thread(self._start_ray)
+        self._supervisor = self._new_supervisor(config)
+        await self._supervisor.status.remote()
+        self._watching = asyncio.ensure_future(self._watch(config))
+
+    async def report(self) -> dict[str, Any]:
+        """The supervisor's own account of its actors."""
+        report: dict[str, Any] = await self._supervisor.status.remote()
+        return report
+
+    async def stop(self) -> None:
+        """End Ray, if it was started here, with everything in it. Runs stay as the store has them (law 9)."""
+        if self._watching is None:
+            return
+        self._watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._watching
+        self._watching = None
+        await asyncio.to_thread(self._stop_ray)
+
+    def _start_ray(self) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+        import ray
+
+        if ray.is_initialized():
+            return
+        try:
+            if self._settings.ray_address:
+                ray.init(address=self._settings.ray_address, namespace="understudy", log_to_driver=False)
+            else:
+                ray.init(
+                    address="local",
+                    namespace="understudy",
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    configure_logging=True,
+                    logging_level=logging.ERROR,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _node_ip_address="127.0.0.1",
+                )
+                self._ours = True
+        except (ConnectionError, ValueError, OSError, RuntimeError) as error:
+            where = self._settings.ray_address or "this machine"
+            raise CallerError(f"Ray does not start on {where}: {error}") from None
+
+    def _stop_ray(self) -> None:
+        import ray
+
+        if self._ours:
+            ray.shutdown()
+            self._ours = False
+        else:
+            with contextlib.suppress(Exception):
+                ray.kill(self._supervisor)
+
+    def _new_supervisor(self, config: SupervisorConfig) -> Any:
+        import ray
+
+        actor = ray.remote(Supervisor).options(num_cpus=0, max_restarts=0, max_concurrency=1000)
+        return actor.remote(config)
+
+    async def _watch(self, config: SupervisorConfig) -> None:
+        """Hold the supervisor's pending call; a death is known here in milliseconds."""
+        from ray.exceptions import RayActorError, RayTaskError
+
+        while True:
+            try:
+                await self._supervisor.watch.remote()
+            except RayActorError:
+                log.warning("the supervisor died; a new one takes over")
+            except RayTaskError as error:
+                log.error("the supervisor failed: %s", error)
+                import ray
+
+                with contextlib.suppress(Exception):
+                    ray.kill(self._supervisor)
+                await asyncio.sleep(0.5)
+            self._supervisor = self._new_supervisor(config)

@@ -1,0 +1,70 @@
+"""Understudy: a durable, supervised runtime for agents on Ray.
+
+The public names. They are loaded when they are first used, so that a process which needs one of them (a sandbox, a
+worker) does not pay for the others.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from understudy.actors.channels import add, append
+    from understudy.actors.context import BlockingContext, Context
+    from understudy.actors.errors import (
+        CallerError,
+        InterruptExpired,
+        ToolDenied,
+        ToolError,
+        UnderstudyError,
+    )
+    from understudy.actors.graph import END, START, Command, Graph, Send
+    from understudy.actors.outcome import Outcome
+    from understudy.actors.tool import tool
+    from understudy.cluster.client import Cluster, Run, RunFailed, connect
+
+_HOMES = {
+    "actors.channels": ("add", "append"),
+    "actors.context": ("BlockingContext", "Context"),
+    "actors.errors": ("CallerError", "InterruptExpired", "ToolDenied", "ToolError", "UnderstudyError"),
+    "actors.graph": ("END", "START", "Command", "Graph", "Send"),
+    "actors.outcome": ("Outcome",),
+    "actors.tool": ("tool",),
+    "cluster.client": ("Cluster", "Run", "RunFailed", "connect"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "END",
+    "START",
+    "BlockingContext",
+    "CallerError",
+    "Cluster",
+    "Command",
+    "Context",
+    "Graph",
+    "InterruptExpired",
+    "Outcome",
+    "Run",
+    "RunFailed",
+    "Send",
+    "ToolDenied",
+    "ToolError",
+    "UnderstudyError",
+    "add",
+    "append",
+    "connect",
+    "tool",
+]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'understudy' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(import_module(f"understudy.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
