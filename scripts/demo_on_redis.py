@@ -64,7 +64,8 @@ def redis_server() -> Iterator[str]:
 def main() -> int:
     with redis_server() as url:
         understudy = Path(__file__).parent.parent / ".venv/bin/understudy"
-        demo = subprocess.Popen([understudy, "demo", "--store", url, *sys.argv[1:]])
+        command = [understudy, "demo", "--store", url, *sys.argv[1:]]
+        demo = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *command])
         # Ctrl-C goes to the demo too (one terminal, one process group): let it end in its own way. A TERM is passed on.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda number, _frame: os.kill(demo.pid, number))
