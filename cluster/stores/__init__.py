@@ -1,1 +1,39 @@
-"""The stores: whatever passes tests/conformance is one."""
+"""The stores: one protocol (`understudy.actors.store`), one conformance suite, several places to keep things."""
+
+from understudy.actors.errors import CallerError
+from understudy.actors.store import Store
+
+CHOICES = "sqlite:///path, redis://, rediss://, valkey://, postgresql://, or memory:// for tests"
+
+
+async def open_store(url: str, *, allow_volatile: bool = False) -> Store:
+    """The store that a URL names, ready to use. Backends are imported here, so that nobody pays for another's driver.
+
+    `allow_volatile` accepts a Redis that would lose data as it is set up. Raises CallerError, UnsafeStore,
+    StoreUnavailable.
+    """
+    scheme = url.partition("://")[0] if "://" in url else ""
+    match scheme:
+        case "memory":
+            from understudy.cluster.stores.memory import MemoryStore
+
+            return MemoryStore()
+        case "sqlite":
+            from understudy.cluster.stores.sqlite import SqliteStore
+
+            return await SqliteStore.open(url)
+        case "redis" | "rediss" | "valkey":
+            from understudy.cluster.stores.redis import RedisStore
+
+            return await RedisStore.open(url, allow_volatile=allow_volatile)
+        case "postgresql" | "postgres":
+            from understudy.cluster.stores.postgres import PostgresStore
+
+            return await PostgresStore.open(url)
+    raise CallerError(f"store {_hidden(url)!r} is not known; it is one of {CHOICES}")
+
+
+def _hidden(url: str) -> str:
+    """A URL that may hold a password, for a message."""
+    scheme, found, rest = url.partition("://")
+    return f"{scheme}://...@{rest.rpartition('@')[2]}" if found and "@" in rest else url

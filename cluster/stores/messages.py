@@ -1,0 +1,91 @@
+"""What stores say when they refuse: one wording for all of them, so that a caller cannot tell them apart.
+
+Each names the thing, the value and the remedy. Also the first record of a run, which is the same everywhere.
+"""
+
+from understudy.actors.errors import Conflict, Fenced, NotFound
+from understudy.actors.records import Commit, NewRun, RunRecord
+
+
+def key_conflict(run: NewRun, other: str) -> Conflict:
+    return Conflict(
+        f"key {run.key!r} on thread {run.thread_id!r} belongs to run {other} with another graph or input; "
+        f"use another key, or the same input"
+    )
+
+
+def seed_conflict(run: NewRun) -> Conflict:
+    return Conflict(f"thread {run.thread_id!r} has runs already, so run {run.run_id} cannot seed it; fork to a new one")
+
+
+def not_ready(run: RunRecord) -> Conflict:
+    return Conflict(
+        f"run {run.run_id} is {run.status} and not ready to be claimed (epoch {run.epoch}, owner {run.owner!r}, "
+        f"not before {run.not_before}); ask `due` again"
+    )
+
+
+def answer_conflict(run_id: str, interrupt_id: str) -> Conflict:
+    return Conflict(f"interrupt {interrupt_id!r} of run {run_id} has another answer already; the first one stands")
+
+
+def thread_in_use(thread_id: str, run_id: str) -> Conflict:
+    return Conflict(f"thread {thread_id!r} still has run {run_id}, which is not final; cancel it first")
+
+
+def no_run(run_id: str) -> NotFound:
+    return NotFound(f"there is no run {run_id!r} in this store; `understudy ps` lists them")
+
+
+def no_interrupt(run_id: str, interrupt_id: str) -> NotFound:
+    return NotFound(f"run {run_id} has no open interrupt {interrupt_id!r}; `understudy show {run_id}` lists them")
+
+
+def no_checkpoint(thread_id: str, checkpoint_id: str) -> NotFound:
+    return NotFound(f"thread {thread_id!r} has no checkpoint {checkpoint_id!r}; `understudy history RUN` lists them")
+
+
+def no_blob(digest: str) -> NotFound:
+    return NotFound(f"there is no blob {digest!r} in this store; it was put into another store, or never")
+
+
+def fenced(run_id: str, epoch: int, op: str) -> Fenced:
+    return Fenced(f"{op} of run {run_id} with epoch {epoch} refused: a newer owner has the run, or it is given back")
+
+
+def seq_gap(commit: Commit, stored: int) -> str:
+    return f"commit {commit.seq} of run {commit.run_id} (epoch {commit.epoch}) does not follow commit {stored}"
+
+
+def new_record(run: NewRun, now: float) -> RunRecord:
+    """A run as `create` makes it."""
+    return RunRecord(
+        run_id=run.run_id,
+        thread_id=run.thread_id,
+        graph=run.graph,
+        version=run.version,
+        code=run.code,
+        input=run.input,
+        digest=run.digest,
+        key=run.key,
+        policy=run.policy,
+        labels=dict(run.labels),
+        status="queued",
+        epoch=0,
+        owner="",
+        lease_until=0.0,
+        seq=0,
+        step=0,
+        head=run.seed.checkpoint_id if run.seed else "",
+        restarts=0,
+        crashes=(),
+        detected_at=0.0,
+        not_before=0.0,
+        cancel_asked=False,
+        interrupts=(),
+        answers={},
+        created_at=now,
+        updated_at=now,
+        error="",
+        result="",
+    )
