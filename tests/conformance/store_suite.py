@@ -1,0 +1,131 @@
+"""What every store has to pass. A check is a coroutine that gets a `World`: one empty store, and clients to it.
+
+Concurrency is tested with several clients of one store, as River's driver suite does. No check sleeps or looks at a
+clock: times are arguments. `checks()` lists all of them; `test_stores.py` runs them on each backend.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import Any
+
+from understudy.actors.records import (
+    Commit,
+    Event,
+    Interrupt,
+    NewCheckpoint,
+    NewRun,
+    Receipt,
+    RunRecord,
+    run_id_on,
+)
+from understudy.actors.store import Store
+
+T = 1_764_000_000.25
+"""When everything starts, in seconds since the epoch."""
+
+
+@dataclass
+class World:
+    """One empty store. `open` makes a client of it; a check opens as many as it wants."""
+
+    open_client: Callable[[], Awaitable[Store]]
+    leftovers: Callable[[], Awaitable[dict[str, int]]] | None = None
+    """Keys or rows that are left, by name of their kind; without blobs, beats and counters."""
+    _clients: list[Store] = field(default_factory=list)
+
+    async def open(self) -> Store:
+        client = await self.open_client()
+        self._clients.append(client)
+        return client
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.close()
+
+
+Check = Callable[[World], Awaitable[None]]
+
+MODULES = ("life", "commits", "effects", "reading", "races")
+
+
+def checks() -> list[Check]:
+    """All checks, in the order of their files."""
+    found: list[Check] = []
+    for name in MODULES:
+        module = import_module(f"conformance.checks_{name}")
+        found += [value for key, value in vars(module).items() if key.startswith("check_")]
+    return found
+
+
+# --- what checks are made of ---------------------------------------------------------------------------------------
+
+
+def new_run(name: str = "1", thread: str = "thread", **changes: Any) -> NewRun:
+    run = NewRun(
+        run_id=run_id_on(thread, name),
+        thread_id=thread,
+        graph="refund",
+        version="1",
+        code='{"module": "shop"}',
+        input='{"order": "A1"}',
+        digest="d1",
+    )
+    return replace(run, **changes)
+
+
+async def create(store: Store, name: str = "1", thread: str = "thread", now: float = T, **changes: Any) -> RunRecord:
+    return await store.create(new_run(name, thread, **changes), [], {}, now)
+
+
+async def owned(store: Store, name: str = "1", thread: str = "thread", now: float = T, **changes: Any) -> RunRecord:
+    """A new run, claimed for 30 s by `one`."""
+    run = await create(store, name, thread, now, **changes)
+    return await store.claim(run.run_id, "one", 30.0, now)
+
+
+def checkpoint(name: str, parent: str = "", step: int = 1, snapshot: bool = False, body: str = "{}") -> NewCheckpoint:
+    return NewCheckpoint(name, parent, step, snapshot, body)
+
+
+def commit_of(run: RunRecord, **changes: Any) -> Commit:
+    """The next commit of a run as it is in the record; running, unless said otherwise."""
+    commit = Commit(run_id=run.run_id, epoch=run.epoch, seq=run.seq + 1, at=T + 1, status="running", step=run.step)
+    return replace(commit, **changes)
+
+
+async def ended(store: Store, run: RunRecord, at: float = T + 1, **changes: Any) -> RunRecord:
+    """A run that was owned, now succeeded."""
+    await store.commit(commit_of(run, at=at, status="succeeded", **changes))
+    return await store.run(run.run_id)
+
+
+def question(name: str = "i1", **changes: Any) -> Interrupt:
+    return replace(Interrupt(name, "task1", "charge", "question", {"approve": "A1"}, asked_at=T), **changes)
+
+
+def receipt_of(run: RunRecord, key: str = "k1", token: str = "t1", **changes: Any) -> Receipt:
+    receipt = Receipt(
+        key=key,
+        run_id=run.run_id,
+        checkpoint_id=run.head,
+        task_id="task1",
+        tool="pay",
+        digest="d1",
+        state="started",
+        sandbox="sandbox-1",
+        token=token,
+        at=T,
+    )
+    return replace(receipt, **changes)
+
+
+def event(kind: str = "checkpoint", **data: Any) -> Event:
+    return Event(kind, T, data)
+
+
+async def kinds(store: Store, run: RunRecord) -> list[str]:
+    """The event log of a run, as kinds; its numbers are checked on the way."""
+    events = await store.events(run.run_id)
+    assert [e.n for e in events] == list(range(1, len(events) + 1))
+    return [e.kind for e in events]
