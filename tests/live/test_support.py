@@ -15,7 +15,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from support.processes import MARK, find_program, leftovers
+from support.processes import MARK, find_program, is_alive, leftovers
 from support.servers import PostgresServer, PrometheusServer, RedisServer, promtool_check_metrics
 from support.waiting import run_async, wait_until, wait_until_async
 
@@ -114,7 +114,7 @@ def test_a_server_dies_with_the_pytest_that_started_it(server: str, tmp_path: Pa
     assert Path("/proc", pid, "comm").read_text().strip() in ("redis-server", "postgres")
     starter.send_signal(signal.SIGKILL)
     starter.wait()
-    wait_until(lambda: not Path("/proc", pid).exists(), 10, f"{server} to die with its starter")
+    wait_until(lambda: not is_alive(int(pid)), 10, f"{server} to die with its starter")
     wait_until(
         lambda: not any(directory in command for command in leftovers(os.environ[MARK]).values()), 10, "the rest"
     )

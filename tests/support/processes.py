@@ -82,6 +82,11 @@ def leftovers(mark: str) -> Mapping[int, str]:
     return {pid: command for pid, command in ours.items() if command != "(gone)"}
 
 
+def is_alive(pid: int) -> bool:
+    """Not just gone: a zombie is dead too. In a container nobody may reap it, and /proc keeps its entry."""
+    return _living_parent(Path("/proc", str(pid))) is not None
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

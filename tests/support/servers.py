@@ -23,7 +23,7 @@ import psycopg
 import redis
 import yaml
 
-from support.processes import find_program, free_port, start_program
+from support.processes import find_program, free_port, is_alive, start_program
 from support.waiting import wait_until
 
 
@@ -161,7 +161,7 @@ class PostgresServer(Server):
         for pid in children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), 9)
-        wait_until(lambda: not any(Path("/proc", pid).exists() for pid in children), 5, "Postgres's processes to end")
+        wait_until(lambda: not any(is_alive(int(pid)) for pid in children), 5, "Postgres's processes to end")
 
     def is_ready(self) -> bool:
         try:
