@@ -196,9 +196,10 @@ def _node(name: str, fn: Callable[..., Any], state: type[BaseModel], goto: tuple
         parameters = list(inspect.signature(fn).parameters.values())
     needed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     context = next((p for p in needed if _is_context(p)), None)
-    if context is None and len(needed) == 2:
-        context = needed[1]
-    rest = [p for p in needed if p is not context and p.default is p.empty]
+    required = [p for p in needed if p.default is p.empty]
+    if context is None and len(required) == 2:
+        context = required[1]
+    rest = [p for p in required if p is not context]
     if len(rest) > 1:
         raise GraphError(
             f"node {name!r} takes {', '.join(p.name for p in rest)}; a node takes the state and, if it wants, the "

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -32,10 +32,13 @@ from understudy.actors.records import (
     thread_of_key,
 )
 from understudy.actors.store import Store
-from understudy.cluster.host import Host, store_opener
 from understudy.cluster.settings import Settings, read_settings
+from understudy.cluster.stores import open_store
 from understudy.policies.permission import Policy
 from understudy.policies.policy_file import PolicyError, canonical, load_policy
+
+if TYPE_CHECKING:
+    from understudy.cluster.host import Host
 
 SILENT_AFTER_S = 5.0
 """A supervisor that gave no sign for this long is taken for gone."""
@@ -200,7 +203,7 @@ class Run:
 class Cluster:
     """A store and whoever serves it. Made by `connect`."""
 
-    def __init__(self, store: Store, settings: Settings, host: Host | None, policy: str = "") -> None:
+    def __init__(self, store: Store, settings: Settings, host: "Host | None", policy: str = "") -> None:
         self.store = store
         self.settings = settings
         self.host = host
@@ -231,6 +234,7 @@ class Cluster:
         code, loaded = await self._code(graph)
         plan = loaded.plan()
         text = input_text(plan, input)
+        named = json.dumps([plan.name, json.loads(text)["values"]], sort_keys=True)
         thread_id = thread or (thread_of_key(f"{plan.name}\0{key}") if key else f"t-{uuid.uuid4().hex[:20]}")
         new = NewRun(
             run_id=run_id_on(thread_id, uuid.uuid4().hex[:16]),
@@ -239,7 +243,7 @@ class Cluster:
             version=plan.version,
             code=code.text(),
             input=text,
-            digest=hashlib.sha256(f"{plan.name}\0{text}".encode()).hexdigest()[:32],
+            digest=hashlib.sha256(named.encode()).hexdigest()[:32],
             key=key,
             policy=self._policy if policy is None else await keep_policy(self.store, policy, self.settings.secret()),
             labels=dict(labels or {}),
@@ -340,7 +344,7 @@ async def keep_policy(store: Store, policy: Path | str | Policy, secret: bytes) 
         if isinstance(policy, Policy):
             text = canonical(policy)
         elif isinstance(policy, Path):
-            text = canonical(load_policy(policy.read_text(), source=str(policy)))
+            text = canonical(load_policy(await asyncio.to_thread(policy.read_text), source=str(policy)))
         else:
             text = canonical(load_policy(policy, source="policy"))
     except (OSError, PolicyError) as error:
@@ -376,11 +380,14 @@ async def connect(
     settings = settings or read_settings({"store": store})
     if store is not None and settings.store != store:
         settings = settings.model_copy(update={"store": store})
-    opened = await store_opener(settings)()
-    host: Host | None = None
+    opened = await open_store(settings.store_url, allow_volatile=settings.allow_volatile)
+    host = None
     try:
         digest = "" if policy is None else await keep_policy(opened, policy, settings.secret())
         if embedded or (embedded is None and not await is_served(opened, time.time())):
+            # Here and not above: it imports Ray, which takes a second, and most commands never need it.
+            from understudy.cluster.host import Host
+
             host = Host(settings)
             await host.start()
         yield Cluster(opened, settings, host, digest)

@@ -1,6 +1,6 @@
 """Settings are read once, here: from arguments, then UNDERSTUDY_* variables, then understudy.toml, then defaults.
 
-`understudy.toml` is looked for in the current folder, then in the state folder. Handed down from here, never read again.
+`understudy.toml` is looked for in the current folder, then in the state folder. All else is handed its settings.
 """
 
 import os
@@ -59,7 +59,7 @@ class Settings(BaseModel):
     """Seconds without a sign after which a run is taken from its actor. Default: 10."""
     hang_after_s: float = Field(default=30.0, ge=1.0, le=3600.0)
     """Seconds without progress of an actor's event loop after which it stops renewing its leases. Default: 30."""
-    restart_intensity: int = Field(default=5, ge=0, le=1000)
+    restart_intensity: int = Field(default=5, ge=0, le=19)
     """Crashes of a run within the period that are restarted; one more, and it is quarantined. Default: 5."""
     restart_period_s: float = Field(default=60.0, gt=0)
     """Seconds of the restart period. Default: 60."""

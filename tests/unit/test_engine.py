@@ -1,0 +1,668 @@
+"""The engine over the in-memory store, without Ray: what a run does, one residence at a time."""
+
+import asyncio
+import operator
+import time
+from datetime import timedelta
+from itertools import pairwise
+from typing import Annotated, Any
+
+import pytest
+from pydantic import BaseModel
+
+from support.stage import Stage, YesPolicy
+from support.waiting import run_async
+from understudy import END, START, Command, Context, Graph, Send, ToolDenied, ToolError, append, tool
+from understudy.actors.calls import Asked, Refused
+from understudy.actors.context import BlockingContext
+from understudy.actors.errors import Fenced, InterruptExpired
+from understudy.actors.events import counters_of
+from understudy.actors.records import FINAL
+from understudy.cluster.client import Run, RunFailed, open_questions
+from understudy.cluster.stores.memory import MemoryStore
+
+
+class Log(BaseModel):
+    seen: Annotated[list[str], append] = []
+    total: Annotated[int, operator.add] = 0
+    note: str | None = None
+
+
+def chain(*names: str, graph: Graph | None = None) -> Graph:
+    """A graph of plain nodes, each of which writes its name."""
+    graph = graph or Graph("chain", Log)
+    for name in names:
+        graph.node(lambda state, name=name: {"seen": [name]}, name=name)
+    for before, after in pairwise((START, *names, END)):
+        graph.edge(before, after)
+    return graph
+
+
+def play(graph: Graph, given: Any = None, **stage: Any) -> Any:
+    """Drive a run to its end; its result."""
+
+    async def played() -> Any:
+        on = Stage(MemoryStore(), graph, **stage)
+        run = await on.start(given)
+        await on.drive(run)
+        return await run.result(1.0)
+
+    return run_async(played())
+
+
+def fails(graph: Graph, given: Any = None) -> str:
+    with pytest.raises(RunFailed) as caught:
+        play(graph, given)
+    assert caught.value.record.status == "failed"
+    return str(caught.value)
+
+
+# --- flow ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_chain_runs_in_order():
+    assert play(chain("a", "b", "c")).seen == ["a", "b", "c"]
+
+
+def test_every_node_is_one_commit():
+    async def played() -> None:
+        stage = Stage(MemoryStore(), chain("a", "b", "c"))
+        run = await stage.start()
+        await stage.drive(run)
+        assert (await run.record()).seq == 3
+        assert await stage.kinds(run) == [
+            "created", "claimed",
+            "node_finished", "checkpoint", "node_finished", "checkpoint", "node_finished", "checkpoint", "finished",
+        ]  # fmt: skip
+
+    run_async(played())
+
+
+def test_nodes_of_all_shapes():
+    graph = Graph("shapes", Log)
+
+    @graph.node
+    async def with_context(state: Log, ctx: Context) -> dict[str, Any]:
+        return {"seen": [ctx.node], "total": 1}
+
+    @graph.node
+    def in_a_thread(state: Log, ctx: BlockingContext) -> dict[str, Any]:
+        return {"seen": [ctx.node]}
+
+    @graph.node
+    async def nothing() -> None: ...
+
+    @graph.node
+    def as_model(state: Log) -> Log:
+        return Log(note=f"after {len(state.seen)}")
+
+    graph.edge(START, "with_context").edge("with_context", "in_a_thread").edge("in_a_thread", "nothing")
+    graph.edge("nothing", "as_model").edge("as_model", END)
+    assert play(graph) == Log(seen=["with_context", "in_a_thread"], total=1, note="after 2")
+
+
+def test_parallel_nodes_read_the_same_state_and_merge_in_order():
+    graph = Graph("fan", Log)
+
+    async def slow(state: Log) -> dict[str, Any]:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return {"seen": [f"slow saw {len(state.seen)}"], "total": 1}
+
+    graph.node(slow)
+    graph.node(lambda state: {"seen": [f"quick saw {len(state.seen)}"], "total": 2}, name="quick")
+    graph.node(lambda state: {"seen": ["join"]}, name="join")
+    graph.edge(START, "slow").edge(START, "quick").edge(["slow", "quick"], "join").edge("join", END)
+    result = play(graph)
+    assert result.seen == ["slow saw 0", "quick saw 0", "join"]
+    assert result.total == 3
+
+
+def test_two_writers_without_a_reducer_are_named():
+    graph = Graph("clash", Log)
+    graph.node(lambda state: {"note": "a"}, name="a")
+    graph.node(lambda state: {"note": "b"}, name="b")
+    graph.edge(START, "a").edge(START, "b").edge("a", END).edge("b", END)
+    message = fails(graph)
+    assert "channel 'note' got 2 writes in superstep 1 (nodes 'a', 'b')" in message
+    assert "give it a reducer" in message
+
+
+def test_a_branch_and_a_loop():
+    graph = Graph("loop", Log)
+    graph.node(lambda state: {"total": 1, "seen": [str(state.total)]}, name="count")
+    graph.edge(START, "count").branch("count", lambda state: "count" if state.total < 5 else END, ["count", END])
+    assert play(graph).seen == ["0", "1", "2", "3", "4"]
+
+
+def test_a_join_waits_for_arms_of_different_length():
+    graph = Graph("arms", Log)
+    for name in ("a", "b1", "b2", "end"):
+        graph.node(lambda state, name=name: {"seen": [name]}, name=name)
+    graph.edge(START, "a").edge(START, "b1").edge("b1", "b2").edge(["a", "b2"], "end").edge("end", END)
+    assert play(graph).seen == ["a", "b1", "b2", "end"]
+
+
+def test_send_fans_out_with_arguments():
+    graph = Graph("send", Log)
+
+    @graph.node
+    def part(text: str) -> dict[str, Any]:
+        return {"seen": [text.upper()]}
+
+    graph.node(lambda state: None, name="split")
+    graph.node(lambda state: {"note": ",".join(state.seen)}, name="gather")
+    graph.edge(START, "split").branch("split", lambda state: [Send("part", t) for t in "abc"], ["part"])
+    graph.edge("part", "gather").edge("gather", END)
+    result = play(graph)
+    assert result.seen == ["A", "B", "C"]
+    assert result.note == "A,B,C"
+
+
+def test_a_command_writes_and_leads():
+    graph = Graph("command", Log)
+
+    @graph.node(goto=["b", END])
+    def a(state: Log) -> Command:
+        return Command(update={"seen": ["a"]}, goto="b")
+
+    @graph.node
+    def b(state: Log) -> dict[str, Any]:
+        return {"seen": ["b"]}
+
+    graph.edge(START, a).edge(b, END)
+    assert play(graph).seen == ["a", "b"]
+
+
+def test_what_leads_nowhere_is_told():
+    graph = chain("a", graph=Graph("nowhere", Log))
+    graph.branch("a", lambda state: "z", ["a"])
+    assert "leads to 'z', which is not declared" in fails(graph)
+
+
+def test_a_step_limit_ends_a_loop():
+    graph = Graph("forever", Log, step_limit=7)
+    graph.node(lambda state: {"total": 1}, name="again")
+    graph.edge(START, "again").branch("again", lambda state: "again", ["again", END])
+    message = fails(graph)
+    assert "took 7 supersteps" in message
+    assert "step_limit" in message
+
+
+# --- faults --------------------------------------------------------------------------------------------------------
+
+
+def test_an_exception_fails_the_run_and_says_where():
+    graph = Graph("boom", Log)
+
+    @graph.node
+    async def broken(state: Log) -> None:
+        raise ValueError("no such order")
+
+    graph.edge(START, "broken").edge("broken", END)
+    message = fails(graph)
+    assert "node 'broken': ValueError: no such order (test_engine.py:" in message
+
+
+def test_a_wrong_write_fails_the_run_and_keeps_the_state():
+    async def played() -> None:
+        graph = Graph("wrong", Log)
+        graph.node(lambda state: {"seen": ["a"]}, name="a")
+        graph.node(lambda state: {"total": "many"}, name="b")
+        graph.edge(START, "a").edge("a", "b").edge("b", END)
+        stage = Stage(MemoryStore(), graph)
+        run = await stage.start()
+        assert await stage.drive(run) == "failed"
+        record = await run.record()
+        assert "node 'b' wrote 'many' to channel 'total' (int)" in record.error
+        assert (await run.state())["seen"] == ["a"]
+
+    run_async(played())
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [({"sen": ["x"]}, "wrote to 'sen', which is no channel; Log has seen, total, note"), (42, "returned int")],
+)
+def test_impossible_returns_teach(returned: Any, message: str) -> None:
+    graph = Graph("odd", Log)
+    graph.node(lambda state: returned, name="odd")
+    graph.edge(START, "odd").edge("odd", END)
+    assert message in fails(graph)
+
+
+def test_nodes_cannot_change_each_others_state():
+    graph = Graph("alias", Log)
+
+    @graph.node
+    def sneaky(state: Log) -> None:
+        state.seen.append("never written")
+
+    graph.node(lambda state: {"note": str(len(state.seen))}, name="look")
+    graph.edge(START, sneaky).edge(sneaky, "look").edge("look", END)
+    assert play(graph).note == "0"
+
+
+# --- crash and recovery --------------------------------------------------------------------------------------------
+
+
+@tool
+def pay(order: str) -> dict[str, str]:
+    """Pays."""
+    return {"receipt": f"r-{order}"}
+
+
+@tool
+def mail(to: str) -> str:
+    """Mails."""
+    return "sent"
+
+
+def counting(names: list[str], ran: list[str], stop_in: str = "", hold: asyncio.Event | None = None) -> Graph:
+    """A chain whose nodes note that they ran; `stop_in` calls a tool and then never returns, while `hold` is unset."""
+    graph = Graph("counting", Log)
+    for name in names:
+
+        async def body(state: Log, ctx: Context, name: str = name) -> dict[str, Any]:
+            ran.append(name)
+            if name == stop_in:
+                await ctx.call(pay, order=name)
+                if hold is not None:
+                    await hold.wait()
+                await ctx.call(mail, to=name)
+            return {"seen": [name]}
+
+        graph.node(body, name=name)
+    for before, after in pairwise((START, *names, END)):
+        graph.edge(before, after)
+    return graph
+
+
+def test_a_crash_in_node_seven_resumes_at_node_seven():
+    async def played() -> None:
+        names = [f"n{i}" for i in range(1, 13)]
+        ran: list[str] = []
+        stage = Stage(MemoryStore(), counting(names, ran, "n7", asyncio.Event())).tools(pay, mail)
+        run = await stage.start()
+        driving = asyncio.ensure_future(stage.drive(run))
+        await stage.sandboxes.called.wait()
+        driving.cancel()
+        await asyncio.wait([driving])
+        assert ran == names[:7]
+        await stage.crash(run)
+        stage.graph = counting(names, ran, "n7")
+        assert await stage.drive(run) == "succeeded"
+        assert ran == [*names[:7], *names[6:]], "nodes one to six ran once, node seven twice"
+        assert stage.sandboxes.calls == [("pay", {"order": "n7"}), ("mail", {"to": "n7"})]
+        assert (await run.result()).seen == names
+        kinds = await stage.kinds(run)
+        assert kinds.count("recovered") == 1
+        assert (await run.record()).restarts == 1
+
+    run_async(played())
+
+
+async def _quick_is_stored(stage: Stage, run: Run) -> bool:
+    return bool((await stage.store.load(run.run_id)).writes)
+
+
+def test_finished_siblings_do_not_run_again():
+    async def played() -> None:
+        ran: list[str] = []
+        hold = asyncio.Event()
+        graph = Graph("siblings", Log)
+
+        async def quick(state: Log) -> dict[str, Any]:
+            ran.append("quick")
+            return {"seen": ["quick"]}
+
+        async def slow(state: Log) -> dict[str, Any]:
+            ran.append("slow")
+            await hold.wait()
+            return {"seen": ["slow"]}
+
+        graph.node(quick)
+        graph.node(slow)
+        graph.edge(START, quick).edge(START, slow).edge(quick, END).edge(slow, END)
+        stage = Stage(MemoryStore(), graph)
+        run = await stage.start()
+        driving = asyncio.ensure_future(stage.drive(run))
+        await stage.until(lambda: _quick_is_stored(stage, run))
+        driving.cancel()
+        await asyncio.wait([driving])
+        await stage.crash(run)
+        hold.set()
+        assert await stage.drive(run) == "succeeded"
+        assert sorted(ran) == ["quick", "slow", "slow"]
+        assert (await run.result()).seen == ["quick", "slow"]
+
+    run_async(played())
+
+
+def test_a_replaced_owner_changes_nothing():
+    async def played() -> None:
+        ran: list[str] = []
+        hold = asyncio.Event()
+        stage = Stage(MemoryStore(), counting(["a", "b"], ran, "b", hold)).tools(pay, mail)
+        run = await stage.start()
+        zombie = asyncio.ensure_future(stage.drive(run))
+        await stage.sandboxes.called.wait()
+        await stage.crash(run)
+        successor = await stage.driver(run, "successor")
+        before = await stage.store.events(run.run_id)
+        hold.set()
+        with pytest.raises(Fenced):
+            await zombie
+        assert await stage.store.events(run.run_id) == before
+        assert (await stage.store.counters())['fence_rejections_total{op="begin"}'] == 1
+        assert await successor.drive() == "succeeded"
+        assert [name for name, _ in stage.sandboxes.calls] == ["pay", "mail"]
+
+    run_async(played())
+
+
+def test_counters_are_the_sum_of_the_event_logs():
+    async def played() -> None:
+        store = MemoryStore()
+        stage = Stage(store, counting(["a", "b", "c"], [], "b")).tools(pay, mail)
+        expected: dict[str, float] = {}
+        for _ in range(5):
+            run = await stage.start()
+            await stage.drive(run)
+            for name, amount in counters_of("counting", await store.events(run.run_id)).items():
+                expected[name] = expected.get(name, 0.0) + amount
+        own = ("checkpoint_commit", "fence_rejections")
+        found = {name: value for name, value in (await store.counters()).items() if not name.startswith(own)}
+        assert found == pytest.approx(expected)
+        assert (await store.counters())['checkpoint_commits_total{result="ok"}'] == 15
+
+    run_async(played())
+
+
+# --- tools ---------------------------------------------------------------------------------------------------------
+
+
+def one_call(body: Any) -> Graph:
+    graph = Graph("calls", Log)
+    graph.node(body, name="work")
+    graph.edge(START, "work").edge("work", END)
+    return graph
+
+
+def test_a_denied_call_raises_and_is_on_the_log():
+    async def played() -> None:
+        async def work(state: Log, ctx: Context) -> dict[str, Any]:
+            with pytest.raises(ToolDenied, match="not on Sundays"):
+                await ctx.call(pay, order="A1")
+            outcome = await ctx.outcome(pay, order="A1")
+            return {"note": outcome.kind}
+
+        policy = YesPolicy({"pay": lambda request, approved: Refused("no-pay", "test", "not on Sundays")})
+        stage = Stage(MemoryStore(), one_call(work), policy=policy).tools(pay)
+        run = await stage.start()
+        assert await stage.drive(run) == "succeeded"
+        assert (await run.result()).note == "denied"
+        assert not stage.sandboxes.calls
+        decided = [e.data for e in await stage.store.events(run.run_id) if e.kind == "decided"]
+        assert [(d["decision"], d["rule"]) for d in decided] == [("deny", "no-pay")] * 2
+
+    run_async(played())
+
+
+def test_a_tool_that_fails_raises_with_its_outcome():
+    @tool
+    def broken() -> None:
+        raise RuntimeError("out of paper")
+
+    async def played() -> None:
+        async def work(state: Log, ctx: Context) -> None:
+            await ctx.call(broken)
+
+        stage = Stage(MemoryStore(), one_call(work)).tools(broken)
+        run = await stage.start()
+        assert await stage.drive(run) == "failed"
+        assert "ToolError: tool 'broken': error: out of paper" in (await run.record()).error
+
+    assert issubclass(ToolDenied, ToolError)
+    run_async(played())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [({}, "missing a required argument: 'order'"), ({"order": 7}, "argument 'order'"), ({"x": 1}, "it takes")],
+)
+def test_wrong_arguments_name_the_tool_and_the_argument(args: dict[str, Any], message: str) -> None:
+    async def work(state: Log, ctx: Context) -> None:
+        await ctx.call(pay, **args)
+
+    text = fails(one_call(work))
+    assert "tool 'pay'" in text
+    assert message in text
+
+
+def test_another_call_in_the_same_place_is_noticed():
+    async def played() -> None:
+        wish = ["first"]
+
+        async def work(state: Log, ctx: Context) -> None:
+            await ctx.call(pay, order=wish[0])
+            await ctx.interrupt("wait")
+
+        stage = Stage(MemoryStore(), one_call(work)).tools(pay)
+        run = await stage.start()
+        assert await stage.drive(run) == "waiting"
+        wish[0] = "second"
+        await run.resume("go on")
+        assert await stage.drive(run) == "failed"
+        assert "asks for another call of tool 'pay'" in (await run.record()).error
+        assert len(stage.sandboxes.calls) == 1
+
+    run_async(played())
+
+
+# --- people and time -----------------------------------------------------------------------------------------------
+
+
+async def waiting(stage: Stage, given: Any = None) -> Run:
+    run = await stage.start(given)
+    assert await stage.drive(run) == "waiting"
+    return run
+
+
+def test_an_interrupt_waits_and_goes_on_with_the_answer():
+    async def played() -> None:
+        async def work(state: Log, ctx: Context) -> dict[str, Any]:
+            await ctx.call(pay, order="A1")
+            answer = await ctx.interrupt({"approve": "A1"})
+            return {"note": answer}
+
+        stage = Stage(MemoryStore(), one_call(work)).tools(pay)
+        run = await waiting(stage)
+        (question,) = await run.questions()
+        assert question.payload == {"approve": "A1"}
+        assert not (await stage.store.due(stage.clock() + 1e6, 10)).ready, "a waiting run holds nothing"
+        await run.resume("fine")
+        assert await stage.drive(run) == "succeeded"
+        assert (await run.result()).note == "fine"
+        assert len(stage.sandboxes.calls) == 1, "the node ran again; its call did not"
+
+    run_async(played())
+
+
+def test_several_questions_are_answered_in_any_order():
+    async def played() -> None:
+        async def work(state: Log, ctx: Context) -> dict[str, Any]:
+            return {"seen": list(await asyncio.gather(ctx.interrupt("one"), ctx.interrupt("two")))}
+
+        graph = one_call(work)
+        graph.node(work, name="more")
+        graph.edge(START, "more").edge("more", END)
+        stage = Stage(MemoryStore(), graph)
+        run = await waiting(stage)
+        questions = await run.questions()
+        assert [(q.node, q.payload) for q in questions] == [
+            ("work", "one"), ("work", "two"), ("more", "one"), ("more", "two"),
+        ]  # fmt: skip
+        for question in reversed(questions):
+            assert (await run.record()).status == "waiting"
+            await run.resume(f"{question.node} {question.payload}", question.interrupt_id)
+            await stage.drive(run)
+        assert (await run.result()).seen == ["work one", "work two", "more one", "more two"]
+
+    run_async(played())
+
+
+def test_nobody_answers_in_time():
+    async def played() -> None:
+        now = [time.time() + 1]
+
+        async def work(state: Log, ctx: Context) -> dict[str, Any]:
+            try:
+                await ctx.interrupt("hello?", deadline=timedelta(days=2))
+            except InterruptExpired:
+                return {"note": await ctx.interrupt("anybody?")}
+            return {}
+
+        stage = Stage(MemoryStore(), one_call(work), clock=lambda: now[0])
+        run = await waiting(stage)
+        now[0] += 86400
+        assert not (await stage.store.due(now[0], 10)).ready
+        now[0] += 86401
+        assert (await stage.store.due(now[0], 10)).ready == (run.run_id,)
+        assert await stage.drive(run) == "waiting"
+        (question,) = open_questions(await run.record())
+        assert question.payload == "anybody?"
+        await run.resume("me", question.interrupt_id)
+        assert await stage.drive(run) == "succeeded"
+        assert (await run.result()).note == "me"
+
+    run_async(played())
+
+
+def test_a_durable_sleep_holds_no_actor():
+    async def played() -> None:
+        now = [time.time() + 1]
+
+        async def work(state: Log, ctx: Context) -> dict[str, Any]:
+            await ctx.sleep(timedelta(hours=1))
+            await ctx.sleep(timedelta(hours=1))
+            return {"note": "awake"}
+
+        stage = Stage(MemoryStore(), one_call(work), clock=lambda: now[0])
+        run = await waiting(stage)
+        now[0] += 3600
+        assert await stage.drive(run) == "waiting", "the first sleep is over, the second is not"
+        now[0] += 3599
+        assert not (await stage.store.due(now[0], 10)).ready
+        now[0] += 1
+        assert await stage.drive(run) == "succeeded"
+
+    run_async(played())
+
+
+def test_an_approval_is_for_the_very_call_and_used_once():
+    async def played() -> None:
+        async def work(state: Log, ctx: Context) -> dict[str, Any]:
+            first = await ctx.call(pay, order="A1")
+            second = await ctx.call(pay, order="A1")
+            return {"seen": [first["receipt"], second["receipt"]]}
+
+        def ask(request: Any, approved: bool) -> Any:
+            from understudy.actors.calls import Granted
+
+            return Granted("token", "ask-pay", "test") if approved else Asked("ask-pay", "test", "money")
+
+        stage = Stage(MemoryStore(), one_call(work), policy=YesPolicy({"pay": ask})).tools(pay)
+        run = await waiting(stage)
+        (first,) = await run.questions()
+        assert first.payload["args"] == {"order": "A1"}
+        await run.approve(first.interrupt_id)
+        assert await stage.drive(run) == "waiting", "the same call in another place is another call"
+        (second,) = await run.questions()
+        assert second.interrupt_id != first.interrupt_id
+        await run.deny(second.interrupt_id, note="once is enough")
+        assert await stage.drive(run) == "failed"
+        assert "a person said no: once is enough" in (await run.record()).error
+        assert len(stage.sandboxes.calls) == 1
+
+    run_async(played())
+
+
+def test_a_swallowed_suspension_still_waits():
+    async def played() -> None:
+        async def work(state: Log, ctx: Context) -> dict[str, Any]:
+            try:
+                return {"note": await ctx.interrupt("?")}
+            except:  # noqa: E722
+                return {"note": "swallowed"}
+
+        stage = Stage(MemoryStore(), one_call(work))
+        run = await waiting(stage)
+        await run.resume("answered")
+        await stage.drive(run)
+        assert (await run.result()).note == "answered"
+
+    run_async(played())
+
+
+# --- threads, keys, cancel, fork -----------------------------------------------------------------------------------
+
+
+def test_runs_of_a_thread_are_serial_and_share_its_state():
+    async def played() -> None:
+        graph = Graph("thread", Log)
+        graph.node(lambda state: {"total": 1}, name="count")
+        graph.edge(START, "count").edge("count", END)
+        stage = Stage(MemoryStore(), graph)
+        first = await stage.start({"seen": ["hello"]}, thread="T")
+        second = await stage.start({"seen": ["again"]}, thread="T")
+        assert (await stage.store.due(stage.clock(), 10)).ready == (first.run_id,)
+        await stage.drive(first)
+        assert (await stage.store.due(stage.clock(), 10)).ready == (second.run_id,)
+        await stage.drive(second)
+        assert await second.result() == Log(seen=["hello", "again"], total=2)
+
+    run_async(played())
+
+
+def test_cancel_while_it_works_and_while_it_waits():
+    async def played() -> None:
+        async def work(state: Log, ctx: Context) -> None:
+            await asyncio.Event().wait()
+
+        stage = Stage(MemoryStore(), one_call(work))
+        run = await stage.start()
+        driver = await stage.driver(run)
+        driving = asyncio.ensure_future(driver.drive())
+        await asyncio.sleep(0)
+        driver.cancel()
+        assert await driving == "cancelled"
+        assert (await run.cancel()).status == "cancelled", "asking again is no error"
+
+        async def ask(state: Log, ctx: Context) -> None:
+            await ctx.interrupt("?")
+
+        stage = Stage(MemoryStore(), one_call(ask))
+        run = await waiting(stage)
+        assert (await run.cancel()).status == "cancelled"
+        assert (await run.record()).status in FINAL
+
+    run_async(played())
+
+
+def test_a_fork_goes_on_from_a_checkpoint_and_repeats_what_lies_beyond():
+    async def played() -> None:
+        ran: list[str] = []
+        stage = Stage(MemoryStore(), counting(["a", "b", "c"], ran, "b")).tools(pay, mail)
+        run = await stage.start()
+        await stage.drive(run)
+        history = await run.history()
+        after_a = next(row for row in history if row.step == 1)
+        fork = await run.fork(after_a.checkpoint_id, {"note": "another way"})
+        await stage.drive(fork)
+        assert await fork.result() == Log(seen=["a", "b", "c"], note="another way")
+        assert await run.result() == Log(seen=["a", "b", "c"])
+        assert ran == ["a", "b", "c", "b", "c"]
+        assert len(stage.sandboxes.calls) == 4
+
+    run_async(played())

@@ -1,0 +1,133 @@
+"""A graph that cannot run says so when its plan is built, with everything that is wrong and what to do."""
+
+from typing import Annotated
+
+import pytest
+from pydantic import BaseModel, Field
+
+from understudy import END, START, Context, Graph, append
+from understudy.actors.errors import GraphError
+
+
+class State(BaseModel):
+    x: int = 0
+
+
+def build(*nodes: str) -> Graph:
+    graph = Graph("g", State)
+    for name in nodes:
+        graph.node(lambda state: None, name=name)
+    return graph
+
+
+def problems(graph: Graph) -> str:
+    with pytest.raises(GraphError) as caught:
+        graph.plan()
+    return str(caught.value)
+
+
+def test_unknown_node_is_named_with_the_nearest_one():
+    graph = build("charge").edge(START, "charge").edge("charge", "chrage")
+    assert "there is no node 'chrage'; did you mean 'charge'?" in problems(graph)
+
+
+def test_unreachable_node_and_missing_end_are_told_together():
+    graph = build("a", "b").edge(START, "a").edge("b", END)
+    text = problems(graph)
+    assert "node 'b' is never reached" in text
+    assert "no way to END from 'a'" in text
+    assert "graph.edge('a', END)" in text
+
+
+def test_nothing_after_start():
+    assert "add graph.edge(START, 'a')" in problems(build("a").edge("a", END))
+
+
+def test_no_nodes():
+    assert "add one with @graph.node" in problems(Graph("g", State))
+
+
+def test_start_is_no_target_and_end_no_source():
+    assert "START cannot be gone to" in problems(build("a").edge(START, "a").edge("a", START).edge("a", END))
+    assert "nothing comes after END" in problems(build("a").edge(START, "a").edge("a", END).edge(END, "a"))
+
+
+def test_a_loop_needs_a_way_out():
+    graph = build("a", "b").edge(START, "a").edge("a", "b").edge("b", "a")
+    assert "no way to END" in problems(graph)
+    graph.branch("b", lambda state: END, [END])
+    assert graph.plan().name == "g"
+
+
+def test_goto_counts_as_edges():
+    graph = Graph("g", State)
+    graph.node(lambda state: None, name="a", goto=["b", END])
+    graph.node(lambda state: None, name="b")
+    graph.edge(START, "a").edge("b", END)
+    assert set(graph.plan().nodes) == {"a", "b"}
+
+
+def test_a_name_is_taken_once():
+    graph = build("a")
+    with pytest.raises(GraphError, match="has a node 'a' already"):
+        graph.node(lambda state: None, name="a")
+
+
+def test_functions_stand_for_their_names():
+    graph = Graph("g", State)
+
+    @graph.node
+    def first(state: State) -> None: ...
+
+    @graph.node
+    def second(state: State) -> None: ...
+
+    graph.edge(START, first).edge(first, second).edge(second, END)
+    assert graph.plan().edges["first"] == ("second",)
+
+
+def test_how_a_node_wants_to_be_called():
+    graph = Graph("g", State)
+
+    @graph.node
+    async def both(state: State, ctx: Context) -> None: ...
+
+    @graph.node
+    def alone() -> None: ...
+
+    @graph.node
+    def only_context(ctx: Context) -> None: ...
+
+    @graph.node
+    def bare(s, c): ...
+
+    graph.edge(START, "both").edge("both", "alone").edge("alone", "only_context").edge("only_context", "bare")
+    graph.edge("bare", END)
+    nodes = graph.plan().nodes
+    assert (nodes["both"].takes_state, nodes["both"].context_name, nodes["both"].is_async) == (True, "ctx", True)
+    assert (nodes["alone"].takes_state, nodes["alone"].context_name) == (False, "")
+    assert (nodes["only_context"].takes_state, nodes["only_context"].context_name) == (False, "ctx")
+    assert (nodes["bare"].takes_state, nodes["bare"].context_name) == (True, "c")
+
+
+def test_too_many_parameters():
+    with pytest.raises(GraphError, match=r"takes a, b, c; a node takes the state"):
+        Graph("g", State).node(lambda a, b, c: None, name="n")
+
+
+def test_channels_that_cannot_be():
+    class Aliased(BaseModel):
+        x: int = Field(alias="y")
+
+    class NotAList(BaseModel):
+        x: Annotated[int, append] = 0
+
+    class Twice(BaseModel):
+        x: Annotated[list[int], append, lambda a, b: b] = []
+
+    for model, message in ((Aliased, "alias"), (NotAList, "has to be a list"), (Twice, "2 reducers")):
+        graph = Graph("g", model)
+        graph.node(lambda state: None, name="a")
+        graph.edge(START, "a").edge("a", END)
+        with pytest.raises(GraphError, match=message):
+            graph.plan()
