@@ -3,7 +3,8 @@
 Pure values. Units stand in the names. Everything that is not listed is not there: no file, no network, no variable.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,27 @@ class Profile:
     write: tuple[str, ...] = ()
     """Absolute host paths (files or folders) visible read-write; each has to exist."""
     limits: Limits = field(default_factory=Limits)
+
+
+def covers(folders: Sequence[str], path: str) -> bool:
+    """Whether a path is one of these, or lies in one of these. Absolute, normalised paths."""
+    return any(path == folder or path.startswith(folder.rstrip("/") + "/") for folder in folders)
+
+
+def without_repeats(profile: Profile) -> Profile:
+    """The same, said once and in order: what may be written may be read, so it need not be listed there too."""
+    write = tuple(sorted(set(profile.write)))
+    read = tuple(sorted(path for path in set(profile.read) if not covers(write, path)))
+    return Profile(read, write, profile.limits)
+
+
+def intersect(profiles: Sequence[Profile]) -> Profile:
+    """What all of them grant: a path that each one grants, itself or by a parent, and the least of every limit."""
+    readable = [(*profile.read, *profile.write) for profile in profiles]
+    writable = [profile.write for profile in profiles]
+    limits = {limit.name: min(getattr(profile.limits, limit.name) for profile in profiles) for limit in fields(Limits)}
+    return without_repeats(Profile(_in_all(readable), _in_all(writable), Limits(**limits)))
+
+
+def _in_all(layers: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(path for layer in layers for path in layer if all(covers(other, path) for other in layers))

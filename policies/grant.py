@@ -1,0 +1,98 @@
+"""A grant is a signed note that one very call may be made; the sandbox reads it and believes nothing else (law 7).
+
+It names the run, the effect key, the tool and the digest of the arguments, and it ends. Whoever changes a byte of it,
+or uses it for another call, holds a piece of paper.
+"""
+
+import base64
+import hmac
+import json
+from dataclasses import asdict, dataclass
+from typing import Final, Literal
+
+from understudy.policies.profile import Limits, Profile
+
+Reason = Literal["forged", "altered", "expired", "wrong run", "wrong call", "wrong arguments"]
+
+SECRET_MIN_BYTES = 16
+_DOMAIN: Final = b"understudy grant 1\0"
+"""Signed together with the grant: the same secret signs other things (code), and none of them may pass for a grant. The
+number changes with the fields, so that a grant of another version is refused and not misread."""
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What was decided, for whom, until when."""
+
+    run_id: str
+    key: str
+    """The effect key: names this very call for ever (law 4)."""
+    tool: str
+    digest: str
+    """Digest of tool, its version and arguments."""
+    epoch: int
+    """Of the run's owner that asked."""
+    profile: Profile
+    policy_digest: str
+    rule: str
+    decision: Literal["allow", "approved"]
+    issued_at: float
+    expires_at: float
+
+
+class GrantRefused(Exception):
+    """A token that is not good for this call. Ask the policy actor for a grant; there is no other way to one."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+def sign(grant: Grant, secret: bytes) -> str:
+    """A token: base64url of the grant's JSON, a dot, and base64url of its HMAC-SHA256."""
+    body = _base64(json.dumps(asdict(grant), sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+    return f"{body}.{_mac(body, secret)}"
+
+
+def check(token: str, secret: bytes, *, run_id: str, key: str, tool: str, digest: str, now: float) -> Grant:
+    """The grant in a token that is good for this call at this time. Raises GrantRefused."""
+    body, dot, mac = token.partition(".")
+    if not dot or not body or not mac:
+        raise GrantRefused("forged", f"{token[:12]!r}... is no token; it lacks a signature")
+    # The text of both is compared, not the bytes that it decodes to: base64 has several spellings of the same bytes.
+    if not hmac.compare_digest(_mac(body, secret).encode(), mac.encode(errors="replace")):
+        raise GrantRefused("altered", "its signature is not that of its content under this deployment's secret")
+    grant = _read(body)
+    if now >= grant.expires_at:
+        raise GrantRefused("expired", f"it ended {now - grant.expires_at:.1f} s ago; ask for a new decision")
+    if grant.run_id != run_id:
+        raise GrantRefused("wrong run", f"it was given to run {grant.run_id!r}, not to {run_id!r}")
+    if grant.key != key:
+        raise GrantRefused("wrong call", f"it was given for call {grant.key!r}, not for {key!r}")
+    if grant.tool != tool:
+        raise GrantRefused("wrong call", f"it was given for tool {grant.tool!r}, not for {tool!r}")
+    if grant.digest != digest:
+        raise GrantRefused("wrong arguments", f"the arguments of tool {tool!r} are not those that were judged")
+    return grant
+
+
+def _mac(body: str, secret: bytes) -> str:
+    if len(secret) < SECRET_MIN_BYTES:
+        raise ValueError(f"the secret has {len(secret)} bytes; give it {SECRET_MIN_BYTES} at least")
+    return _base64(hmac.digest(secret, _DOMAIN + body.encode(errors="replace"), "sha256"))
+
+
+def _read(body: str) -> Grant:
+    """Only after the signature is found good: what is read here was written by `sign`."""
+    fields = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    profile = fields.pop("profile")
+    limits = Limits(**profile["limits"])
+    return Grant(**fields, profile=Profile(tuple(profile["read"]), tuple(profile["write"]), limits))
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

@@ -1,0 +1,430 @@
+"""Whether a call may be made: the strictest rule decides, no rule means no, and nothing that is added loosens."""
+
+import pickle
+import random
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from understudy.policies.permission import (
+    MATCHED_TEXT_MAX,
+    Allow,
+    Ask,
+    Condition,
+    Decision,
+    Deny,
+    Effect,
+    Op,
+    Policy,
+    Request,
+    Rule,
+    decide,
+    explain,
+    fits,
+)
+from understudy.policies.profile import Limits, Profile, covers, intersect
+
+
+def request(tool: str = "pay", graph: str = "refund", labels: dict[str, str] | None = None, **args: Any) -> Request:
+    return Request(tool=tool, args=args, run_id="r00-a", graph=graph, digest="d", labels=labels or {})
+
+
+def rule(id: str, effect: Effect, *when: Condition, tool: str = "pay", **more: Any) -> Rule:
+    return Rule(id, effect, (tool,), when, **more)
+
+
+def policy(*rules: Rule, name: str = "demo") -> Policy:
+    return Policy(name, "1", rules)
+
+
+def when(field: str, op: Op, value: Any) -> Condition:
+    return Condition(field, op, value)
+
+
+ALLOW, ASK, DENY = rule("a", "allow"), rule("b", "ask"), rule("c", "deny")
+
+
+# Which word counts.
+
+
+def test_no_policy_and_no_rule_mean_no_and_say_what_to_write() -> None:
+    assert isinstance(decide([], request()), Deny)
+    assert decide([policy()], request()) == Deny(
+        "", "demo", "no rule allows tool 'pay'; add one: - {id: pay, effect: allow, tool: pay}"
+    )
+
+
+def test_a_refusal_names_the_rule_that_came_nearest() -> None:
+    small = rule("small", "allow", when("amount", "le", 100))
+    decision = decide([policy(small)], request(amount=500))
+    assert isinstance(decision, Deny)
+    assert decision.reason == (
+        "no rule allows this call of tool 'pay'; rule 'small' does not fit: 'amount' should be le 100: it is 500"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rules", "kind", "named"),
+    [
+        ([ALLOW], Allow, "a"),
+        ([ASK], Ask, "b"),
+        ([DENY], Deny, "c"),
+        ([ALLOW, ASK], Ask, "b"),
+        ([ALLOW, ASK, DENY], Deny, "c"),
+        ([ALLOW, DENY], Deny, "c"),
+    ],
+)
+def test_the_strictest_wins_in_any_order(rules: list[Rule], kind: type[Decision], named: str) -> None:
+    for some_order in (rules, rules[::-1]):
+        decision = decide([policy(*some_order)], request())
+        assert type(decision) is kind
+        assert decision.rule == named
+
+
+def test_a_refusal_tells_what_to_do_instead() -> None:
+    decision = decide([policy(rule("x", "deny", reason="too dangerous", alternative="use refund"))], request())
+    assert decision == Deny("x", "demo", "too dangerous; instead: use refund")
+
+
+def test_every_layer_has_to_allow() -> None:
+    above, below = policy(ALLOW, name="above"), policy(ASK, name="below")
+    assert isinstance(decide([above, below], request()), Ask)
+    assert isinstance(decide([above, policy(DENY)], request()), Deny)
+    nothing = decide([above, policy(name="empty")], request())
+    assert isinstance(nothing, Deny)
+    assert nothing.policy == "empty"
+
+
+@pytest.mark.parametrize(
+    ("glob", "tool", "expected"),
+    [
+        ("pay", "pay", True),
+        ("pay", "Pay", False),
+        ("pay", "pay2", False),
+        ("*", "anything.at_all", True),
+        ("fs.*", "fs.delete", True),
+        ("fs.*", "fsx", False),
+        ("read_[ab]", "read_a", True),
+        ("pay", "pay\n", False),
+    ],
+)
+def test_tools_are_named_by_globs(glob: str, tool: str, expected: bool) -> None:
+    decision = decide([policy(rule("x", "allow", tool=glob))], request(tool))
+    assert isinstance(decision, Allow) is expected
+
+
+def test_a_rule_may_speak_of_some_graphs_and_some_labels_only() -> None:
+    some = policy(rule("x", "allow", graphs=("ref*",), labels={"env": "test"}))
+    assert isinstance(decide([some], request(labels={"env": "test", "more": "1"})), Allow)
+    assert isinstance(decide([some], request(labels={"env": "prod"})), Deny)
+    assert isinstance(decide([some], request(labels={})), Deny)
+    assert isinstance(decide([some], request(graph="other", labels={"env": "test"})), Deny)
+
+
+# Conditions.
+
+YES, NO, UNCLEAR = "yes", "no", "unclear"
+
+
+@pytest.mark.parametrize(
+    ("op", "operand", "value", "expected"),
+    [
+        ("eq", 1, 1, YES),
+        ("eq", 1, 1.0, YES),
+        ("eq", 1, True, NO),
+        ("eq", [1], [True], NO),
+        ("eq", {"a": [0]}, {"a": [False]}, NO),
+        ("eq", None, None, YES),
+        ("eq", "a", "A", NO),
+        ("ne", "EUR", "USD", YES),
+        ("ne", "EUR", "EUR", NO),
+        ("in", ["EUR", "USD"], "USD", YES),
+        ("in", [0], False, NO),
+        ("not_in", ["EUR"], "USD", YES),
+        ("lt", 10, 9.5, YES),
+        ("lt", 10, 10, NO),
+        ("le", 10, 10, YES),
+        ("gt", 10, 10, NO),
+        ("ge", 10, 10, YES),
+        ("gt", 100, "500", UNCLEAR),
+        ("gt", 100, True, UNCLEAR),
+        ("gt", 100, None, UNCLEAR),
+        ("gt", 100, float("nan"), UNCLEAR),
+        ("lt", 100, float("-inf"), UNCLEAR),
+        ("gt", 100, 10**400, YES),
+        ("matches", "[a-z]+", "abc", YES),
+        ("matches", "[a-z]+", "abc\n", NO),
+        ("matches", "[a-z]+", "xabc1", NO),
+        ("matches", "a|ab", "ab", YES),
+        ("matches", ".*", "x" * (MATCHED_TEXT_MAX + 1), UNCLEAR),
+        ("matches", ".*", 5, UNCLEAR),
+        ("under", "/work", "/work", YES),
+        ("under", "/work", "/work/a/b", YES),
+        ("under", "/work", "/work/", YES),
+        ("under", "/work/", "/work/a", YES),
+        ("under", "/work", "/workshop", NO),
+        ("under", "/work", "/work/../etc/passwd", NO),
+        ("under", "/work", "/work/a/../../etc", NO),
+        ("under", "/work", "/etc/../work/a", YES),
+        ("under", "/work", "//work//./a", YES),
+        ("under", "/etc", "//etc/passwd", YES),
+        ("under", "/etc", "///etc/passwd", YES),
+        ("under", "/", "/anything", YES),
+        ("under", ["/a", "/b"], "/b/c", YES),
+        ("under", "/work", "work/a", UNCLEAR),
+        ("under", "/work", "~/a", UNCLEAR),
+        ("under", "/work", "", UNCLEAR),
+        ("under", "/work", "/work/\0/../../etc", UNCLEAR),
+        ("under", "/work", ["/work"], UNCLEAR),
+        ("exists", True, None, YES),
+        ("exists", False, None, NO),
+    ],
+)
+def test_conditions(op: Op, operand: Any, value: Any, expected: str) -> None:
+    assert fits(rule("x", "allow", when("it", op, operand)), {"it": value})[0] == expected
+
+
+@pytest.mark.parametrize("op", ["eq", "in", "lt", "le", "gt", "ge", "matches", "under"])
+def test_what_is_not_there_fits_nothing(op: Op) -> None:
+    operand: Any = {"in": ["x"], "eq": None, "matches": ".*", "under": "/"}.get(op, 1)
+    for effect in ("allow", "ask", "deny"):
+        assert fits(rule("x", effect, when("it", op, operand)), {})[0] == "no"
+
+
+def test_nothing_is_allowed_because_of_what_was_left_out() -> None:
+    elsewhere = when("currency", "ne", "EUR")
+    assert isinstance(decide([policy(rule("x", "allow", elsewhere))], request()), Deny)
+    assert isinstance(decide([policy(ALLOW, rule("x", "deny", elsewhere))], request()), Deny)
+    assert isinstance(decide([policy(ALLOW, rule("x", "ask", elsewhere))], request()), Ask)
+    assert isinstance(decide([policy(rule("x", "allow", when("force", "exists", False)))], request()), Allow)
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("order.lines.0.sku", "yes"),
+        ("order.lines.1.sku", "no"),
+        ("order.lines.x", "unclear"),
+        ("order.lines.-1", "unclear"),
+        ("order.note.text", "no"),
+        ("order.id.deep", "unclear"),
+        ("nothing.at.all", "no"),
+    ],
+)
+def test_a_field_is_a_path_into_the_arguments(field: str, expected: str) -> None:
+    args: Any = {"order": {"id": "A1", "note": None, "lines": [{"sku": "x"}]}}
+    assert fits(rule("x", "allow", when(field, "eq", "x")), args)[0] == expected
+
+
+def test_what_cannot_be_judged_is_never_in_favour_of_the_call() -> None:
+    big = when("amount", "gt", 100)
+    for effect in ("deny", "ask"):
+        decision = decide([policy(ALLOW, rule("x", effect, big))], request(amount="500"))
+        assert isinstance(decision, Deny)
+        assert decision.reason == (
+            "rule 'x' cannot judge this call of tool 'pay', so it is denied: 'amount' should be gt 100: it is '500', "
+            "and only a number can be compared; what cannot be judged is denied"
+        )
+    assert isinstance(decide([policy(rule("x", "allow", when("amount", "lt", 9)))], request(amount="5")), Deny)
+    # A condition that fails settles it, before or after one that cannot be judged.
+    other = when("currency", "eq", "EUR")
+    for both in ((big, other), (other, big)):
+        some = policy(ALLOW, rule("x", "deny", *both))
+        assert isinstance(decide([some], request(amount="500", currency="USD")), Allow)
+
+
+# What is granted.
+
+
+def test_within_a_policy_files_add_up_and_named_limits_take_the_least() -> None:
+    one = rule("one", "allow", read=("/a", "/b"), limits={"wall_s": 100.0})
+    two = rule("two", "ask", read=("/b", "/w/x"), write=("/w",), limits={"wall_s": 50.0, "processes": 4})
+    decision = decide([policy(one, two)], request())
+    assert isinstance(decision, Ask)
+    assert decision.profile == Profile(("/a", "/b"), ("/w",), Limits(wall_s=50.0, processes=4))
+
+
+def test_across_layers_only_what_both_grant_is_left() -> None:
+    above = policy(rule("x", "allow", read=("/work", "/etc"), write=("/tmp/out",), limits={"wall_s": 5.0}))
+    below = policy(rule("x", "allow", read=("/work/a", "/tmp/out"), write=("/work/b", "/tmp"), limits={"cpu_s": 1.0}))
+    for layers in ([above, below], [below, above]):
+        decision = decide(layers, request())
+        assert isinstance(decision, Allow)
+        assert decision.profile == Profile(("/work/a", "/work/b"), ("/tmp/out",), Limits(wall_s=5.0, cpu_s=1.0))
+
+
+# Words.
+
+
+def test_explain_says_of_every_rule_whether_it_fits_and_why() -> None:
+    rules = [
+        rule("small", "allow", when("amount", "le", 100)),
+        rule("other", "allow", tool="refund"),
+        rule("late", "deny", when("at", "gt", 5)),
+        rule("all", "ask", tool="*"),
+        rule("graph", "ask", graphs=("x*",)),
+    ]
+    steps = explain([policy(*rules)], request(amount=500, at="noon"))
+    assert [(step.rule, step.matched, step.why) for step in steps] == [
+        ("small", False, "'amount' should be le 100: it is 500"),
+        ("other", False, "it is about tool 'refund'"),
+        (
+            "late",
+            True,
+            "'at' should be gt 5: it is 'noon', and only a number can be compared; what cannot be judged is denied",
+        ),
+        ("all", True, "it has no conditions"),
+        ("graph", False, "it is about graph 'x*', this is 'refund'"),
+    ]
+
+
+def test_reasons_do_not_grow_with_the_arguments() -> None:
+    decision = decide([policy(rule("x", "allow", when("a", "eq", 1)))], request(a=["x" * 10**6]))
+    assert isinstance(decision, Deny)
+    assert len(decision.reason) < 300
+
+
+def test_a_policy_that_has_decided_can_still_be_sent_to_another_process() -> None:
+    some = policy(ALLOW, rule("x", "deny", when("it", "matches", "a+")))
+    decide([some], request())
+    assert decide([pickle.loads(pickle.dumps(some))], request()) == decide([some], request())
+
+
+# Properties.
+
+VALUES: st.SearchStrategy[Any] = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 3),
+    st.floats(),
+    st.sampled_from(["x", "/a", "/a/b", "/a/../b"]),
+    st.text(),
+)
+CONDITIONS = st.one_of(
+    st.builds(Condition, st.sampled_from(["a", "b", "c.d"]), st.sampled_from(["eq", "ne"]), VALUES),
+    st.builds(Condition, st.sampled_from(["a", "b"]), st.sampled_from(["in", "not_in"]), st.lists(VALUES, max_size=3)),
+    st.builds(Condition, st.sampled_from(["a", "b"]), st.sampled_from(["lt", "le", "gt", "ge"]), st.integers(-3, 3)),
+    st.builds(Condition, st.just("a"), st.just("under"), st.sampled_from(["/a", "/b", "/"])),
+    st.builds(Condition, st.just("a"), st.just("matches"), st.sampled_from([".*", "x|y", "/a.*"])),
+    st.builds(Condition, st.sampled_from(["a", "c.d"]), st.just("exists"), st.booleans()),
+)
+PATHS = st.lists(st.sampled_from(["/", "/a", "/a/b", "/a/b/c", "/ab", "/d"]), max_size=3).map(tuple)
+
+
+def rules(effects: tuple[Effect, ...] = ("allow", "ask", "deny")) -> st.SearchStrategy[Rule]:
+    return st.builds(
+        Rule,
+        id=st.sampled_from("abcdefgh"),
+        effect=st.sampled_from(effects),
+        tools=st.sampled_from([("pay",), ("*",), ("p*", "q"), ("other",)]),
+        when=st.lists(CONDITIONS, max_size=2).map(tuple),
+        graphs=st.sampled_from([(), ("refund",), ("x",)]),
+        labels=st.sampled_from([{}, {"env": "test"}]),
+        read=PATHS,
+        write=PATHS,
+        limits=st.dictionaries(st.sampled_from(["wall_s", "cpu_s"]), st.floats(1, 90), max_size=2),
+    )
+
+
+POLICIES = st.lists(rules(), max_size=6).map(lambda some: policy(*some))
+REQUESTS = st.builds(
+    Request,
+    tool=st.sampled_from(["pay", "q", "x"]),
+    args=st.dictionaries(st.sampled_from(["a", "b", "c"]), st.one_of(VALUES, st.builds(lambda v: {"d": v}, VALUES))),
+    run_id=st.just("r00-a"),
+    graph=st.sampled_from(["refund", "other"]),
+    digest=st.just("d"),
+    labels=st.sampled_from([{}, {"env": "test"}]),
+)
+
+
+def strictness(decision: Decision) -> int:
+    return [Allow, Ask, Deny].index(type(decision))
+
+
+def grants_no_more(tighter: Profile, looser: Profile) -> bool:
+    readable = (*looser.read, *looser.write)
+    return (
+        all(covers(readable, path) for path in (*tighter.read, *tighter.write))
+        and all(covers(looser.write, path) for path in tighter.write)
+        and tighter.limits.wall_s <= looser.limits.wall_s
+        and tighter.limits.cpu_s <= looser.limits.cpu_s
+    )
+
+
+@given(POLICIES, REQUESTS, st.randoms(use_true_random=False))
+def test_the_order_of_rules_changes_nothing(some: Policy, asked: Request, chance: random.Random) -> None:
+    shuffled = list({rule.id: rule for rule in some.rules}.values())  # ids are unique in a policy
+    expected = decide([policy(*shuffled)], asked)
+    chance.shuffle(shuffled)
+    assert decide([policy(*shuffled)], asked) == expected
+
+
+@given(POLICIES, rules(("ask", "deny")), REQUESTS)
+def test_another_ask_or_deny_rule_never_loosens(some: Policy, more: Rule, asked: Request) -> None:
+    before = decide([some], asked)
+    after = decide([policy(*some.rules, more)], asked)
+    # Nothing but an ask rule that fits may lift "no rule fits"; and then a person decides.
+    if isinstance(before, Deny) and before.rule == "":
+        assert not isinstance(after, Allow)
+    else:
+        assert strictness(after) >= strictness(before)
+
+
+@given(st.lists(POLICIES, min_size=1, max_size=3), POLICIES, REQUESTS, st.integers(0, 3))
+def test_another_layer_never_loosens(layers: list[Policy], more: Policy, asked: Request, place: int) -> None:
+    before = decide(layers, asked)
+    after = decide([*layers[:place], more, *layers[place:]], asked)
+    assert strictness(after) >= strictness(before)
+    if not isinstance(after, Deny):
+        assert not isinstance(before, Deny)
+        assert grants_no_more(after.profile, before.profile)
+
+
+@given(st.lists(POLICIES, min_size=1, max_size=3), REQUESTS)
+def test_nothing_is_granted_without_a_rule_that_fits(layers: list[Policy], asked: Request) -> None:
+    decision = decide(layers, asked)
+    steps = explain(layers, asked)
+    for layer, some in enumerate(layers):
+        start = sum(len(earlier.rules) for earlier in layers[:layer])
+        matched = [step for step in steps[start : start + len(some.rules)] if step.matched]
+        if not any(step.effect in ("allow", "ask") for step in matched):
+            assert isinstance(decision, Deny)
+        if any(step.effect == "deny" for step in matched):
+            assert isinstance(decision, Deny)
+
+
+@given(st.lists(st.builds(Profile, PATHS, PATHS), min_size=1, max_size=3), st.randoms(use_true_random=False))
+def test_an_intersection_is_within_each_and_the_same_in_any_order(
+    profiles: list[Profile], chance: random.Random
+) -> None:
+    both = intersect(profiles)
+    assert all(grants_no_more(both, profile) for profile in profiles)
+    assert intersect([both, both]) == both
+    chance.shuffle(profiles)
+    assert intersect(profiles) == both
+
+
+# Speed.
+
+
+def test_a_decision_costs_microseconds() -> None:
+    """Twenty rules that all speak of the tool, two conditions each: see the bound below."""
+    conditions = (when("path", "under", "/work"), when("amount", "le", 100))
+    some = policy(
+        *(rule(f"r{n}", "deny", when("amount", "gt", 1000 + n), when("path", "matches", "/etc/.*")) for n in range(10)),
+        *(rule(f"s{n}", "allow", *conditions, read=("/work",), tool="p*") for n in range(10)),
+    )
+    asked = request(path="/work/a", amount=50)
+    decide([some], asked)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        for _ in range(200):
+            decide([some], asked)
+        best = min(best, (time.perf_counter() - began) / 200)
+    assert best < 200e-6, f"{best * 1e6:.1f} us"
+    print(f"{best * 1e6:.1f} us")
