@@ -1,0 +1,239 @@
+"""How runs, checkpoints and receipts look in Redis: the names of the keys, and values as text.
+
+All keys of a thread and its runs carry the hash tag of one partition, `u:{p3f}:...`, so that one script may touch them,
+also in a Redis Cluster. The two digits are those in a run's id.
+
+    of a run        run, writes, answers, receipts, effects (hashes; effects: those since the head)   events (list)
+    of a thread     keys, checkpoints (hashes)   line (list of unfinished runs)   runs, history (lists of ids)
+    of a partition  queue, leases, expiry, index:<status>, index:all (sorted sets)   heads, counters (hashes)
+    of nobody       u:blob:<digest>   u:beats (hash)
+
+Fractions are written by `repr`, so that a time comes back as it went in.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, cast
+
+from understudy.actors.records import (
+    PARTITIONS,
+    CheckpointRow,
+    Counters,
+    Event,
+    Interrupt,
+    NewCheckpoint,
+    Receipt,
+    ReceiptState,
+    RunRecord,
+    Status,
+    partition_of_run,
+    partition_of_thread,
+)
+from understudy.cluster.stores.redis_client import Arg
+
+_TAGS = tuple(f"u:{{p{partition:02x}}}:" for partition in range(PARTITIONS))
+BEATS = "u:beats"
+
+RUN_KEYS = ("run", "events", "writes", "answers", "receipts", "effects")
+THREAD_KEYS = ("line", "runs", "keys", "checkpoints", "history")
+
+
+class Keys:
+    """The keys of one partition, and of one run and one thread in it."""
+
+    __slots__ = ("run_id", "tag", "thread_id")
+
+    def __init__(self, partition: int, run_id: str = "", thread_id: str = "") -> None:
+        self.tag = _TAGS[partition]
+        self.run_id = run_id
+        self.thread_id = thread_id
+
+    @classmethod
+    def of_run(cls, run_id: str, thread_id: str = "") -> "Keys":
+        # A text that is no run id is looked for in partition 0, and not found there.
+        return cls(partition_of_run(run_id) or 0, run_id, thread_id)
+
+    @classmethod
+    def of_thread(cls, thread_id: str) -> "Keys":
+        return cls(partition_of_thread(thread_id), "", thread_id)
+
+    def run(self, *names: str) -> list[str]:
+        return [f"{self.tag}{name}:{self.run_id}" for name in names]
+
+    def thread(self, *names: str) -> list[str]:
+        return [f"{self.tag}thread-{name}:{self.thread_id}" for name in names]
+
+    def shared(self, *names: str) -> list[str]:
+        return [self.tag + name for name in names]
+
+    def index(self, *statuses: str) -> list[str]:
+        return [f"{self.tag}index:{status}" for status in statuses]
+
+
+def all_shared(name: str) -> list[str]:
+    """A partition's key, of all partitions."""
+    return [tag + name for tag in _TAGS]
+
+
+# --- values --------------------------------------------------------------------------------------------------------
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def counted(items: Sequence[Arg]) -> list[Arg]:
+    """A list as the scripts read it: how many, then the items."""
+    return [len(items), *items]
+
+
+def events_args(events: Sequence[Event]) -> list[Arg]:
+    return counted([event_text(event) for event in events])
+
+
+def pairs_args(pairs: Mapping[str, str]) -> list[Arg]:
+    return [len(pairs), *(text for pair in pairs.items() for text in pair)]
+
+
+def counters_args(counters: Counters) -> list[Arg]:
+    return pairs_args({name: repr(float(amount)) for name, amount in counters.items()})
+
+
+def event_text(event: Event) -> str:
+    return to_json({"kind": event.kind, "at": event.at, "data": dict(event.data)})
+
+
+def read_event(text: str, n: int) -> Event:
+    fields = json.loads(text)
+    return Event(fields["kind"], fields["at"], fields["data"], n)
+
+
+def checkpoint_row(new: NewCheckpoint, run_id: str, at: float) -> str:
+    """One line of what is known, then the body. The scripts read parent and snapshot from the line."""
+    known = [new.checkpoint_id, new.parent, int(new.snapshot), new.step, run_id, at]
+    return f"{to_json(known)}\n{new.body}"
+
+
+def read_checkpoint(text: str) -> CheckpointRow:
+    line, _, body = text.partition("\n")
+    checkpoint_id, parent, snapshot, step, run_id, at = json.loads(line)
+    return CheckpointRow(checkpoint_id, parent, step, bool(snapshot), body, run_id=run_id, at=at)
+
+
+def interrupts_text(interrupts: Iterable[Interrupt]) -> str:
+    return to_json([asdict(interrupt) for interrupt in interrupts])
+
+
+def effect_field(key: str, checkpoint_id: str) -> str:
+    return f"{checkpoint_id}\n{key}"
+
+
+def token_text(token: str) -> str:
+    return json.dumps(token)  # one line, whatever is in it
+
+
+def receipt_args(receipt: Receipt) -> list[Arg]:
+    """The four lines of a receipt, see begin.lua."""
+    known = [
+        receipt.key,
+        receipt.run_id,
+        receipt.checkpoint_id,
+        receipt.task_id,
+        receipt.tool,
+        receipt.digest,
+        receipt.sandbox,
+        receipt.at,
+    ]
+    return [receipt.state, token_text(receipt.token), to_json(known), receipt.outcome]
+
+
+def read_receipt(text: str) -> Receipt:
+    state, token, line, outcome = text.split("\n", 3)
+    key, run_id, checkpoint_id, task_id, tool, digest, sandbox, at = json.loads(line)
+    return Receipt(
+        key=key,
+        run_id=run_id,
+        checkpoint_id=checkpoint_id,
+        task_id=task_id,
+        tool=tool,
+        digest=digest,
+        state=cast(ReceiptState, state),
+        sandbox=sandbox,
+        token=json.loads(token),
+        outcome=outcome,
+        at=at,
+    )
+
+
+def run_fields(record: RunRecord) -> dict[str, str]:
+    """A run as it is created. `seq_epoch`: epoch of the last commit; `call`: name of the call that claimed it."""
+    return {
+        "thread": record.thread_id,
+        "graph": record.graph,
+        "version": record.version,
+        "code": record.code,
+        "input": record.input,
+        "digest": record.digest,
+        "key": record.key,
+        "policy": record.policy,
+        "labels": to_json(dict(record.labels)),
+        "status": record.status,
+        "epoch": str(record.epoch),
+        "owner": record.owner,
+        "lease": repr(record.lease_until),
+        "seq": str(record.seq),
+        "seq_epoch": "0",
+        "step": str(record.step),
+        "head": record.head,
+        "restarts": str(record.restarts),
+        "crashes": " ".join(map(repr, record.crashes)),
+        "detected": repr(record.detected_at),
+        "not_before": repr(record.not_before),
+        "cancel": "01"[record.cancel_asked],
+        "interrupts": interrupts_text(record.interrupts),
+        "created": repr(record.created_at),
+        "updated": repr(record.updated_at),
+        "error": record.error,
+        "result": record.result,
+        "call": "",
+    }
+
+
+def read_run(run_id: str, flat_fields: Sequence[str], flat_answers: Sequence[str]) -> RunRecord:
+    fields = dict(pairs(flat_fields))
+    return RunRecord(
+        run_id=run_id,
+        thread_id=fields["thread"],
+        graph=fields["graph"],
+        version=fields["version"],
+        code=fields["code"],
+        input=fields["input"],
+        digest=fields["digest"],
+        key=fields["key"],
+        policy=fields["policy"],
+        labels=json.loads(fields["labels"]),
+        status=cast(Status, fields["status"]),
+        epoch=int(fields["epoch"]),
+        owner=fields["owner"],
+        lease_until=float(fields["lease"]),
+        seq=int(fields["seq"]),
+        step=int(fields["step"]),
+        head=fields["head"],
+        restarts=int(fields["restarts"]),
+        crashes=tuple(map(float, fields["crashes"].split())),
+        detected_at=float(fields["detected"]),
+        not_before=float(fields["not_before"]),
+        cancel_asked=fields["cancel"] == "1",
+        interrupts=tuple(Interrupt(**interrupt) for interrupt in json.loads(fields["interrupts"])),
+        answers=dict(pairs(flat_answers)),
+        created_at=float(fields["created"]),
+        updated_at=float(fields["updated"]),
+        error=fields["error"],
+        result=fields["result"],
+    )
+
+
+def pairs(flat: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Fields and values of a hash, as HGETALL tells them."""
+    return zip(flat[::2], flat[1::2], strict=True)
