@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,11 +132,6 @@ class Stage:
         now = self.clock()
         events = [Event("crashed", now, {"cause": "actor_died", "epoch": record.epoch, "attempt": 1})]
         return await self.store.requeue(run.run_id, record.epoch, now, now, events, counters_of(record.graph, events))
-
-    async def until(self, holds: Callable[[], Awaitable[bool]]) -> None:
-        """Let the other tasks of this loop run until a condition holds; bounded by the test's own time."""
-        while not await holds():
-            await asyncio.sleep(0)
 
     async def kinds(self, run: Run) -> list[str]:
         """The kinds of a run's events, in order."""

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from support.stage import Stage, YesPolicy
-from support.waiting import run_async
+from support.waiting import run_async, wait_until_async
 from understudy import END, START, Command, Context, Graph, Send, ToolDenied, ToolError, append, tool
 from understudy.actors.calls import Asked, Refused
 from understudy.actors.context import BlockingContext
@@ -327,7 +327,7 @@ def test_finished_siblings_do_not_run_again():
         stage = Stage(MemoryStore(), graph)
         run = await stage.start()
         driving = asyncio.ensure_future(stage.drive(run))
-        await stage.until(lambda: _quick_is_stored(stage, run))
+        await wait_until_async(lambda: _quick_is_stored(stage, run), 10, "the pending writes of quick")
         driving.cancel()
         await asyncio.wait([driving])
         await stage.crash(run)

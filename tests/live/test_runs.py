@@ -1,0 +1,348 @@
+"""The main path on real parts: Ray, run actors killed and stopped by signals, sandboxes, SQLite and Redis."""
+
+import asyncio
+import os
+import random
+import signal
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from support import graphs
+from support.servers import RedisServer
+from support.waiting import run_async, wait_until_async
+from understudy import END, START, Context, Graph, RunFailed, connect, tool
+from understudy.actors.events import counters_of
+from understudy.actors.records import RunRecord
+from understudy.cluster.client import Cluster, Run
+from understudy.cluster.settings import Settings
+from understudy.policies.policy_file import load_policy
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+Opener = Callable[..., Any]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder for a test's ledger, with names that a sandbox may be given (pytest's own is closed to other users)."""
+    with tempfile.TemporaryDirectory(prefix="understudy-test-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def store_url(request: pytest.FixtureRequest, folder: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite://{folder}/state/test.db"
+    return str(request.getfixturevalue("redis_url"))
+
+
+@asynccontextmanager
+async def cluster_on(store: str, folder: Path, **fields: Any) -> AsyncIterator[Cluster]:
+    """A cluster in this process: its own Ray, supervisor and actors, under the policy of support/graphs.py."""
+    settings = Settings(
+        state_dir=folder / "state", store=store, **{"run_actors": 2, "spare_actors": 1, "lease_s": 3.0, **fields}
+    )
+    policy = load_policy(graphs.POLICY, source="test", variables={"folder": str(folder)})
+    async with connect(settings=settings, policy=policy, embedded=True) as cluster:
+        yield cluster
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+async def running(run: Run, timeout_s: float = 60) -> RunRecord:
+    """The run, once an actor has it."""
+
+    async def found() -> RunRecord | None:
+        record = await run.record()
+        return record if record.status == "running" else None
+
+    record = await wait_until_async(found, timeout_s, f"run {run.run_id} to have an actor")
+    assert record is not None
+    return record
+
+
+def pid_of(record: RunRecord) -> int:
+    """The process of a run's actor."""
+    return int(record.owner.rpartition("/")[2])
+
+
+def test_a_run_killed_in_node_seven_resumes_there(store_url: str, folder: Path) -> None:
+    """It must show, 2: nodes one to six do not run again, nor the tool call of node seven that had finished."""
+
+    async def played() -> None:
+        async with cluster_on(store_url, folder) as cluster:
+            run = await cluster.start(graphs.twelve, {"folder": str(folder)})
+
+            async def in_node_seven() -> bool:
+                return bool(lines(folder / "ledger"))
+
+            await wait_until_async(in_node_seven, 90, "the first call of node seven")
+            first = await running(run)
+            os.kill(pid_of(first), signal.SIGKILL)
+
+            async def restarted() -> bool:
+                return len([line for line in lines(folder / "ran") if line.startswith("n7 ")]) == 2
+
+            await wait_until_async(restarted, 30, "node seven to run again")
+            (folder / "go").touch()
+            result = await run.result(60)
+            assert result.seen == graphs.NAMES
+            ran = Counter(line.split()[0] for line in lines(folder / "ran"))
+            assert ran == {**dict.fromkeys(graphs.NAMES, 1), "n7": 2}
+            assert len({line.split()[1] for line in lines(folder / "ran")}) == 2, "two processes"
+            assert lines(folder / "ledger") == ["first call of n7", "second call of n7"]
+            record = await run.record()
+            assert record.restarts == 1
+            kinds = [event.kind async for event in run.events(follow=False)]
+            assert (kinds.count("crashed"), kinds.count("recovered"), kinds.count("tool_started")) == (1, 1, 2)
+
+    run_async(played(), 240)
+
+
+def test_fifty_runs_and_ten_kills(store_url: str, folder: Path) -> None:
+    """It must show, 3: all succeed, every ledger row is there once; and the counters agree with the event logs (7)."""
+
+    async def played() -> None:
+        chance = random.Random(3)
+        async with cluster_on(store_url, folder, run_actors=3, restart_intensity=19) as cluster:
+            runs = [await cluster.start(graphs.short, {"folder": str(folder), "name": f"run-{i}"}) for i in range(50)]
+            killed = 0
+            while killed < 10:
+                records = [r for r in await cluster.runs("running") if "/" in r.owner]
+                if records:
+                    victim = pid_of(chance.choice(records))
+                    with suppress(ProcessLookupError):
+                        os.kill(victim, signal.SIGKILL)
+                        killed += 1
+                        # One kill an actor: wait until its run has been taken away from it.
+                        gone = [r for r in records if pid_of(r) == victim]
+
+                        async def taken(gone: list[RunRecord] = gone) -> bool:
+                            now = [await cluster.store.run(r.run_id) for r in gone]
+                            return all(a.epoch != b.epoch or a.final for a, b in zip(now, gone, strict=True))
+
+                        await wait_until_async(taken, 30, "the supervisor to notice a kill")
+                await asyncio.sleep(chance.random() * 0.3)
+                if all([(await run.record()).final for run in runs]):
+                    break
+            for run in runs:
+                assert (await run.result(120)).seen == ["look", "act", "finish"]
+            assert killed == 10, f"the runs were over after {killed} kills"
+            assert Counter(lines(folder / "ledger")) == {f"run-{i}": 1 for i in range(50)}
+            await agree(cluster)
+
+    run_async(played(), 280)
+
+
+async def agree(cluster: Cluster) -> None:
+    """The counters of the store are the sum over all event logs, exactly."""
+    expected: Counter[str] = Counter()
+    for record in await cluster.runs(limit=10_000):
+        for name, amount in counters_of(record.graph, await cluster.store.events(record.run_id)).items():
+            expected[name] += amount
+    own = ("checkpoint_commit", "fence_rejections")
+    found = {n: v for n, v in (await cluster.store.counters()).items() if not n.startswith(own)}
+    assert found == pytest.approx(dict(expected))
+
+
+def test_a_stopped_actor_that_wakes_up_changes_nothing(store_url: str, folder: Path) -> None:
+    """It must show, 5: SIGSTOP, replaced after its lease, SIGCONT: its writes are refused by the store."""
+
+    async def played() -> None:
+        async with cluster_on(store_url, folder, lease_s=2.0) as cluster:
+            run = await cluster.start(graphs.paused, {"folder": str(folder)})
+
+            async def held(times: int) -> bool:
+                return len(lines(folder / "ran")) == times
+
+            await wait_until_async(lambda: held(1), 90, "the node to run")
+            zombie = pid_of(await running(run))
+            os.kill(zombie, signal.SIGSTOP)
+            await wait_until_async(lambda: held(2), 30, "another actor to take the run over")
+            successor = pid_of(await running(run))
+            assert successor != zombie
+            before = (await run.record()).epoch
+            os.kill(zombie, signal.SIGCONT)
+
+            async def refused() -> bool:
+                counters = await cluster.store.counters()
+                return any(value for name, value in counters.items() if name.startswith("fence_rejections_total"))
+
+            (folder / "go").touch()
+            result = await run.result(30)
+            assert result.seen == [f"held by {successor}"]
+            assert (await run.record()).epoch == before
+            kinds = [event.kind async for event in run.events(follow=False)]
+            assert (kinds.count("node_finished"), kinds.count("finished")) == (1, 1)
+            with suppress(AssertionError):  # Ray may have reaped it before it tried
+                await wait_until_async(refused, 5, "a refused write")
+
+    run_async(played(), 200)
+
+
+def test_a_human_is_waited_for_while_everything_is_down(
+    redis_server: RedisServer, redis_url: str, folder: Path
+) -> None:
+    """It must show, 4: Ray, the driver and redis-server (SIGKILL) end; all is started again; the answer finishes it."""
+
+    async def asked() -> str:
+        async with cluster_on(redis_url, folder) as cluster:
+            run = await cluster.start(graphs.asking, {"folder": str(folder)})
+            await run.wait(90, frozenset({"waiting"}))
+            return run.run_id
+
+    async def answered(run_id: str) -> None:
+        async with cluster_on(redis_url, folder) as cluster:
+            run = await cluster.run(run_id, graphs.asking)
+            (question,) = await run.questions()
+            assert question.payload == {"question": "go on?"}
+            await run.resume("yes")
+            assert (await run.result(90)).seen == ["yes"]
+            assert lines(folder / "ledger") == ["before the question"]
+
+    run_id = run_async(asked(), 150)
+    redis_server.kill()
+    redis_server.start()
+    run_async(answered(run_id), 150)
+
+
+def test_one_cluster_many_matters(redis_url: str, redis_server: RedisServer, folder: Path) -> None:
+    """What needs no cluster of its own: hostile tools, approvals, quarantine, code by value, keys, changed code."""
+
+    async def played() -> None:
+        async with cluster_on(redis_url, folder) as cluster:
+            await hostile_tools_are_stopped(cluster, redis_server.port, folder)
+            await an_approved_call_is_made_once(cluster)
+            await a_run_that_kills_its_actor_is_set_aside(cluster, folder)
+            await a_graph_of_no_module_is_shipped(cluster)
+            await the_same_key_is_the_same_run(cluster, folder)
+            await changed_code_is_noticed(cluster, folder)
+            await a_running_run_is_cancelled(cluster, folder)
+            await agree(cluster)
+
+    run_async(played(), 280)
+
+
+async def hostile_tools_are_stopped(cluster: Cluster, port: int, folder: Path) -> None:
+    """It must show, 6."""
+    outside = folder / "outside"
+    run = await cluster.start(graphs.hostile, {"port": port, "outside": str(outside)})
+    result = await run.result(120)
+    assert result.kinds == {
+        "environment": "ok",
+        "socket": "error",
+        "write": "error",
+        "forks": "error",
+        "memory": "out_of_memory",
+        "output": "output_too_large",
+        "wait": "timeout",
+        "unruled": "denied",
+    }, result.errors
+    assert not outside.exists()
+    secrets = " ".join(result.environment.values())
+    assert "RAY" not in " ".join(result.environment)
+    assert "redis://" not in secrets
+    assert "no rule allows tool 'unruled'" in result.errors["unruled"]
+    careless = await cluster.start(graphs.hostile, {"port": 0, "outside": str(outside)})
+    with pytest.raises(RunFailed, match=r"ToolError: tool 'hostile_wait': timeout"):
+        await careless.result(120)
+
+
+async def an_approved_call_is_made_once(cluster: Cluster) -> None:
+    run = await cluster.start(graphs.paying, {"amount": 7})
+    await run.wait(60, frozenset({"waiting"}))
+    (question,) = await run.questions()
+    assert question.payload["args"] == {"amount": 7}
+    await run.approve(question.interrupt_id)
+    assert (await run.result(60)).receipt == "paid 7"
+    decided = [e.data["decision"] async for e in run.events(follow=False) if e.kind == "decided"]
+    assert decided == ["ask", "allow"]
+    refused = await cluster.start(graphs.paying, {"amount": 8})
+    await refused.wait(60, frozenset({"waiting"}))
+    (question,) = await refused.questions()
+    await refused.deny(question.interrupt_id, note="too much")
+    with pytest.raises(RunFailed, match="a person said no: too much"):
+        await refused.result(60)
+
+
+async def a_run_that_kills_its_actor_is_set_aside(cluster: Cluster, folder: Path) -> None:
+    run = await cluster.start(graphs.crashing, {"folder": str(folder)})
+    record = await run.wait(120)
+    assert record.status == "quarantined"
+    assert "actor_died" in record.error
+    crashes = len([line for line in lines(folder / "ran") if line.startswith("crash")])
+    assert crashes == cluster.settings.restart_intensity + 1
+
+
+async def a_graph_of_no_module_is_shipped(cluster: Cluster) -> None:
+    class Sum(BaseModel):
+        a: int
+        b: int
+        total: int = 0
+
+    @tool(name="hostile_add")
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    graph = Graph("local", Sum)
+
+    @graph.node
+    async def work(state: Sum, ctx: Context) -> dict[str, int]:
+        return {"total": await ctx.call(add, a=state.a, b=state.b)}
+
+    graph.edge(START, work).edge(work, END)
+    run = await cluster.start(graph, Sum(a=2, b=3))
+    assert (await run.result(60)).total == 5
+
+
+async def the_same_key_is_the_same_run(cluster: Cluster, folder: Path) -> None:
+    given = {"folder": str(folder), "name": "keyed"}
+    runs = [await cluster.start(graphs.short, given, key="order-A1") for _ in range(3)]
+    assert len({run.run_id for run in runs}) == 1
+    await runs[0].result(60)
+    assert lines(folder / "ledger").count("keyed") == 1
+
+
+FLOW = """
+from pydantic import BaseModel
+from understudy import END, START, Graph
+
+class State(BaseModel):
+    word: str = ""
+
+graph = Graph("flow", State)
+graph.node(lambda state: {{"word": {word!r}}}, name="say")
+graph.edge(START, "say").edge("say", END)
+"""
+
+
+async def changed_code_is_noticed(cluster: Cluster, folder: Path) -> None:
+    """A warm actor that has imported a module does not go on with it once the file has changed."""
+    import sys
+
+    module = folder / "understudy_test_flow.py"
+    sys.path.insert(0, str(folder))
+    try:
+        for word in ("first", "second", "third"):
+            module.write_text(FLOW.format(word=word))
+            sys.modules.pop(module.stem, None)
+            run = await cluster.start(f"{module.stem}:graph")
+            assert await run.result(60) == sys.modules[module.stem].State(word=word)
+    finally:
+        sys.path.remove(str(folder))
+
+
+async def a_running_run_is_cancelled(cluster: Cluster, folder: Path) -> None:
+    run = await cluster.start(graphs.paused, {"folder": str(folder)})
+    await running(run)
+    await run.cancel()
+    record = await run.wait(30)
+    assert record.status == "cancelled"
