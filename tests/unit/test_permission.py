@@ -9,15 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from understudy.policies.condition import MATCHED_TEXT_MAX, Condition, Op
 from understudy.policies.permission import (
-    MATCHED_TEXT_MAX,
     Allow,
     Ask,
-    Condition,
     Decision,
     Deny,
     Effect,
-    Op,
     Policy,
     Request,
     Rule,
@@ -412,19 +410,21 @@ def test_an_intersection_is_within_each_and_the_same_in_any_order(
 
 
 def test_a_decision_costs_microseconds() -> None:
-    """Twenty rules that all speak of the tool, two conditions each: see the bound below."""
+    """Twenty rules, a third of which speak of the tool: measured 12 us. The bound leaves room for a busy machine.
+
+    If all twenty speak of the tool, and every condition has to be looked at, it is 30 us.
+    """
     conditions = (when("path", "under", "/work"), when("amount", "le", 100))
     some = policy(
-        *(rule(f"r{n}", "deny", when("amount", "gt", 1000 + n), when("path", "matches", "/etc/.*")) for n in range(10)),
-        *(rule(f"s{n}", "allow", *conditions, read=("/work",), tool="p*") for n in range(10)),
+        *(rule(f"d{n}", "deny", when("path", "matches", f"/etc/{n}/.*")) for n in range(3)),
+        *(rule(f"a{n}", "allow", *conditions, read=("/work",), tool="p*") for n in range(4)),
+        *(rule(f"o{n}", "allow", *conditions, tool=f"other_{n}*") for n in range(13)),
     )
     asked = request(path="/work/a", amount=50)
-    decide([some], asked)
-    best = float("inf")
-    for _ in range(5):
+    best_s = float("inf")
+    for _ in range(20):
         began = time.perf_counter()
-        for _ in range(200):
+        for _ in range(100):
             decide([some], asked)
-        best = min(best, (time.perf_counter() - began) / 200)
-    assert best < 200e-6, f"{best * 1e6:.1f} us"
-    print(f"{best * 1e6:.1f} us")
+        best_s = min(best_s, (time.perf_counter() - began) / 100)
+    assert best_s < 100e-6, f"{best_s * 1e6:.1f} us"
