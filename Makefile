@@ -36,11 +36,11 @@ lint: ## ruff and mypy --strict
 
 bench: ## measure (minutes)
 	@scripts/setup test
-	@$(python) -m pytest -m bench --capture=no $(ARGS)
+	@$(python) -m pytest -m bench --timeout=1800 --capture=no $(ARGS)
 
 soak: ## the long tests (an hour or more)
 	@scripts/setup test
-	@$(python) -m pytest -m soak $(ARGS)
+	@$(python) -m pytest -m soak --timeout=0 $(ARGS)
 
 clean: ## remove .venv and everything that was generated
 	rm -rf .venv build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
