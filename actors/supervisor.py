@@ -28,6 +28,7 @@ from understudy.actors.events import counters_of
 from understudy.actors.open import OpenStore
 from understudy.actors.policy_actor import PolicyActor
 from understudy.actors.ports import NAMESPACE, cause_of
+from understudy.actors.process import is_dead, name_of_this_process
 from understudy.actors.records import Event, RunRecord
 from understudy.actors.run_actor import Left, RunActor, RunActorConfig
 from understudy.actors.sandbox_actor import SandboxActor
@@ -77,7 +78,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
         self._host = socket.gethostname()
-        self.name = f"{self._host}:{os.getpid()}:{_born(os.getpid())}"
+        self.name = name_of_this_process()
         self._isolation: dict[str, Any] = {}
         self._store: Store | None = None
 
@@ -166,12 +167,8 @@ class Supervisor:
         decides. A mistake would cost a restart, not correctness: the epoch fences."""
         assert self._store is not None
         for run in await self._store.runs(status="running", limit=100_000):
-            if self._owner_is_dead(run.owner):
+            if is_dead(run.owner.partition("/")[0]):
                 await self._requeue(run.run_id, run.epoch, "supervisor_lost")
-
-    def _owner_is_dead(self, owner: str) -> bool:
-        host, pid, born, *_ = (*owner.partition("/")[0].split(":"), "", "")
-        return host == self._host and pid.isdigit() and _born(int(pid)) != born
 
     # --- one turn ---
 
@@ -346,12 +343,3 @@ def _detached(name: str) -> dict[str, Any]:
         "max_restarts": 0,
         "max_concurrency": 1000,
     }
-
-
-def _born(pid: int) -> str:
-    """When a process of this machine started (clock ticks since boot); empty if there is none. Tells pids apart."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""

@@ -21,6 +21,7 @@ from understudy.actors.code import Code, digest_of, load_ref, locate, pickled, s
 from understudy.actors.errors import CallerError, Conflict, NotFound, UnderstudyError
 from understudy.actors.events import counters_of
 from understudy.actors.graph import Graph, Plan
+from understudy.actors.process import is_dead
 from understudy.actors.records import (
     CheckpointRow,
     Event,
@@ -356,8 +357,8 @@ async def keep_policy(store: Store, policy: Path | str | Policy, secret: bytes) 
 
 
 async def is_served(store: Store, now: float) -> bool:
-    """Whether a supervisor gave a sign of life in the last seconds."""
-    return any(now - at < SILENT_AFTER_S for at, _ in (await store.beats()).values())
+    """Whether a supervisor gave a sign of life in the last seconds, and is not known to have died since."""
+    return any(now - at < SILENT_AFTER_S and not is_dead(member) for member, (at, _) in (await store.beats()).items())
 
 
 @contextlib.asynccontextmanager

@@ -10,15 +10,17 @@ import functools
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from understudy.actors.errors import CallerError
 from understudy.actors.store import Store
-from understudy.actors.supervisor import Supervisor, SupervisorConfig
 from understudy.cluster.settings import Settings
 from understudy.cluster.stores import open_store
 from understudy.policies.policy_file import PolicyError, canonical, load_policy
 from understudy.policies.restart import RestartPolicy
+
+if TYPE_CHECKING:  # the supervisor imports Ray, most of a second; who only reads a store does not pay for it
+    from understudy.actors.supervisor import SupervisorConfig
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,9 @@ def deployment_policy(settings: Settings) -> str:
         raise CallerError(f"the policy {settings.policy} cannot be used: {error}") from None
 
 
-def supervisor_config(settings: Settings) -> SupervisorConfig:
+def supervisor_config(settings: Settings) -> "SupervisorConfig":
+    from understudy.actors.supervisor import SupervisorConfig
+
     return SupervisorConfig(
         open_store=store_opener(settings),
         secret=settings.secret(),
@@ -128,13 +132,15 @@ class Host:
             with contextlib.suppress(Exception):
                 ray.kill(self._supervisor)
 
-    def _new_supervisor(self, config: SupervisorConfig) -> Any:
+    def _new_supervisor(self, config: "SupervisorConfig") -> Any:
         import ray
+
+        from understudy.actors.supervisor import Supervisor
 
         actor = ray.remote(Supervisor).options(num_cpus=0, max_restarts=0, max_concurrency=1000)
         return actor.remote(config)
 
-    async def _watch(self, config: SupervisorConfig) -> None:
+    async def _watch(self, config: "SupervisorConfig") -> None:
         """Hold the supervisor's pending call; a death is known here in milliseconds."""
         from ray.exceptions import RayActorError, RayTaskError
 

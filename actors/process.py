@@ -1,0 +1,26 @@
+"""A process is named for ever by its host, its pid and when it was born; a pid alone is given again to others."""
+
+import os
+import socket
+
+
+def name_of_this_process() -> str:
+    """`host:pid:born`."""
+    return f"{socket.gethostname()}:{os.getpid()}:{born(os.getpid())}"
+
+
+def is_dead(name: str) -> bool:
+    """Whether the process of this name is known to be dead. Of other machines' processes nothing is known."""
+    host, pid, started, *_ = (*name.split(":"), "", "")
+    return host == socket.gethostname() and pid.isdigit() and born(int(pid)) != started
+
+
+def born(pid: int) -> str:
+    """When a process of this machine started, in clock ticks since boot; empty if there is none, or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            # "pid (any text, even with parentheses) state ppid ..."
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
