@@ -18,15 +18,17 @@ if epoch ~= ARGV[2] or was ~= 'running' then
 end
 if tonumber(ARGV[3]) ~= seq + 1 then return {'gap', seq} end
 
-redis.call('HSET', KEYS[1], 'seq', ARGV[3], 'seq_epoch', epoch, 'step', ARGV[6], 'updated', at, 'detected', '0',
-  'result', ARGV[10], 'error', ARGV[11])
 local i = add_events(KEYS[2], 15)
 i = add_counters(KEYS[9], i)
 count(KEYS[9], COMMIT_OK)
-if checkpoint ~= '' then
+if checkpoint == '' then
+  redis.call('HSET', KEYS[1], 'seq', ARGV[3], 'seq_epoch', epoch, 'updated', at, 'step', ARGV[6], 'detected', '0',
+    'result', ARGV[10], 'error', ARGV[11])
+else
+  redis.call('HSET', KEYS[1], 'seq', ARGV[3], 'seq_epoch', epoch, 'updated', at, 'step', ARGV[6], 'detected', '0',
+    'result', ARGV[10], 'error', ARGV[11], 'head', checkpoint, 'interrupts', '[]')
   if redis.call('HSET', KEYS[6], checkpoint, ARGV[9]) == 1 then redis.call('RPUSH', KEYS[7], checkpoint) end
   redis.call('HSET', KEYS[8], ARGV[7], checkpoint)
-  redis.call('HSET', KEYS[1], 'head', checkpoint, 'interrupts', '[]')
   redis.call('DEL', KEYS[3], KEYS[4])
   for _, effect in ipairs(redis.call('HKEYS', KEYS[5])) do
     if redis.call('HGET', KEYS[5], effect) ~= checkpoint then redis.call('HDEL', KEYS[5], effect) end

@@ -18,7 +18,7 @@ if seed ~= '' and redis.call('EXISTS', KEYS[5]) == 1 then return {'not new'} end
 local i = set_fields(KEYS[1], 8)
 i = add_events(KEYS[3], i)
 add_counters(KEYS[14], i)
-redis.call('RPUSH', KEYS[5], run_id)
+redis.call('ZADD', KEYS[5], now, run_id)
 redis.call('ZADD', KEYS[11], now, run_id)
 redis.call('ZADD', KEYS[12], now, run_id)
 redis.call('ZREM', KEYS[13], thread)

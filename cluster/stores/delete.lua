@@ -5,7 +5,7 @@
 --       four indices of final runs, then all keys of the runs
 -- ARGV: thread, time by which it has to have expired (empty: any), ids of the runs
 if redis.call('LLEN', KEYS[1]) > 0 then return {'unfinished', redis.call('LINDEX', KEYS[1], 0)} end
-local runs = redis.call('LRANGE', KEYS[2], 0, -1)
+local runs = redis.call('ZRANGE', KEYS[2], 0, -1)
 if table.concat(runs, '\n') ~= table.concat(ARGV, '\n', 3) then return {'changed'} end
 if ARGV[2] ~= '' then
   local keep_until = redis.call('ZSCORE', KEYS[7], ARGV[1])

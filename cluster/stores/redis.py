@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import secrets
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from understudy.actors.events import sample
@@ -51,7 +50,7 @@ from understudy.cluster.stores.messages import (
     seq_gap,
     thread_in_use,
 )
-from understudy.cluster.stores.redis_client import Address, Arg, Link, RedisClient, Script, pack
+from understudy.cluster.stores.redis_client import Address, Arg, Link, RedisClient, pack
 from understudy.cluster.stores.redis_codec import (
     BEATS,
     RUN_KEYS,
@@ -68,6 +67,7 @@ from understudy.cluster.stores.redis_codec import (
     pairs,
     pairs_args,
     read_checkpoint,
+    read_counters,
     read_event,
     read_receipt,
     read_run,
@@ -77,39 +77,20 @@ from understudy.cluster.stores.redis_codec import (
     token_text,
 )
 from understudy.cluster.stores.redis_safety import check_safety, read_info
+from understudy.cluster.stores.redis_scripts import CHANNEL, SCRIPTS
 
 RETAIN_S = 7 * 86400.0
 """How long the thread of a cancelled or quarantined run is kept."""
-CRASHES_KEPT = 20
 MEMBER_SILENT_S = 86400.0
 THREADS_REMEMBERED = 10_000
 PAGE = 200
 """So many rows at a time where an answer may be long: Redis serves nobody else meanwhile."""
-CHANNEL = "understudy:work"
 
-
-def _scripts() -> dict[str, Script]:
-    """The Lua files: the first line of each (its flags), then constants and shared pieces, then the rest of it."""
-    constants = {
-        "COMMIT_OK": sample("checkpoint_commits_total", result="ok"),
-        "COMMIT_DUPLICATE": sample("checkpoint_commits_total", result="duplicate"),
-        **{
-            f"FENCED_{op.upper()}": sample("fence_rejections_total", op=op)
-            for op in ("begin", "commit", "renew", "requeue")
-        },
-    }
-    header = "".join(f"local {name} = '{value}'\n" for name, value in constants.items())
-    header += f"local CRASHES_KEPT = {CRASHES_KEPT}\nlocal CHANNEL = '{CHANNEL}'\n"
-    folder = Path(__file__).parent
-    header += (folder / "_shared.lua").read_text()
-    scripts = {}
-    for file in sorted(folder.glob("[a-z]*.lua")):
-        first, _, rest = file.read_text().partition("\n")
-        scripts[file.stem] = Script.of(file.stem, f"{first}\n{header}{rest}")
-    return scripts
-
-
-SCRIPTS = _scripts()
+_DUE = tuple(
+    # Asked of every partition many times a second: packed once, but for the last five words.
+    pack("ZRANGEBYSCORE", key, "-inf").replace(b"*3", b"*8", 1)
+    for key in (*all_shared("queue"), *all_shared("leases"))
+)
 
 
 class RedisStore:
@@ -167,11 +148,8 @@ class RedisStore:
         return self._record(run.run_id, found)
 
     async def due(self, now: float, limit: int) -> Due:
-        commands = [
-            pack("ZRANGEBYSCORE", key, "-inf", repr(now), "WITHSCORES", "LIMIT", 0, limit)
-            for key in (*all_shared("queue"), *all_shared("leases"))
-        ]
-        answers = await self._redis.ask(*commands)
+        until = pack(repr(now), "WITHSCORES", "LIMIT", 0, limit).partition(b"\r\n")[2]
+        answers = await self._redis.ask(*[command + until for command in _DUE])
         ready, leases = (
             sorted((float(score), member) for flat in half if flat for member, score in pairs(flat))[:limit]
             for half in (answers[:PARTITIONS], answers[PARTITIONS:])
@@ -184,7 +162,10 @@ class RedisStore:
         if news is None or news.closed or news.loop is not asyncio.get_running_loop():
             try:
                 async with asyncio.timeout(timeout_s):
-                    self._news = await self._redis.subscribe(CHANNEL, self._bell.ring)
+                    news = await self._redis.subscribe(CHANNEL, self._bell.ring)
+                if self._news is not None:
+                    self._news.close()
+                self._news = news
             except OSError:  # `due` will meet the same trouble, and tell
                 await asyncio.sleep(min(timeout_s, 0.1))
             return  # there may have been news before the subscription
@@ -450,15 +431,23 @@ class RedisStore:
 
     async def runs(self, status: Status | None = None, limit: int = 100, thread_id: str = "") -> list[RunRecord]:
         if thread_id:
-            [name] = Keys.of_thread(thread_id).thread("runs")
-            [run_ids] = await self._redis.ask(pack("LRANGE", name, 0, -1))
-            records = [record for record in await self._records(run_ids) if status in (None, record.status)]
-        else:
-            names = all_shared(f"index:{status or 'all'}")
-            answers = await self._redis.ask(*(pack("ZRANGE", n, 0, limit - 1, "REV", "WITHSCORES") for n in names))
-            newest = sorted(((float(at), i) for flat in answers if flat for i, at in pairs(flat)), reverse=True)[:limit]
-            records = [r for r in await self._records([i for _, i in newest]) if status in (None, r.status)]
-        return sorted(records, key=lambda record: (record.created_at, record.run_id), reverse=True)[:limit]
+            return await self._runs_of_thread(thread_id, status, limit)
+        names = all_shared(f"index:{status or 'all'}")
+        answers = await self._redis.ask(*(pack("ZRANGE", n, 0, limit - 1, "REV", "WITHSCORES") for n in names))
+        newest = sorted(((float(at), i) for flat in answers if flat for i, at in pairs(flat)), reverse=True)[:limit]
+        # One that went on between the two looks is left out, rather than told with a status that nobody asked for.
+        return [r for r in await self._records([i for _, i in newest]) if status in (None, r.status)]
+
+    async def _runs_of_thread(self, thread_id: str, status: Status | None, limit: int) -> list[RunRecord]:
+        [name] = Keys.of_thread(thread_id).thread("runs")
+        records: list[RunRecord] = []
+        for start in itertools.count(0, PAGE):
+            [run_ids] = await self._redis.ask(pack("ZRANGE", name, start, start + PAGE - 1, "REV"))
+            page = run_ids if status else run_ids[: limit - len(records)]
+            records += [record for record in await self._records(page) if status in (None, record.status)]
+            if len(run_ids) < PAGE or len(records) >= limit:
+                break
+        return records[:limit]
 
     async def events(self, run_id: str, after: int = 0, limit: int = 1000) -> list[Event]:
         run, events = Keys.of_run(run_id).run("run", "events")
@@ -493,11 +482,7 @@ class RedisStore:
         return {status: sum(itertools.islice(sizes, PARTITIONS)) for status in STATUSES}
 
     async def counters(self) -> dict[str, float]:
-        total: dict[str, float] = {}
-        for flat in await self._redis.ask(*(pack("HGETALL", name) for name in all_shared("counters"))):
-            for name, amount in pairs(flat):
-                total[name] = total.get(name, 0.0) + float(amount)
-        return total
+        return read_counters(await self._redis.ask(*(pack("HGETALL", name) for name in all_shared("counters"))))
 
     # --- around it -------------------------------------------------------------------------------------------------
 
@@ -539,7 +524,7 @@ class RedisStore:
     async def _delete(self, thread_id: str, expired_by: str) -> list[str]:
         keys = Keys.of_thread(thread_id)
         while True:
-            [run_ids] = await self._redis.ask(pack("LRANGE", *keys.thread("runs"), 0, -1))
+            [run_ids] = await self._redis.ask(pack("ZRANGE", *keys.thread("runs"), 0, -1))
             names = keys.thread(*THREAD_KEYS) + keys.shared("heads", "expiry") + keys.index("all", *sorted(FINAL))
             for run_id in run_ids:
                 names += Keys.of_run(run_id).run(*RUN_KEYS)

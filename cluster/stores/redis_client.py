@@ -146,7 +146,8 @@ class Link(asyncio.Protocol):
 
     def close(self) -> None:
         self._lost(ConnectionResetError("connection was closed"))
-        self._transport.abort()
+        if not self.loop.is_closed():
+            self._transport.abort()
 
     # --- what asyncio calls ---
 
@@ -237,9 +238,7 @@ class RedisClient:
 
     async def subscribe(self, channel: str, on_message: Callable[[], None]) -> Link:
         """A connection of its own, on which `on_message` is called for each message, and once when it is lost."""
-        link = await self._connect(on_message)
-        await self._ok(link, pack("SUBSCRIBE", channel))
-        return link
+        return await self._connect(on_message, pack("SUBSCRIBE", channel))
 
     # --- inside ---
 
@@ -294,7 +293,7 @@ class RedisClient:
                 self._link = await self._connect()
             return self._link
 
-    async def _connect(self, on_message: Callable[[], None] | None = None) -> Link:
+    async def _connect(self, on_message: Callable[[], None] | None = None, *first: bytes) -> Link:
         loop = asyncio.get_running_loop()
         at = self.address
         async with asyncio.timeout(CONNECT_S):
@@ -308,7 +307,7 @@ class RedisClient:
             if at.db:
                 greeting.append(pack("SELECT", at.db))
             try:
-                await self._ok(link, *greeting)
+                await self._ok(link, *greeting, *first)
             except BaseException:
                 link.close()
                 raise

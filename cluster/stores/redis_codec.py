@@ -4,7 +4,7 @@ All keys of a thread and its runs carry the hash tag of one partition, `u:{p3f}:
 also in a Redis Cluster. The two digits are those in a run's id.
 
     of a run        run, writes, answers, receipts, effects (hashes; effects: those since the head)   events (list)
-    of a thread     keys, checkpoints (hashes)   line (list of unfinished runs)   runs, history (lists of ids)
+    of a thread     keys, checkpoints (hashes)   line (list of unfinished runs)   history (list)   runs (sorted set)
     of a partition  queue, leases, expiry, index:<status>, index:all (sorted sets)   heads, counters (hashes)
     of nobody       u:blob:<digest>   u:beats (hash)
 
@@ -14,7 +14,7 @@ Fractions are written by `repr`, so that a time comes back as it went in.
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, cast
+from typing import cast
 
 from understudy.actors.records import (
     PARTITIONS,
@@ -34,6 +34,7 @@ from understudy.cluster.stores.redis_client import Arg
 
 _TAGS = tuple(f"u:{{p{partition:02x}}}:" for partition in range(PARTITIONS))
 BEATS = "u:beats"
+_FRACTION = " (fraction)"
 
 RUN_KEYS = ("run", "events", "writes", "answers", "receipts", "effects")
 THREAD_KEYS = ("line", "runs", "keys", "checkpoints", "history")
@@ -79,8 +80,7 @@ def all_shared(name: str) -> list[str]:
 # --- values --------------------------------------------------------------------------------------------------------
 
 
-def to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps makes one for each call
 
 
 def counted(items: Sequence[Arg]) -> list[Arg]:
@@ -97,7 +97,21 @@ def pairs_args(pairs: Mapping[str, str]) -> list[Arg]:
 
 
 def counters_args(counters: Counters) -> list[Arg]:
-    return pairs_args({name: repr(float(amount)) for name, amount in counters.items()})
+    """Whole numbers under the sample's name, others beside it: each field has one kind of number for ever."""
+    args: list[Arg] = [len(counters)]
+    for name, amount in counters.items():
+        args += (name, int(amount)) if amount == int(amount) else (name + _FRACTION, repr(float(amount)))
+    return args
+
+
+def read_counters(flats: Iterable[Sequence[str]]) -> dict[str, float]:
+    """The sums over all partitions."""
+    total: dict[str, float] = {}
+    for flat in flats:
+        for field, amount in pairs(flat):
+            name = field.removesuffix(_FRACTION)
+            total[name] = total.get(name, 0.0) + float(amount)
+    return total
 
 
 def event_text(event: Event) -> str:
@@ -169,6 +183,26 @@ def read_receipt(text: str) -> Receipt:
 def run_fields(record: RunRecord) -> dict[str, str]:
     """A run as it is created. `seq_epoch`: epoch of the last commit; `call`: name of the call that claimed it."""
     return {
+        # What every commit reads and writes comes first: Redis looks through a small hash from its beginning.
+        "status": record.status,
+        "epoch": str(record.epoch),
+        "seq": str(record.seq),
+        "seq_epoch": "0",
+        "cancel": "01"[record.cancel_asked],
+        "created": repr(record.created_at),
+        "updated": repr(record.updated_at),
+        "step": str(record.step),
+        "head": record.head,
+        "detected": repr(record.detected_at),
+        "interrupts": interrupts_text(record.interrupts),
+        "result": record.result,
+        "error": record.error,
+        "owner": record.owner,
+        "lease": repr(record.lease_until),
+        "call": "",
+        "restarts": str(record.restarts),
+        "crashes": " ".join(map(repr, record.crashes)),
+        "not_before": repr(record.not_before),
         "thread": record.thread_id,
         "graph": record.graph,
         "version": record.version,
@@ -178,25 +212,6 @@ def run_fields(record: RunRecord) -> dict[str, str]:
         "key": record.key,
         "policy": record.policy,
         "labels": to_json(dict(record.labels)),
-        "status": record.status,
-        "epoch": str(record.epoch),
-        "owner": record.owner,
-        "lease": repr(record.lease_until),
-        "seq": str(record.seq),
-        "seq_epoch": "0",
-        "step": str(record.step),
-        "head": record.head,
-        "restarts": str(record.restarts),
-        "crashes": " ".join(map(repr, record.crashes)),
-        "detected": repr(record.detected_at),
-        "not_before": repr(record.not_before),
-        "cancel": "01"[record.cancel_asked],
-        "interrupts": interrupts_text(record.interrupts),
-        "created": repr(record.created_at),
-        "updated": repr(record.updated_at),
-        "error": record.error,
-        "result": record.result,
-        "call": "",
     }
 
 
