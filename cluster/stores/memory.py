@@ -32,6 +32,9 @@ from understudy.actors.records import (
 from understudy.actors.store import StoreInfo
 from understudy.cluster.stores.bell import Bell
 from understudy.cluster.stores.messages import (
+    CRASHES_MAX,
+    MEMBER_SILENT_S,
+    RETAIN_S,
     answer_conflict,
     fenced,
     key_conflict,
@@ -45,10 +48,6 @@ from understudy.cluster.stores.messages import (
     seq_gap,
     thread_in_use,
 )
-
-CANCELLED_RETAIN_S = 7 * 86400.0
-CRASHES_MAX = 20
-MEMBER_SILENT_S = 86400.0
 
 
 @dataclass
@@ -211,7 +210,7 @@ class MemoryStore:
         self._note(run, events, counters)
         if quarantine:
             run.record = replace(run.record, error=quarantine)
-            self._end(run, "quarantined", now, CANCELLED_RETAIN_S)
+            self._end(run, "quarantined", now, RETAIN_S)
         else:
             run.record = replace(run.record, not_before=not_before)
             self._ready(run, max(now, not_before))
@@ -243,7 +242,7 @@ class MemoryStore:
             run.record = replace(record, epoch=record.epoch + 1, cancel_asked=True, updated_at=now)
             counted = sample("runs_finished_total", graph=record.graph, status="cancelled")
             self._note(run, [Event("finished", now, {"status": "cancelled"})], {counted: 1.0})
-            self._end(run, "cancelled", now, CANCELLED_RETAIN_S)
+            self._end(run, "cancelled", now, RETAIN_S)
         return run.record
 
     # --- effects ---

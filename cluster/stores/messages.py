@@ -1,10 +1,16 @@
 """What stores say when they refuse: one wording for all of them, so that a caller cannot tell them apart.
 
-Each names the thing, the value and the remedy. Also the first record of a run, which is the same everywhere.
+Each names the thing, the value and the remedy. Also what else is the same everywhere: limits, and the first record of
+a run.
 """
 
 from understudy.actors.errors import Conflict, Fenced, NotFound
 from understudy.actors.records import Commit, NewRun, RunRecord
+
+RETAIN_S = 7 * 86400.0
+"""How long a thread is kept after a run of it was cancelled or quarantined."""
+CRASHES_MAX = 20
+MEMBER_SILENT_S = 86400.0
 
 
 def key_conflict(run: NewRun, other: str) -> Conflict:

@@ -1,0 +1,79 @@
+"""How records look in rows of a SQL database, for SQLite and Postgres alike.
+
+Columns are named as fields are. What a database never searches in is JSON text, in ASCII, so that a lone surrogate in
+somebody's payload is no trouble for the database.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Protocol
+
+from understudy.actors.records import CheckpointRow, Event, Interrupt, Receipt, RunRecord
+
+RUN = tuple(field.name for field in fields(RunRecord))
+RECEIPT = tuple(field.name for field in fields(Receipt))
+CHECKPOINT = ("checkpoint_id", "parent", "step", "snapshot", "body", "run_id", "at")
+INTERRUPT = tuple(field.name for field in fields(Interrupt))
+
+
+class Row(Protocol):
+    """A row whose columns are found by name."""
+
+    def __getitem__(self, column: str, /) -> Any: ...
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def interrupts_json(interrupts: Sequence[Interrupt]) -> str:
+    return to_json([{name: getattr(i, name) for name in INTERRUPT} for i in interrupts]) if interrupts else "[]"
+
+
+def interrupts_of(text: str) -> tuple[Interrupt, ...]:
+    return tuple(Interrupt(**raw) for raw in json.loads(text)) if text != "[]" else ()
+
+
+def run_of(row: Row) -> RunRecord:
+    values = {name: row[name] for name in RUN}
+    values["labels"] = json.loads(values["labels"])
+    values["crashes"] = tuple(json.loads(values["crashes"]))
+    values["cancel_asked"] = bool(values["cancel_asked"])
+    values["interrupts"] = interrupts_of(values["interrupts"])
+    values["answers"] = json.loads(values["answers"])
+    return RunRecord(**values)
+
+
+def checkpoint_of(row: Row) -> CheckpointRow:
+    values = {name: row[name] for name in CHECKPOINT}
+    return CheckpointRow(**{**values, "snapshot": bool(values["snapshot"])})
+
+
+def receipt_of(row: Row) -> Receipt:
+    return Receipt(**{name: row[name] for name in RECEIPT})
+
+
+def receipt_values(receipt: Receipt) -> dict[str, Any]:
+    return {name: getattr(receipt, name) for name in RECEIPT}
+
+
+def event_of(row: Row) -> Event:
+    return Event(row["kind"], row["at"], json.loads(row["data"]), row["n"])
+
+
+def event_values(run: int, after: int, events: Iterable[Event]) -> list[tuple[int, int, str, float, str]]:
+    """Rows of events of a run (by its number), numbered from after + 1."""
+    return [
+        (run, n, event.kind, event.at, to_json(dict(event.data))) for n, event in enumerate(events, start=after + 1)
+    ]
+
+
+def summed(*counters: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Increments of several origins, one row for each name."""
+    total: dict[str, float] = {}
+    for part in counters:
+        for name, amount in part.items():
+            total[name] = total.get(name, 0.0) + amount
+    # In one order everywhere: two transactions that lock the same rows in another order would wait for each other.
+    return sorted(total.items())
