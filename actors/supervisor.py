@@ -36,11 +36,12 @@ from understudy.actors.store import Store
 from understudy.policies.restart import Quarantine, RestartPolicy, decide_restart
 
 MEMBER = "supervisor"
-POLICY_ACTOR = "policy"
 
 
 @dataclass(frozen=True)
 class SupervisorConfig:
+    deployment: str
+    """Begins the names of its actors: two deployments on one Ray cluster do not share any."""
     open_store: OpenStore
     secret: bytes
     deployment_policy: str
@@ -123,14 +124,19 @@ class Supervisor:
     async def _start_services(self) -> None:
         """Policy and sandbox actors are detached: they outlive a supervisor, and calls in them go on (law 5)."""
         config = self._config
-        policy = ray.remote(PolicyActor).options(**_detached(POLICY_ACTOR))
-        self._policy = policy.remote(config.open_store, config.secret, config.deployment_policy)
-        self._sandbox_names = tuple(f"sandbox-{index}" for index in range(config.sandbox_actors))
+        self._policy_name = f"{config.deployment}-policy"
+        self._policy = self._start_policy()
+        self._sandbox_names = tuple(f"{config.deployment}-sandbox-{i}" for i in range(config.sandbox_actors))
         self._sandboxes = {name: self._start_sandbox(name) for name in self._sandbox_names}
         self._grow(max(1, config.spare_actors))
         self._spawn(self._guard_policy())
         for name in self._sandbox_names:
             self._spawn(self._guard_sandbox(name))
+
+    def _start_policy(self) -> Any:
+        config = self._config
+        actor = ray.remote(PolicyActor).options(**_detached(self._policy_name))
+        return actor.remote(config.open_store, config.secret, config.deployment_policy)
 
     def _start_sandbox(self, name: str) -> Any:
         config = self._config
@@ -139,11 +145,9 @@ class Supervisor:
 
     async def _guard_policy(self) -> None:
         """Replace the policy actor whenever it is gone. Nothing runs meanwhile without its word."""
-        config = self._config
         while True:
             await self._until_dead(self._policy)
-            policy = ray.remote(PolicyActor).options(**_detached(POLICY_ACTOR))
-            self._policy = policy.remote(config.open_store, config.secret, config.deployment_policy)
+            self._policy = self._start_policy()
 
     async def _guard_sandbox(self, name: str) -> None:
         with contextlib.suppress(RayActorError, RayTaskError):
@@ -211,7 +215,7 @@ class Supervisor:
             config = RunActorConfig(
                 open_store=self._config.open_store,
                 secret=self._config.secret,
-                policy=POLICY_ACTOR,
+                policy=self._policy_name,
                 sandboxes=self._sandbox_names,
                 lease_s=self._config.lease_s,
                 hang_after_s=self._config.hang_after_s,

@@ -7,6 +7,7 @@ The only place that starts Ray. It is Ray on loopback, without dashboard and wit
 import asyncio
 import contextlib
 import functools
+import hashlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -18,6 +19,9 @@ from understudy.cluster.settings import Settings
 from understudy.cluster.stores import open_store
 from understudy.policies.policy_file import PolicyError, canonical, load_policy
 from understudy.policies.restart import RestartPolicy
+
+if TYPE_CHECKING:
+    from understudy.actors.supervisor import SupervisorConfig
 
 if TYPE_CHECKING:  # the supervisor imports Ray, most of a second; who only reads a store does not pay for it
     from understudy.actors.supervisor import SupervisorConfig
@@ -46,9 +50,11 @@ def deployment_policy(settings: Settings) -> str:
 def supervisor_config(settings: Settings) -> "SupervisorConfig":
     from understudy.actors.supervisor import SupervisorConfig
 
+    secret = settings.secret()
     return SupervisorConfig(
+        deployment="understudy-" + hashlib.sha256(settings.store_url.encode() + secret).hexdigest()[:8],
         open_store=store_opener(settings),
-        secret=settings.secret(),
+        secret=secret,
         deployment_policy=deployment_policy(settings),
         run_actors=settings.run_actors,
         spare_actors=settings.spare_actors,
@@ -59,6 +65,15 @@ def supervisor_config(settings: Settings) -> "SupervisorConfig":
         hang_after_s=settings.hang_after_s,
         restart=RestartPolicy(intensity=settings.restart_intensity, period_s=settings.restart_period_s),
     )
+
+
+def prepare_ray(settings: Settings) -> None:
+    """Set what Ray reads when it is imported; so this module imports it nowhere at its top."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not settings.ray_address:
+        # Without it, Ray turns 127.0.0.1 into the machine's outer address, and serves the network. (It is the switch
+        # that makes Ray local on desktops.)
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 class Host:
@@ -75,6 +90,7 @@ class Host:
         """Ray and the supervisor are up when this returns. Raises CallerError if Ray cannot start."""
         if self._watching is not None:
             return
+        prepare_ray(self._settings)
         config = supervisor_config(self._settings)
         await asyncio.to_thread(self._start_ray)
         self._supervisor = self._new_supervisor(config)
@@ -97,8 +113,6 @@ class Host:
         await asyncio.to_thread(self._stop_ray)
 
     def _start_ray(self) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
         import ray
 
         if ray.is_initialized():
@@ -118,6 +132,10 @@ class Host:
                     _node_ip_address="127.0.0.1",
                 )
                 self._ours = True
+            # Ray prints a paragraph on stdout for every actor that dies. Deaths are told by our events and our log, and
+            # stdout belongs to the program (`--json` prints one document). There is no public switch.
+            if hasattr(ray._private.worker, "_worker_logs_enabled"):
+                ray._private.worker._worker_logs_enabled = False
         except (ConnectionError, ValueError, OSError, RuntimeError) as error:
             where = self._settings.ray_address or "this machine"
             raise CallerError(f"Ray does not start on {where}: {error}") from None
