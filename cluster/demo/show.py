@@ -1,0 +1,210 @@
+"""What the demo looks like on a terminal, as pure values: a snapshot in, something that rich can print out.
+
+`view` is drawn again and again while the runs go on; `summary` is the last word. Both fit into 80 columns.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from understudy.cluster.demo.report import Entry, Kill, Report
+
+STATUSES = {
+    "succeeded": "green",
+    "running": "cyan",
+    "waiting": "yellow",
+    "queued": "bright_black",
+    "failed": "red",
+    "cancelled": "red",
+    "quarantined": "red",
+}
+VERDICTS = {"clean": "green", "suspicious": "yellow", "approved": "cyan", "rejected": "red"}
+ROWS = 5
+"""Lines of each list in the live view; what is left out is counted."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A run that waits for a person."""
+
+    run: str
+    distribution: str
+    score: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    distribution: str
+    version: str
+    score: int
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The demo at one moment."""
+
+    total: int
+    statuses: Mapping[str, int]
+    elapsed_s: float
+    restarts: int = 0
+    kills: Sequence[Kill] = ()
+    kills_planned: int = 0
+    tools: int = 0
+    tools_per_s: float = 0.0
+    waiting: Sequence[Question] = ()
+    finished: Sequence[Finished] = ()
+    """The last ones first."""
+    message: str = ""
+    """What is going on besides: "starting Ray", "3 questions for you"."""
+
+
+def view(snapshot: Snapshot) -> RenderableType:
+    """The live display."""
+    parts: list[RenderableType] = [_bars(snapshot), _numbers(snapshot)]
+    if snapshot.kills:
+        parts += [_title("killed with SIGKILL", snapshot.kills), _kills(snapshot.kills[-ROWS:])]
+    if snapshot.waiting:
+        parts += [_title("waiting for a person", snapshot.waiting), _questions(snapshot.waiting[:ROWS])]
+    if snapshot.finished:
+        parts += [_title("finished last", ()), _finished(snapshot.finished[:ROWS])]
+    if snapshot.message:
+        parts.append(Text(snapshot.message, style="italic"))
+    return Panel(Group(*parts), title="understudy demo", title_align="left", border_style="bright_black")
+
+
+def summary(report: Report) -> RenderableType:
+    """The end: is everything there, what was found, what was killed."""
+    colour = "green" if report.ok else "red"
+    parts: list[RenderableType] = [_verdict(report)]
+    high = [entry for entry in report.entries if entry.score > 0][: 2 * ROWS]
+    if high:
+        parts += [_title("highest scores", ()), _entries(high)]
+    if report.failures:
+        parts.append(_title("not audited", report.failures))
+        for failure in report.failures:
+            parts.append(Text(f"{failure.distribution}: {failure.status}: {failure.error}", style="red"))
+    if report.kills:
+        parts += [_title("killed with SIGKILL", report.kills), _kills(report.kills)]
+    if report.paths:
+        parts += [Rule(style="bright_black"), _paths(report.paths)]
+    return Panel(Group(*parts), title="understudy demo", title_align="left", border_style=colour)
+
+
+def _bars(snapshot: Snapshot) -> Table:
+    """Runs by status; those that nobody is in are left out, except the first three."""
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.add_column(width=11)
+    table.add_column(justify="right", width=4)
+    table.add_column(ratio=1)
+    for status, colour in STATUSES.items():
+        count = snapshot.statuses.get(status, 0)
+        if count or status in ("succeeded", "running", "queued"):
+            bar = ProgressBar(
+                total=max(snapshot.total, 1), completed=count, complete_style=colour, finished_style=colour
+            )
+            table.add_row(Text(status, style=colour if count else "bright_black"), str(count), bar)
+    return table
+
+
+def _numbers(snapshot: Snapshot) -> Text:
+    killed = f"{len(snapshot.kills)}" + (f" of {snapshot.kills_planned}" if snapshot.kills_planned else "")
+    parts = (
+        (f"{snapshot.total}", "runs"),
+        (f"{snapshot.elapsed_s:.0f} s", ""),
+        (f"{snapshot.tools}", "tool calls"),
+        (f"{snapshot.tools_per_s:.1f}", "a second"),
+        (killed, "killed"),
+        (f"{snapshot.restarts}", "restarts"),
+    )
+    text = Text("\n")
+    for place, (number, what) in enumerate(parts):
+        text.append("  ·  " if place else "", style="bright_black")
+        text.append(number, style="bold")
+        text.append(f" {what}" if what else "")
+    return text
+
+
+def _title(text: str, listed: Sequence[object]) -> Rule:
+    count = f" ({len(listed)})" if listed else ""
+    return Rule(f"[dim]{text}{count}[/dim]", align="left", style="bright_black")
+
+
+def _kills(kills: Sequence[Kill]) -> Table:
+    table = _grid("right", "left", "left", "right")
+    for kill in kills:
+        back = Text("back after -", style="yellow")
+        if kill.recovery_s is not None:
+            back = Text(f"back after {kill.recovery_s:.2f} s", style="green")
+        table.add_row(f"{kill.at:.1f} s", f"pid {kill.pid}", Text(kill.distribution), back)
+    return table
+
+
+def _questions(questions: Sequence[Question]) -> Table:
+    table = _grid("left", "right", "left", "left")
+    for question in questions:
+        row = (Text(question.distribution), _score(question.score), Text(question.reason), Text(question.run))
+        table.add_row(*row)
+    return table
+
+
+def _finished(finished: Sequence[Finished]) -> Table:
+    table = _grid("left", "left", "right", "left")
+    for one in finished:
+        table.add_row(Text(one.distribution), Text(one.version), _score(one.score), _coloured(one.verdict))
+    return table
+
+
+def _entries(entries: Sequence[Entry]) -> Table:
+    table = _grid("left", "left", "right", "left", "left")
+    for entry in entries:
+        reason = entry.reasons[0] if entry.reasons else ""
+        row = (Text(entry.distribution), Text(entry.version), _score(entry.score), _coloured(entry.verdict))
+        table.add_row(*row, Text(reason, style="dim"))
+    return table
+
+
+def _verdict(report: Report) -> Text:
+    verdicts = ", ".join(f"{count} {kind}" for kind, count in report.verdicts().items() if count)
+    text = Text()
+    text.append("Good: " if report.ok else "Not good: ", style="bold green" if report.ok else "bold red")
+    text.append(f"{report.ledger.words()}.\n")
+    text.append(
+        f"{len(report.entries)} of {len(report.entries) + len(report.failures)} audited ({verdicts or 'none'}), "
+    )
+    text.append(f"{report.tools} tool calls in {report.duration_s:.1f} s ({report.tools_per_s:.1f} a second), ")
+    text.append(f"{len(report.kills)} actors killed, {report.restarts} restarts.")
+    recoveries = sorted(kill.recovery_s for kill in report.kills if kill.recovery_s is not None)
+    if recoveries:
+        text.append(f" Back after {recoveries[0]:.2f} to {recoveries[-1]:.2f} s.")
+    return text
+
+
+def _paths(paths: Mapping[str, str]) -> Table:
+    table = _grid("left", "left")
+    for what, path in paths.items():
+        table.add_row(Text(what, style="dim"), Text(path, overflow="fold", no_wrap=False))
+    return table
+
+
+def _score(score: int) -> Text:
+    return Text(str(score), style="red" if score >= 30 else "yellow" if score >= 15 else "green")
+
+
+def _coloured(verdict: str) -> Text:
+    return Text(verdict, style=VERDICTS.get(verdict, ""))
+
+
+def _grid(*justify: str) -> Table:
+    """One line for each row, whatever it holds; the last column gives way."""
+    table = Table.grid(padding=(0, 2))
+    for side in justify:
+        table.add_column(justify="right" if side == "right" else "left", no_wrap=True, overflow="ellipsis")
+    return table
