@@ -1,0 +1,53 @@
+"""A backend makes one call of untrusted code behind walls, and says how it ended; it never makes it without them.
+
+One backend, one file, this protocol. A backend that cannot isolate on this machine raises IsolationUnavailable; falling
+back to something weaker is nobody's decision to make here (the silent fallback is what users of other sandboxes report
+as their bug).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from understudy.actors.outcome import Outcome, ToolCall
+from understudy.policies.profile import Profile
+
+
+class IsolationUnavailable(Exception):
+    """This machine cannot isolate the call, so it was not made. Says why, and what to change on the machine."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason, remedy)  # both, so that it survives pickling on its way through Ray
+        self.reason = reason
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.reason}; remedy: {self.remedy}" if self.remedy else self.reason
+
+
+class BadGrant(Exception):
+    """A granted path cannot be handed in as it is; the call was not made. Says which, and what to grant instead."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a real call, made to find out, has shown about this machine."""
+
+    available: bool
+    reason: str = ""
+    """Why not; empty when available."""
+    remedy: str = ""
+    """What to change; empty when available."""
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """One way to isolate a call."""
+
+    name: str
+
+    async def execute(self, call: ToolCall, profile: Profile) -> Outcome:
+        """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made."""
+
+    async def preflight(self) -> Preflight:
+        """Make a call that looks around, and judge what it saw. Never raises."""

@@ -1,0 +1,113 @@
+"""Reads what came out of a sandbox: bytes from untrusted code, of which nothing is believed but that they are data.
+
+Whatever the bytes are, the answer is an Outcome or None (nothing was answered); nothing is ever unpickled or executed,
+and nothing gets through that would later break whoever stores it (NaN, infinity, lone surrogates, a thousand levels).
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from understudy.actors.outcome import Outcome
+from understudy.actors.sandbox.runner import LONGEST_MESSAGE, STARTED
+
+DEEPEST = 100
+"""Levels of lists and objects in a result. Python's own JSON writer gives up near 1,000, other readers far earlier."""
+ENVELOPE_BYTES = 16 * 1024
+"""Room for what surrounds a result: kind, figures, an error's message in escaped form."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """`started`: the walls stood and the tool's process was about to load it. `outcome`: None if it never answered."""
+
+    started: bool
+    outcome: Outcome | None = None
+
+
+class _Malformed(Exception):
+    """The sentence that says how."""
+
+
+def decode(data: bytes, output_bytes: int) -> Reply:
+    """The reply in these bytes, whatever they are."""
+    if not data.startswith(STARTED):
+        return Reply(started=False)
+    body = data[len(STARTED) :]
+    if not body:
+        return Reply(started=True)
+    try:
+        return Reply(started=True, outcome=_outcome(_parse(body), output_bytes))
+    except _Malformed as error:
+        return Reply(started=True, outcome=Outcome("error", error=f"the tool's result {error}", error_type="BadResult"))
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        answer = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+        _check(answer)
+    except UnicodeDecodeError as error:
+        raise _Malformed(f"is not UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise _Malformed(f"is nested deeper than {DEEPEST} levels") from None
+    except MemoryError:
+        raise _Malformed("does not fit into memory here") from None
+    except json.JSONDecodeError as error:
+        raise _Malformed(f"is not JSON, or was cut off ({error.msg}, at character {error.pos})") from None
+    except ValueError as error:  # an integer of more digits than Python converts
+        raise _Malformed(f"is not JSON that can be read ({error})") from None
+    return answer
+
+
+def _outcome(answer: Any, output_bytes: int) -> Outcome:
+    match answer:
+        case {"kind": "ok", "value": value, "peak": int(peak)}:
+            return Outcome("ok", value, peak_memory_bytes=max(0, peak))
+        case {"kind": "error", "error": str(error), "error_type": str(kind), "peak": int(peak)}:
+            return Outcome(
+                "error", error=error[:LONGEST_MESSAGE], error_type=kind[:200], peak_memory_bytes=max(0, peak)
+            )
+        case {"kind": "out_of_memory", "peak": int(peak)}:
+            return Outcome("out_of_memory", error="the tool got a MemoryError", peak_memory_bytes=max(0, peak))
+        case {"kind": "output_too_large", "size": int(size), "peak": int(peak)}:
+            sentence = f"the tool's result has {size} bytes; the limit is {output_bytes} (output_bytes)"
+            return Outcome("output_too_large", error=sentence, peak_memory_bytes=max(0, peak))
+    raise _Malformed("is none of the answers that a sandbox gives")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise _Malformed(f"holds {name}, which is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise _Malformed(f"holds a number too large for a float ({text[:40]})")
+    return number
+
+
+def _check(answer: Any) -> None:
+    """Depth and text, without recursion: it is the depth that is in question."""
+    level: list[Any] = [answer]
+    for _ in range(DEEPEST + 2):  # the envelope is a level of its own
+        for item in level:
+            if isinstance(item, str):
+                try:
+                    item.encode()
+                except UnicodeEncodeError:
+                    raise _Malformed("holds half of a character (a lone surrogate), which no store can keep") from None
+        level = list(_inside(level))
+        if not level:
+            return
+    raise _Malformed(f"is nested deeper than {DEEPEST} levels")
+
+
+def _inside(level: list[Any]) -> Iterator[Any]:
+    for item in level:
+        if isinstance(item, dict):
+            yield from item  # its keys
+            yield from item.values()
+        elif isinstance(item, list):
+            yield from item

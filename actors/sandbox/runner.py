@@ -1,0 +1,181 @@
+"""Runs inside the sandbox: bounds itself, finds the one function that is wanted, calls it, and writes what it returned.
+
+Run as `python -I -S runner.py REPLY_FD`, with the standard library alone, until the tool itself imports more: every
+import is paid by every call. Nothing here is trusted by the host: from the moment the tool is loaded, this process is
+the tool's.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any
+
+STARTED = b"started\n"
+ADDRESS_SPACE_HEADROOM = 512 * 1024 * 1024
+"""Over the memory limit. Address space is not memory (thread stacks, arenas, numpy's buffers are reserved, not used);
+this bounds what one process can grab between two looks of the watchdog."""
+LONGEST_MESSAGE = 2000
+
+_JSON_TYPES: tuple[Any, ...] = (str, int, float, bool, list, dict, None, type(None), Any)
+_JSON_NAMES = frozenset({"str", "int", "float", "bool", "list", "dict", "None", "Any", "dict[str, Any]", "list[Any]"})
+
+
+def main() -> None:
+    reply = int(sys.argv[1])
+    os.set_inheritable(reply, False)  # programs that the tool starts have no business with it
+    request = json.loads(_read_all(0))
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    bound(request["limits"])
+    sys.path[:] = request["import_paths"]
+    sys.executable = request["python"]
+    os.environ["UNDERSTUDY_EFFECT_KEY"] = request["key"]
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    _write_all(reply, STARTED)
+    answer = perform(request)
+    _flush()
+    _write_all(reply, answer)
+    os._exit(0)  # the call is over when the function has returned: no exit hooks, no waiting for threads
+
+
+def bound(limits: dict[str, Any]) -> None:
+    """Limits that the kernel keeps. Set here, inside the user namespace: there they count this sandbox alone."""
+    cpu = max(1, round(limits["cpu_s"]))
+    # One process more: bubblewrap's own, which reaps orphans.
+    for what, soft, hard in (
+        (resource.RLIMIT_CPU, cpu, cpu + 1),
+        (resource.RLIMIT_AS, *[limits["memory_bytes"] + ADDRESS_SPACE_HEADROOM] * 2),
+        (resource.RLIMIT_NPROC, *[limits["processes"] + 1] * 2),
+        (resource.RLIMIT_NOFILE, *[limits["open_files"]] * 2),
+        (resource.RLIMIT_FSIZE, *[limits["disk_bytes"]] * 2),
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_MEMLOCK, 0, 0),
+        (resource.RLIMIT_MSGQUEUE, 0, 0),
+        (resource.RLIMIT_RTPRIO, 0, 0),
+        (resource.RLIMIT_NICE, 0, 0),
+    ):
+        highest = resource.getrlimit(what)[1]
+        if highest != resource.RLIM_INFINITY:
+            soft, hard = min(soft, highest), min(hard, highest)
+        resource.setrlimit(what, (soft, hard))
+
+
+def perform(request: dict[str, Any]) -> bytes:
+    """The call, and its end as the JSON that `reply.py` reads."""
+    try:
+        function = find(request["ref"], request["blob"])
+        value = function(**validated(function, request["args"]))
+        if hasattr(value, "__await__"):
+            import asyncio
+
+            value = asyncio.run(_awaited(value))
+        text = to_json(value)
+    except MemoryError:
+        return _answer("out_of_memory")
+    except BaseException as error:
+        return _failed(error)
+    if len(text) > request["limits"]["output_bytes"]:
+        return _answer("output_too_large", size=len(text))
+    return b'{"kind":"ok","peak":%d,"value":%s}' % (_peak(), text)
+
+
+def find(ref: str, blob: str) -> Callable[..., Any]:
+    """The plain function: what a `@tool` object holds, where it is one."""
+    if blob:
+        import base64
+        import pickle
+
+        found = pickle.loads(base64.b64decode(blob))
+    else:
+        import importlib
+
+        module, _, path = ref.partition(":")
+        found = importlib.import_module(module)
+        for name in path.split("."):
+            found = getattr(found, name)
+    function: Callable[..., Any] = getattr(found, "fn", found)
+    return function
+
+
+def validated(function: Callable[..., Any], args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as the annotations say. pydantic (35 ms) is loaded only for types that JSON does not have."""
+    annotations = getattr(function, "__annotations__", {})
+    if all(_is_json(annotations[name]) for name in args if name in annotations):
+        return args
+    import typing
+
+    from pydantic import TypeAdapter
+
+    hints = typing.get_type_hints(function, include_extras=True)
+    return {
+        name: TypeAdapter(hints[name]).validate_json(json.dumps(value)) if name in hints else value
+        for name, value in args.items()
+    }
+
+
+def _is_json(annotation: Any) -> bool:
+    return annotation in _JSON_NAMES if isinstance(annotation, str) else any(annotation is t for t in _JSON_TYPES)
+
+
+def to_json(value: Any) -> bytes:
+    """Strict JSON (no NaN), in ASCII. Models, dataclasses, dates and the like through pydantic."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":"), default=_jsonable).encode()
+
+
+def _jsonable(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    from pydantic_core import to_jsonable_python
+
+    return to_jsonable_python(value)
+
+
+async def _awaited(value: Any) -> Any:
+    return await value
+
+
+def _failed(error: BaseException) -> bytes:
+    import traceback
+
+    traceback.print_exception(error)  # into what the tool printed
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its message cannot be shown)"
+    return _answer("error", error=text[:LONGEST_MESSAGE], error_type=type(error).__name__[:200])
+
+
+def _answer(kind: str, **more: Any) -> bytes:
+    return json.dumps({"kind": kind, "peak": _peak(), **more}).encode()
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # the tool closed it
+            stream.flush()
+
+
+def _read_all(fd: int) -> bytes:
+    chunks = []
+    while chunk := os.read(fd, 1 << 20):
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+if __name__ == "__main__":
+    main()

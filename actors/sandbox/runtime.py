@@ -1,0 +1,74 @@
+"""What this very interpreter needs in order to start again inside a sandbox: its folders and its import path.
+
+A tool must find the packages that the worker has, and nothing else of the machine. So the folders of the interpreter,
+of installed packages and of understudy itself are shown, read-only; a project's own folder is not, even when it is on
+the import path (it is where .env files live): code from there travels by value.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from understudy.actors.sandbox.backend import IsolationUnavailable
+
+_PACKAGE_FOLDERS = ("site-packages", "dist-packages")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Folders as (real path, place inside): the same place, and also each alias that Python knows it by."""
+
+    python: str
+    prefix: str
+    folders: tuple[tuple[str, str], ...]
+    import_paths: tuple[str, ...]
+    runner: str
+    launcher: str
+
+
+def this_runtime() -> Runtime:
+    """The runtime of the calling process. Raises IsolationUnavailable where it cannot be shown without showing all."""
+    here = Path(__file__).resolve().parent
+    package = here.parents[1]  # understudy, or the folder whose folders the package links to
+    link = Path(sys.modules["understudy"].__path__[0])
+    own = [str(link), *(str((link / room).resolve()) for room in ("actors", "policies", "cluster"))]
+    own = [path for path in own if os.path.isdir(path)] or [str(package)]
+    prefixes = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
+    prefixes.append(str(Path(os.path.realpath(sys.executable)).parents[1]))  # where aliases of prefixes lead to
+    packages = [path for path in sys.path if os.path.basename(path) in _PACKAGE_FOLDERS and os.path.isdir(path)]
+    folders = _folders([*prefixes, *packages, *own])
+    shown = [place for _, place in folders] + ["/usr"]
+    imports = [path for path in sys.path if path and os.path.exists(path) and _lies_in(os.path.realpath(path), shown)]
+    return Runtime(
+        python=sys.executable,
+        prefix=sys.prefix,
+        folders=folders,
+        # Last, as an editable installation would have it.
+        import_paths=tuple(dict.fromkeys([*imports, str(link.parent)])),
+        runner=str(here / "runner.py"),
+        launcher=str(here / "launcher.py"),
+    )
+
+
+def _folders(wanted: list[str]) -> tuple[tuple[str, str], ...]:
+    places: dict[str, str] = {}
+    for path in wanted:
+        real = os.path.realpath(path)
+        if real in ("/", os.path.expanduser("~"), "/tmp", "/home"):
+            raise IsolationUnavailable(
+                f"Python's folder {path!r} is {real!r}, and cannot be shown to a tool without all that lies in it",
+                "run workers from an interpreter or virtual environment with a folder of its own",
+            )
+        places[real] = real
+        places[os.path.normpath(path)] = real
+    # Parents first; what lies in a folder that is shown already needs no place of its own.
+    kept: list[tuple[str, str]] = []
+    for place, real in sorted(places.items()):
+        if not _lies_in(place, ["/usr", *(other for _, other in kept)]):
+            kept.append((real, place))
+    return tuple(kept)
+
+
+def _lies_in(path: str, folders: list[str]) -> bool:
+    return any(path == folder or path.startswith(folder + "/") for folder in folders)
