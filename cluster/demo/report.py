@@ -26,7 +26,7 @@ class Kill:
     at: float
     """Seconds since the first run started."""
     recovery_s: float | None = None
-    """Seconds until another actor had the run; None if nobody had to, as it had ended, or nobody did."""
+    """Seconds until another actor had the run; None while that was not seen (the run may have just ended)."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Report:
 
 
 def entries_of(states: Sequence[Audit | Mapping[str, Any]], rows: Sequence[Row]) -> tuple[Entry, ...]:
-    """The states of the runs that succeeded (as models or as JSON), by score. The ledger's word on the verdict counts."""
+    """The states of the runs that succeeded, as models or as JSON, by score. The verdicts are those of the ledger."""
     by_name = {row.distribution: row for row in rows}
     audits = [state if isinstance(state, Audit) else Audit.model_validate(state) for state in states]
     audits.sort(key=lambda audit: (-audit.score, audit.distribution.lower()))
@@ -193,7 +193,7 @@ def _table(entries: Sequence[Entry]) -> str:
 def _kills(kills: Sequence[Kill]) -> str:
     lines = ["| at | process | run | of | back after |", "|---:|---|---|---|---:|"]
     for kill in kills:
-        back = "not needed" if kill.recovery_s is None else f"{kill.recovery_s:.2f} s"
+        back = "not seen" if kill.recovery_s is None else f"{kill.recovery_s:.2f} s"
         lines.append(f"| {kill.at:.1f} s | {kill.pid} | {_cell(kill.run)} | {_cell(kill.distribution)} | {back} |")
     return "\n".join(lines)
 

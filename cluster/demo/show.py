@@ -13,6 +13,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from understudy.cluster.demo.audit import ASK_FROM, SUSPICIOUS_FROM
 from understudy.cluster.demo.report import Entry, Kill, Report
 
 STATUSES = {
@@ -25,6 +26,7 @@ STATUSES = {
     "quarantined": "red",
 }
 VERDICTS = {"clean": "green", "suspicious": "yellow", "approved": "cyan", "rejected": "red"}
+NAME_MAX = 26
 ROWS = 5
 """Lines of each list in the live view; what is left out is counted."""
 
@@ -117,18 +119,16 @@ def _bars(snapshot: Snapshot) -> Table:
 def _numbers(snapshot: Snapshot) -> Text:
     killed = f"{len(snapshot.kills)}" + (f" of {snapshot.kills_planned}" if snapshot.kills_planned else "")
     parts = (
-        (f"{snapshot.total}", "runs"),
-        (f"{snapshot.elapsed_s:.0f} s", ""),
-        (f"{snapshot.tools}", "tool calls"),
-        (f"{snapshot.tools_per_s:.1f}", "a second"),
-        (killed, "killed"),
-        (f"{snapshot.restarts}", "restarts"),
+        (f"{snapshot.total}", " runs"),
+        (f"{snapshot.elapsed_s:.0f}", " s"),
+        (f"{snapshot.tools}", f" tool calls ({snapshot.tools_per_s:.1f}/s)"),
+        (killed, " killed"),
+        (f"{snapshot.restarts}", " restart" + ("" if snapshot.restarts == 1 else "s")),
     )
     text = Text("\n")
     for place, (number, what) in enumerate(parts):
-        text.append("  ·  " if place else "", style="bright_black")
-        text.append(number, style="bold")
-        text.append(f" {what}" if what else "")
+        text.append(" · " if place else "", style="bright_black")
+        text.append(number, style="bold").append(what)
     return text
 
 
@@ -138,37 +138,29 @@ def _title(text: str, listed: Sequence[object]) -> Rule:
 
 
 def _kills(kills: Sequence[Kill]) -> Table:
-    table = _grid("right", "left", "left", "right")
+    rows = []
     for kill in kills:
-        back = Text("back after -", style="yellow")
+        back = Text("not seen back", style="yellow")
         if kill.recovery_s is not None:
             back = Text(f"back after {kill.recovery_s:.2f} s", style="green")
-        table.add_row(f"{kill.at:.1f} s", f"pid {kill.pid}", Text(kill.distribution), back)
-    return table
+        rows.append((Text(f"{kill.at:.1f} s", justify="right"), Text(f"pid {kill.pid}"), Text(kill.distribution), back))
+    return _grid(rows)
 
 
 def _questions(questions: Sequence[Question]) -> Table:
-    table = _grid("left", "right", "left", "left")
-    for question in questions:
-        row = (Text(question.distribution), _score(question.score), Text(question.reason), Text(question.run))
-        table.add_row(*row)
-    return table
+    return _grid([(Text(q.run), Text(q.distribution), _score(q.score), Text(q.reason)) for q in questions])
 
 
 def _finished(finished: Sequence[Finished]) -> Table:
-    table = _grid("left", "left", "right", "left")
-    for one in finished:
-        table.add_row(Text(one.distribution), Text(one.version), _score(one.score), _coloured(one.verdict))
-    return table
+    return _grid([(Text(f.distribution), Text(f.version), _score(f.score), _coloured(f.verdict)) for f in finished])
 
 
 def _entries(entries: Sequence[Entry]) -> Table:
-    table = _grid("left", "left", "right", "left", "left")
+    rows = []
     for entry in entries:
-        reason = entry.reasons[0] if entry.reasons else ""
-        row = (Text(entry.distribution), Text(entry.version), _score(entry.score), _coloured(entry.verdict))
-        table.add_row(*row, Text(reason, style="dim"))
-    return table
+        reason = Text(entry.reasons[0] if entry.reasons else "", style="dim")
+        rows.append((Text(entry.distribution), _score(entry.score), _coloured(entry.verdict), reason))
+    return _grid(rows)
 
 
 def _verdict(report: Report) -> Text:
@@ -179,7 +171,7 @@ def _verdict(report: Report) -> Text:
     text.append(
         f"{len(report.entries)} of {len(report.entries) + len(report.failures)} audited ({verdicts or 'none'}), "
     )
-    text.append(f"{report.tools} tool calls in {report.duration_s:.1f} s ({report.tools_per_s:.1f} a second), ")
+    text.append(f"{report.tools} tool calls in {report.duration_s:.1f} s ({report.tools_per_s:.1f} a second).\n")
     text.append(f"{len(report.kills)} actors killed, {report.restarts} restarts.")
     recoveries = sorted(kill.recovery_s for kill in report.kills if kill.recovery_s is not None)
     if recoveries:
@@ -188,23 +180,32 @@ def _verdict(report: Report) -> Text:
 
 
 def _paths(paths: Mapping[str, str]) -> Table:
-    table = _grid("left", "left")
+    """Whole, over several lines if need be: they are there to be copied."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
     for what, path in paths.items():
-        table.add_row(Text(what, style="dim"), Text(path, overflow="fold", no_wrap=False))
+        table.add_row(what, Text(path))
     return table
 
 
 def _score(score: int) -> Text:
-    return Text(str(score), style="red" if score >= 30 else "yellow" if score >= 15 else "green")
+    colour = "red" if score >= ASK_FROM else "yellow" if score >= SUSPICIOUS_FROM else "green"
+    return Text(str(score), style=colour, justify="right")
 
 
 def _coloured(verdict: str) -> Text:
     return Text(verdict, style=VERDICTS.get(verdict, ""))
 
 
-def _grid(*justify: str) -> Table:
-    """One line for each row, whatever it holds; the last column gives way."""
+def _grid(rows: Sequence[Sequence[Text]]) -> Table:
+    """One line for each row. The last column gives way where there is no room, and names that are very long."""
     table = Table.grid(padding=(0, 2))
-    for side in justify:
-        table.add_column(justify="right" if side == "right" else "left", no_wrap=True, overflow="ellipsis")
+    for place in range(len(rows[0]) - 1):
+        width = min(max(len(row[place]) for row in rows), NAME_MAX)
+        table.add_column(no_wrap=True, overflow="ellipsis", width=width)
+    table.add_column()  # rich shortens only columns that may wrap; its texts refuse to
+    for row in rows:
+        row[-1].no_wrap, row[-1].overflow = True, "ellipsis"
+        table.add_row(*row)
     return table
