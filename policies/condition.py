@@ -6,6 +6,7 @@ wrong for somebody. Who asks decides what that means (see `permission`: never in
 
 import posixpath
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -17,7 +18,8 @@ Op = Literal["eq", "ne", "in", "not_in", "lt", "le", "gt", "ge", "matches", "und
 Truth = Literal["yes", "no", "unclear"]
 
 MATCHED_TEXT_MAX = 4096
-"""Characters that `matches` looks at. Longer text cannot be judged: a regex must not keep the policy actor busy."""
+"""Characters that `matches` looks at; longer text cannot be judged. It bounds what a pattern with two open ends costs,
+and not one that backtracks exponentially, like `(a+)+b`: patterns come from people who are trusted to write rules."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,11 @@ def normal_path(path: str) -> str:
 
 
 def show(value: Any) -> str:
-    """A value in a message: never longer than 80 characters, however long it is."""
-    text = repr(value[:80] if isinstance(value, str) else value)
+    """A value in a message: never longer than 80 characters, however long or deep it is."""
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:  # Python writes no int of more than 4300 digits
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -129,6 +134,8 @@ class _Unclear(Exception):
 
 
 _MISSING: Final = object()
+_SHORT: Final = reprlib.Repr()
+_SHORT.maxstring = 80
 
 
 def _look_into(value: Any, path: Sequence[str]) -> Any:

@@ -1,0 +1,125 @@
+"""Reads YAML or JSON into plain data, and refuses whatever two readers could understand differently.
+
+A policy is read by people who approve it and by a program that obeys it; both have to see the same. So: no key twice
+(the last would silently win), no anchors (ten of them can expand to gigabytes), no merge, and nothing but JSON values
+(a bare date or `!!set` is none).
+"""
+
+import json
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+TEXT_MAX_BYTES = 1024 * 1024
+DEPTH_MAX = 32
+
+
+class Unreadable(ValueError):
+    """The text is no data that everybody would read alike. Says where, and what to write instead."""
+
+
+def read(text: str) -> Any:
+    """The JSON value that a text in JSON or YAML holds. Raises Unreadable."""
+    size = len(text.encode(errors="replace"))
+    if size > TEXT_MAX_BYTES:
+        raise Unreadable(f"it has {size} bytes, and {TEXT_MAX_BYTES} are the most; split it into layers")
+    return _plain(_json(text) if text.lstrip()[:1] == "{" else _yaml(text), "", 0)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except Unreadable:
+        raise
+    except (ValueError, RecursionError):
+        return _yaml(text)  # a YAML flow mapping begins like JSON
+
+
+def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise Unreadable(f"the key {key[:80]!r} is there twice in one mapping; keep one")
+        found[key] = value
+    return found
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return _loader()(text).get_single_data()
+    except Unreadable:
+        raise
+    except RecursionError:
+        raise Unreadable(f"it is nested too deeply; {DEPTH_MAX} levels are the most") from None
+    except Exception as error:  # PyYAML lets KeyError, IndexError and others out, e.g. for `!!bool x` and `!!int ""`
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise Unreadable(f"it is no YAML: {words[:300]}") from None
+
+
+@cache
+def _loader() -> Any:
+    """PyYAML's safe loader, made stricter. Imported here: most processes that know policies never read a file."""
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            if getattr(event, "anchor", None) is not None:
+                raise Unreadable(f"{_place(event)}: anchors and aliases (& and *) are not read; write the value out")
+            self.depth += 1
+            if self.depth > DEPTH_MAX:
+                raise Unreadable(f"{_place(event)}: it is nested deeper than {DEPTH_MAX} levels")
+            try:
+                return super().compose_node(parent, index)
+            finally:
+                self.depth -= 1
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                name = str(key.value)
+                if key.tag != "tag:yaml.org,2002:str":
+                    raise Unreadable(f"{_place(key)}: the key {name[:80]!r} is not text; put it in quotes")
+                if name in seen:
+                    raise Unreadable(f"{_place(key)}: the key {name[:80]!r} is there twice in one mapping; keep one")
+                seen.add(name)
+            return super().construct_mapping(node, deep)
+
+    return Strict
+
+
+def _place(thing: Any) -> str:
+    return f"line {thing.start_mark.line + 1}"
+
+
+def _plain(value: Any, at: str, depth: int) -> Any:
+    """The value, if it is JSON all the way down."""
+    if depth > DEPTH_MAX:
+        raise Unreadable(f"{at[:80]}: it is nested deeper than {DEPTH_MAX} levels")
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if abs(value) <= 2**63:
+            return value
+        raise Unreadable(f"{at}: a number of {value.bit_length()} bits; 63 are the most")
+    if isinstance(value, str):
+        return _writable(value, at)
+    if isinstance(value, float):
+        if abs(value) < float("inf"):
+            return value
+        raise Unreadable(f"{at}: {value} is no number that can be compared")
+    if isinstance(value, list):
+        return [_plain(item, f"{at}.{n}", depth + 1) for n, item in enumerate(value)]
+    if isinstance(value, dict):
+        return {_writable(key, at): _plain(item, f"{at}.{key}".lstrip("."), depth + 1) for key, item in value.items()}
+    raise Unreadable(f"{at}: {str(value)[:80]!r} is read as a {type(value).__name__}; put it in quotes")
+
+
+def _writable(text: str, at: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Unreadable(f"{at}: {text[:80]!a} holds half a character, which no file can hold") from None
+    return text

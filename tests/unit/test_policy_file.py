@@ -1,0 +1,368 @@
+"""A policy file is read as it is meant, or refused with everything that is wrong with it; never anything between."""
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from understudy.policies import policy_file
+from understudy.policies.permission import Allow, Deny, Request, decide
+from understudy.policies.policy_file import PolicyError, canonical, from_canonical, load_policy
+from understudy.policies.profile import Limits, Profile
+
+EXAMPLE = """
+policy: demo
+version: 1
+rules:
+  - id: metadata
+    effect: allow
+    tool: read_metadata
+    when: {path: {under: "${environment}"}, depth: {ge: 0, le: 3}}
+    files: {read: ["${environment}"], write: []}
+    limits: {wall: 10s, memory: 512MiB, processes: 32, output: 1MiB, disk: 64MiB, cpu: 1500ms, open_files: 64}
+    reason: reading metadata harms nobody
+    match: [{path: "${environment}/a", depth: 1}]
+    not_match: [{path: /etc/passwd, depth: 1}, {path: "${environment}/../b", depth: 1}]
+  - id: pay
+    effect: ask
+    tool: [pay, "refund_*"]
+    graph: "shop*"
+    labels: {env: prod}
+    when: {currency: {in: [EUR, USD]}, order.id: {matches: "[A-Z][0-9]+"}}
+    alternative: send an offer
+"""
+VARIABLES = {"environment": "/work/env"}
+
+
+def load(text: str, **variables: str) -> Any:
+    return load_policy(text, source="demo.yaml", variables=variables or VARIABLES)
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(PolicyError) as caught:
+        load(text)
+    return str(caught.value).splitlines()
+
+
+def problem(rule: str, effect: str = "allow") -> str:
+    """The one problem of a file with this one rule (beside id, effect and tool)."""
+    (only,) = problems(f"{{policy: p, version: 1, rules: [{{id: x, effect: {effect}, tool: t, {rule}}}]}}")
+    return only
+
+
+# What is right.
+
+
+def test_a_file_becomes_a_policy() -> None:
+    policy = load(EXAMPLE)
+    assert (policy.name, policy.version) == ("demo", "1")
+    metadata, pay = policy.rules
+    assert (metadata.read, metadata.write) == (("/work/env",), ())
+    assert (pay.tools, pay.graphs, pay.labels, pay.alternative) == (
+        ("pay", "refund_*"),
+        ("shop*",),
+        {"env": "prod"},
+        "send an offer",
+    )
+    request = Request("read_metadata", {"path": "/work/env/x", "depth": 0}, "r", "g", "d")
+    limits = Limits(10.0, 1.5, 512 * 2**20, 32, 64, 64 * 2**20, 2**20)
+    assert decide([policy], request) == Allow("metadata", "demo", Profile(("/work/env",), (), limits))
+    assert isinstance(decide([policy], Request("read_metadata", {"path": "/etc", "depth": 0}, "r", "g", "d")), Deny)
+
+
+def test_the_example_in_the_documentation_is_one() -> None:
+    assert policy_file.__doc__ is not None
+    lines = policy_file.__doc__.splitlines()
+    text = "\n".join(line[4:] for line in lines if line.startswith("    "))
+    assert load(text).rules[0].id == "metadata"
+
+
+def test_what_is_stored_reads_back_as_the_same_policy() -> None:
+    policy = load(EXAMPLE)
+    again = from_canonical(canonical(policy))
+    assert again == policy
+    assert canonical(again) == canonical(policy)
+    assert len(policy.digest) == 64
+
+
+def test_the_digest_is_of_the_meaning() -> None:
+    policy = load(EXAMPLE)
+    data = yaml.safe_load(EXAMPLE.replace("10s", "10000ms").replace("512MiB", "0.5GiB"))
+    assert load(json.dumps(data)).digest == policy.digest
+    assert load(EXAMPLE.replace("10s", "11s")).digest != policy.digest
+    assert load(EXAMPLE, environment="/work/other").digest != policy.digest
+    assert load(EXAMPLE.replace("[A-Z]", "[A-Y]")).digest != policy.digest
+
+
+def test_a_stored_policy_has_no_variables_any_more() -> None:
+    policy = load('{policy: p, version: 1, rules: [{id: x, effect: deny, tool: "a$${b}", reason: "$${environment}"}]}')
+    assert policy.rules[0].reason == "${environment}"
+    assert from_canonical(canonical(policy)) == policy
+
+
+def test_a_variable_stands_for_its_very_text() -> None:
+    text = """
+policy: p
+version: "1.10"
+rules:
+  - {id: x, effect: allow, tool: "${name}", when: {a: {matches: "${name}+"}}}
+"""
+    (rule,) = load(text, name="a.*[b]").rules
+    assert rule.when[0].value == r"a\.\*\[b\]+"
+    policy = load(text, name="a.*[b]")
+    assert isinstance(decide([policy], Request("a.*[b]", {"a": "a.*[b]]"}, "r", "g", "d")), Allow)
+    assert isinstance(decide([policy], Request("a.xxb", {"a": "a.*[b]]"}, "r", "g", "d")), Deny)
+
+
+# What is wrong.
+
+
+def test_every_problem_is_told_at_once_with_file_rule_field_value_and_remedy() -> None:
+    text = """
+policy: my policy
+version: 1.10
+rulez: []
+rules:
+  - id: a
+    efect: allow
+    tool: t
+  - id: a
+    effect: alow
+    tool: []
+    when: {path: {underr: /x}, n: {gt: "5"}, s: {matches: "("}, p: {under: relative}}
+    files: {read: [data], wirte: [/x]}
+    limits: {wall: 10 parsecs, memory: -1, processes: 1.5, disk: true}
+  - tool: yes
+    effect: deny
+    limits: {wall: 1s}
+  - just text
+"""
+    parts = "letters, digits, '.', '_' or '-', in quotes if need be"
+    assert sorted(problems(text)) == sorted(
+        [
+            "demo.yaml: rulez: there is no such key; did you mean 'rules'?",
+            f"demo.yaml: policy: 'my policy' is no name; write up to 64 {parts}",
+            "demo.yaml: version: 1.1 is no version; give a whole number, or text in quotes",
+            "demo.yaml: rules: the id 'a' is there 2 times; give every rule its own",
+            "demo.yaml: rule 'a': efect: there is no such key; did you mean 'effect'?",
+            "demo.yaml: rule 'a': the key 'effect' is missing; add it",
+            "demo.yaml: rule 'a': effect: 'alow' is no effect; write allow, ask or deny; did you mean 'allow'?",
+            "demo.yaml: rule 'a': tool: [] names none; write a name, a glob or a list of them, in quotes if need be",
+            "demo.yaml: rule 'a': when.path.underr: there is no such key; did you mean 'under'?",
+            "demo.yaml: rule 'a': when.n.gt: '5' is no number; write one, without quotes",
+            "demo.yaml: rule 'a': when.s.matches: '(' is no regular expression: missing ), unterminated subpattern "
+            "at position 0",
+            "demo.yaml: rule 'a': when.p.under: 'relative' is no absolute path; begin it with / (or with a variable "
+            "that does)",
+            "demo.yaml: rule 'a': files.wirte: there is no such key; did you mean 'write'?",
+            "demo.yaml: rule 'a': files.read: 'data' is no absolute path; begin it with / (or with a variable that "
+            "does)",
+            "demo.yaml: rule 'a': limits.wall: '10 parsecs' is no duration; write e.g. 500ms, 10s, 2m, 1h or a number "
+            "of seconds, 30 days at most",
+            "demo.yaml: rule 'a': limits.memory: -1 is no size; write e.g. 64KiB, 512MiB, 1GiB or a number of bytes, "
+            "100TiB at most",
+            "demo.yaml: rule 'a': limits.processes: 1.5 is no count that can be kept; write a whole number from 1 to "
+            "1000000",
+            "demo.yaml: rule 'a': limits.disk: True is no size; write e.g. 64KiB, 512MiB, 1GiB or a number of bytes, "
+            "100TiB at most",
+            "demo.yaml: rule no. 3: the key 'id' is missing; add it",
+            "demo.yaml: rule no. 3: tool: True names none; write a name, a glob or a list of them, in quotes if need "
+            "be",
+            "demo.yaml: rule no. 3: limits: a deny rule grants nothing; leave it out, or write an allow rule",
+            "demo.yaml: rule no. 4: 'just text' is no mapping; write 'key: value' pairs with the keys id, effect, "
+            "tool, graph, labels, when, files, limits, reason, alternative, match, not_match",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ('files: {read: ["${enviroment}/a"]}', "'${enviroment}' is not known; did you mean 'environment'?"),
+        ('reason: "${environment"', "'${environment' is not known"),
+        ('reason: "${HOME}"', "given are: environment; for the text itself write $${"),
+        ('files: {read: ["${environment}/../.."]}', "goes up with '..'"),
+        ("files: {read: /data}", "'/data' is no list of paths"),
+        ("files: [/data]", "is no mapping; write 'key: value' pairs with the keys read, write"),
+        ("limits: {wall: 0}", "0 is no duration that can be kept"),
+        ("limits: {wall: 31000h}", "30 days at most"),
+        ("limits: {memory: 10mb}", "'10mb' is no size"),
+        ("limits: {memory: 0.5}", "0.5 is no size that can be kept"),
+        ("when: {a: 5}", "5 is no mapping; write 'key: value' pairs with the keys eq, ne, in"),
+        ("when: {a: {}}", "{} says nothing"),
+        ("when: {a..b: {eq: 1}}", "'a..b' names no argument"),
+        ("when: {a: {in: EUR}}", "'EUR' is no list of values"),
+        ("when: {a: {exists: 1}}", "1 is neither true nor false"),
+        ("when: {a: {under: []}}", "over nothing"),
+        ("when: {a: {gt: true}}", "True is no number"),
+        (f"when: {{a: {{matches: {'a' * 600}}}}}", "it has 600 characters, and 512 are the most"),
+        ("reason: 5", "5 is read as a number, not as text; put it in quotes"),
+        ("labels: {env: yes}", "True is read as true or false, not as text; put it in quotes"),
+        ("match: {a: 1}", "is no list; write a list of arguments"),
+        (
+            "when: {a: {lt: 5}}, match: [{a: 3}, {a: 7}]",
+            "match.1: {'a': 7} should fit and does not: 'a' should be lt 5",
+        ),
+        ("when: {a: {lt: 5}}, not_match: [{a: 3}]", "not_match.0: {'a': 3} should not fit and does"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_a_remedy(rule: str, words: str) -> None:
+    said = problem(rule)
+    assert said.startswith("demo.yaml: rule 'x': ")
+    assert words in said
+
+
+def test_an_example_that_cannot_be_judged_is_no_match_and_no_safe_miss() -> None:
+    assert "should fit and does not" in problem('when: {a: {gt: 5}}, match: [{a: "9"}]', "deny")
+    assert "should not fit and does" in problem('when: {a: {gt: 5}}, not_match: [{a: "9"}]', "deny")
+
+
+# What two readers could read differently.
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("policy: a\npolicy: b", "line 2: the key 'policy' is there twice"),
+        ('{"policy": "a", "policy": "b"}', "the key 'policy' is there twice"),
+        ("a: &x [1]\nb: *x", "line 1: anchors and aliases"),
+        ("a: {<<: {b: 1}}", "the key '<<' is not text"),
+        ("1: a", "line 1: the key '1' is not text"),
+        ("? [a]\n: b", "is not text"),
+        ("a: 2024-01-01", "a: '2024-01-01' is read as a date; put it in quotes"),
+        ("a: !!set {b}", "is read as a set"),
+        ("a: !!python/object/apply:os.system [x]", "it is no YAML"),
+        ('a: !!int ""', "it is no YAML"),
+        ("a: !!bool x", "it is no YAML"),
+        ("a: .nan", "a: nan is no number"),
+        ('{"a": NaN}', "a: nan is no number"),
+        ('{"a": "\\ud800"}', "half a character"),
+        ("a: 0x" + "f" * 5000, "20000 bits"),
+        ("a: [", "it is no YAML"),
+        ("a: 1\n---\nb: 2", "it is no YAML"),
+        ("a: " + "[" * 100 + "]" * 100, "nested deeper than 32 levels"),
+        ('{"a": ' + "[" * 100000 + "]" * 100000 + "}", "nested deeper than 32 levels"),
+        ("a" * (1024 * 1024 + 1), "it has 1048577 bytes, and 1048576 are the most"),
+        ("\0", "it is no YAML"),
+    ],
+)
+def test_ambiguous_text_is_refused(text: str, words: str) -> None:
+    (only,) = problems(text)
+    assert only.startswith("demo.yaml: ")
+    assert words in only
+
+
+def test_a_bomb_does_not_go_off() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    assert "anchors and aliases" in problems("\n".join(lines))[0]
+
+
+def test_variables_cannot_make_a_policy_too_large_to_be_stored() -> None:
+    text = json.dumps(
+        {"policy": "p", "version": 1, "rules": [{"id": "x", "effect": "deny", "tool": "t", "reason": "${v}" * 300}]}
+    )
+    with pytest.raises(PolicyError, match="with variables replaced it has 12"):
+        load(text, v="y" * 4096)
+
+
+# Whatever comes in.
+
+JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["${a}", "/x", "10s", "allow"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+RULES = st.fixed_dictionaries(
+    {},
+    optional={
+        key: JSON_VALUES
+        | st.dictionaries(st.sampled_from(["a", "read", "write", "wall", "memory"]), JSON_VALUES, max_size=3)
+        | st.dictionaries(st.just("a"), st.dictionaries(st.sampled_from(policy_file.OPS), JSON_VALUES, max_size=3))
+        | st.lists(st.dictionaries(st.just("a"), JSON_VALUES), max_size=3)
+        | st.sampled_from(["allow", "ask", "deny", "x"])
+        for key in (
+            "id",
+            "effect",
+            "tool",
+            "graph",
+            "labels",
+            "when",
+            "files",
+            "limits",
+            "reason",
+            "match",
+            "not_match",
+        )
+    },
+)
+FILES = st.fixed_dictionaries(
+    {}, optional={"policy": JSON_VALUES | st.just("p"), "version": JSON_VALUES, "rules": st.lists(RULES, max_size=3)}
+)
+
+
+def reads_or_refuses(text: str) -> None:
+    try:
+        policy = load_policy(text, source="demo.yaml", variables={"a": "/a"})
+    except PolicyError as error:
+        policy, said = None, str(error)
+    if policy is None:
+        assert said.startswith("demo.yaml: ")
+        return
+    assert from_canonical(canonical(policy)) == policy
+
+
+@given(st.text())
+def test_any_text_is_read_or_refused(text: str) -> None:
+    reads_or_refuses(text)
+
+
+@given(FILES | JSON_VALUES)
+def test_any_data_is_read_or_refused(data: Any) -> None:
+    reads_or_refuses(json.dumps(data))
+    reads_or_refuses(yaml.safe_dump(data, allow_unicode=True))
+
+
+@given(
+    st.integers(0, len(EXAMPLE)),
+    st.integers(0, 12),
+    st.text(alphabet="${}[]:,&*!?|>-#'\"\\ \n\t0aé\0\x85\ufeff%@`<=~", max_size=6),
+)
+def test_a_broken_file_is_read_or_refused(place: int, cut: int, junk: str) -> None:
+    reads_or_refuses(EXAMPLE[:place] + junk + EXAMPLE[place + cut :])
+
+
+RULE_VALUES: st.SearchStrategy[Any] = st.fixed_dictionaries(
+    {"effect": st.sampled_from(["allow", "ask"]), "tool": st.sampled_from(["t", ["a", "b*"]])},
+    optional={
+        "when": st.dictionaries(
+            st.sampled_from(["a", "b.c", "d.0"]),
+            st.fixed_dictionaries(
+                {"ne": JSON_VALUES},
+                optional={
+                    "lt": st.integers(-(2**63), 2**63),
+                    "under": st.just(["/a/", "//b"]),
+                    "exists": st.booleans(),
+                },
+            ),
+            max_size=3,
+        ),
+        "files": st.just({"read": ["/a/./b", "/c/"]}),
+        "limits": st.fixed_dictionaries({"wall": st.floats(0.001, 86400), "memory": st.integers(1, 2**46)}),
+        "graph": st.just("g*"),
+    },
+)
+
+
+@given(st.lists(RULE_VALUES, max_size=4))
+def test_a_policy_survives_being_stored(rules: list[dict[str, Any]]) -> None:
+    listed = [{"id": f"r{n}", **rule} for n, rule in enumerate(rules)]
+    reads_or_refuses(json.dumps({"policy": "p", "version": "1", "rules": listed}))
