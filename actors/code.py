@@ -191,7 +191,7 @@ def load_ref(ref: str, paths: tuple[str, ...] = ()) -> Graph:
 def tool_code(tool: Tool[Any, Any]) -> ToolCode:
     """By reference for tools of installed packages, which the sandbox can see; by value for the user's own."""
     module = sys.modules.get(tool.fn.__module__)
-    holder = module
+    holder: Any = module
     for part in tool.fn.__qualname__.split("."):
         holder = getattr(holder, part, None)
     importable = isinstance(holder, Tool) or holder is tool.fn

@@ -20,15 +20,11 @@ from understudy.cluster.stores import open_store
 from understudy.policies.policy_file import PolicyError, canonical, load_policy
 from understudy.policies.restart import RestartPolicy
 
-if TYPE_CHECKING:
-    from understudy.actors.supervisor import SupervisorConfig
-
 if TYPE_CHECKING:  # the supervisor imports Ray, most of a second; who only reads a store does not pay for it
     from understudy.actors.supervisor import SupervisorConfig
 
 log = logging.getLogger(__name__)
 
-SUPERVISOR_ACTOR = "supervisor"
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
 
@@ -84,7 +80,6 @@ class Host:
         self._watching: asyncio.Task[None] | None = None
         self._supervisor: Any = None
         self._ours = False
-        self.failed: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
         """Ray and the supervisor are up when this returns. Raises CallerError if Ray cannot start."""
