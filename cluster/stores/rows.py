@@ -23,8 +23,7 @@ class Row(Protocol):
     def __getitem__(self, column: str, /) -> Any: ...
 
 
-def to_json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+to_json = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder at each call
 
 
 def interrupts_json(interrupts: Sequence[Interrupt]) -> str:

@@ -10,13 +10,11 @@ URL: `sqlite:///var/lib/understudy.db` is always an absolute path (workers have 
 is up to a `?`. The folder has to be a local one; network filesystems break SQLite's locks.
 """
 
-import asyncio
 import os
 import random
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Self, TypeVar
@@ -42,6 +40,7 @@ from understudy.actors.store import StoreInfo
 from understudy.cluster.stores import sqlite_verbs as verbs
 from understudy.cluster.stores.bell import Bell
 from understudy.cluster.stores.statements import script
+from understudy.cluster.stores.worker import Worker
 
 APPLICATION_ID = 0x756E6472
 """`undr`, in the header of our files."""
@@ -51,6 +50,9 @@ LOCKED_S = 10.0
 POLL_S = 0.01
 """How often `wait_work` looks whether another process has committed."""
 SWEEP_BATCH = 20
+WAL_PAGES = 4000
+"""How long the write-ahead log grows (16 MB) before somebody's commit moves it into the file. Hot pages are then
+written once for some 500 commits; with SQLite's 1000 it is every 125."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,7 +63,7 @@ class SqliteStore:
         self.path = path
         self.synchronous = synchronous
         self.locked_s = locked_s
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="understudy-sqlite")
+        self._worker = Worker(f"the store {path}")
         self._db: sqlite3.Connection | None = None
         self._bell = Bell()
         self._seen = -1
@@ -73,7 +75,7 @@ class SqliteStore:
         path, synchronous = _parsed(url)
         store = cls(path, synchronous)
         try:
-            await store._on_thread(store._connect)
+            await store._do(store._connect)
         except BaseException:
             await store.close()
             raise
@@ -92,7 +94,7 @@ class SqliteStore:
     async def wait_work(self, timeout_s: float) -> None:
         until = time.monotonic() + timeout_s
         while True:
-            version = await self._on_thread(self._data_version)
+            version = await self._do(self._data_version)
             if version != self._seen:
                 self._seen = version
                 return
@@ -233,18 +235,16 @@ class SqliteStore:
         def close() -> None:
             if self._db:
                 self._db.close()
-                self._db = None
 
-        with suppress(RuntimeError):  # closed already
-            await asyncio.get_running_loop().run_in_executor(self._thread, close)
-        self._thread.shutdown(wait=False)
+        if not self._worker.closed:
+            await self._worker.do(close)
+            self._worker.close_nowait()
 
     # --- on the thread ---
 
-    async def _on_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        assert not kwargs
+    async def _do(self, function: Callable[[], R]) -> R:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+            return await self._worker.do(function)
         except sqlite3.Error as error:
             raise self._told(error) from error
 
@@ -265,7 +265,7 @@ class SqliteStore:
                 raise
             return answer
 
-        return await self._on_thread(write)
+        return await self._do(write)
 
     async def _read(
         self, verb: Callable[Concatenate[sqlite3.Connection, P], R], *args: P.args, **kwargs: P.kwargs
@@ -278,11 +278,10 @@ class SqliteStore:
             finally:
                 _roll_back(db)
 
-        return await self._on_thread(lambda: self._patiently(read))
+        return await self._do(lambda: self._patiently(read))
 
     def _connection(self) -> sqlite3.Connection:
-        if self._db is None:
-            raise CallerError(f"the store {self.path} is closed; open it again")
+        assert self._db is not None, "open() comes first"
         return self._db
 
     def _data_version(self) -> int:
@@ -334,6 +333,7 @@ class SqliteStore:
         self._patiently(lambda: db.execute("PRAGMA journal_mode = WAL"))
         db.execute(f"PRAGMA synchronous = {self.synchronous}")
         db.execute("PRAGMA temp_store = MEMORY")
+        db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
         if fresh:
             self._patiently(lambda: db.execute("BEGIN IMMEDIATE"))
             if self._is_fresh(db):  # nobody was faster

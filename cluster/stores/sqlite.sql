@@ -40,10 +40,15 @@ SELECT run_id, epoch FROM runs WHERE status = 'running' AND lease_until <= ? ORD
 
 -- name: claim
 -- One owner (law 1): of several who try, the first sets due_at to null, and no row is left for the others.
+-- Runs of a thread are serial, so the thread's head is that of its newest run that has one; to keep it in `threads` as
+-- well would be one more page in every commit.
 UPDATE runs SET
     status = 'running', epoch = epoch + 1, owner = :owner, lease_until = :lease_until, not_before = 0, due_at = NULL,
     updated_at = :now,
-    head = CASE seq WHEN 0 THEN (SELECT head FROM threads WHERE threads.thread_id = runs.thread_id) ELSE head END
+    head = CASE seq WHEN 0 THEN coalesce((
+        SELECT before.head FROM runs AS before WHERE before.thread_id = runs.thread_id AND before.head <> ''
+        ORDER BY before.n DESC LIMIT 1
+    ), '') ELSE head END
 WHERE run_id = :run_id AND due_at <= :now;
 
 -- name: renew
@@ -73,9 +78,6 @@ FROM runs WHERE run_id = ?;
 -- name: insert_checkpoint
 INSERT INTO checkpoints (thread_id, checkpoint_id, parent, step, snapshot, run_id, at, body)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?);
-
--- name: set_head
-UPDATE threads SET head = ? WHERE thread_id = ?;
 
 -- name: insert_write
 INSERT INTO writes (run, task_id, body) VALUES (?, ?, ?)

@@ -3,7 +3,6 @@
 
 CREATE TABLE threads (
     thread_id  TEXT PRIMARY KEY,
-    head       TEXT NOT NULL DEFAULT '',
     expires_at REAL                            -- null: kept
 ) WITHOUT ROWID;
 

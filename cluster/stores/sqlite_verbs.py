@@ -409,7 +409,6 @@ def _end(db: Connection, n: int, thread_id: str, status: Status, at: float, reta
 def _store_checkpoint(db: Connection, thread_id: str, run_id: str, new: NewCheckpoint, at: float) -> None:
     values = (thread_id, new.checkpoint_id, new.parent, new.step, new.snapshot, run_id, at, new.body)
     db.execute(SQL["insert_checkpoint"], values)
-    _do(db, "set_head", new.checkpoint_id, thread_id)
 
 
 def _note(db: Connection, n: int, events: Sequence[Event], counters: Counters) -> None:
