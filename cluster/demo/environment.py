@@ -79,13 +79,23 @@ def normalised(name: str) -> str:
 
 
 def variables(environment: Path | None, ledger: Path) -> dict[str, str]:
-    """The values of the `${...}` in policy.yaml, all absolute paths."""
-    prefix = prefix_of(environment)
-    return {"environment": str(prefix), "interpreter": str(_base_of(prefix)), "ledger": str(ledger.resolve())}
+    """The values of the `${...}` in policy.yaml, all absolute paths without symbolic links. Raises CallerError."""
+    prefix, site = prefix_of(environment), sites_of(environment)[0]
+    return {
+        "environment": str(prefix),
+        "visible": str(_grantable(prefix, site)),
+        "interpreter": str(_grantable(_base_of(prefix), _grantable(prefix, site))),
+        "ledger": str(ledger.resolve()),
+    }
+
+
+def _grantable(path: Path, otherwise: Path) -> Path:
+    """All of /usr is in every sandbox, and too much to be granted: something in it that does no harm stands for it."""
+    return otherwise if path == Path("/usr") else path
 
 
 def _base_of(prefix: Path) -> Path:
-    """Where the interpreter of a virtual environment lives; a prefix that is none has its own."""
+    """The folder of the interpreter that a virtual environment is based on; any other environment has its own."""
     try:
         text = (prefix / "pyvenv.cfg").read_text(errors="replace")
     except OSError:
@@ -93,5 +103,5 @@ def _base_of(prefix: Path) -> Path:
     for line in text.splitlines():
         key, _, value = line.partition("=")
         if key.strip() == "home" and value.strip():
-            return Path(value.strip()).parent
+            return Path(value.strip()).resolve().parent
     return prefix

@@ -124,7 +124,7 @@ def scan(source: bytes) -> Iterator[tuple[str, int, str]]:
 
 def _long(source: bytes) -> Iterator[tuple[str, int, str]]:
     """Lines that nobody has written by hand, and literals that look like packed data."""
-    if len(max(source.splitlines(), key=len)) < LITERAL_MIN:
+    if len(max(source.splitlines(), key=len, default=b"")) < LITERAL_MIN:
         return
     for number, line in enumerate(source.splitlines(), 1):
         if len(line) < LITERAL_MIN:
