@@ -1,0 +1,229 @@
+"""What SQLite adds to the suite: several processes on one file, files that are not ours, disks that are full."""
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from conformance.store_suite import T, commit_of, create, owned
+
+from understudy.actors.errors import CallerError, StoreUnavailable
+from understudy.cluster.stores import open_store
+from understudy.cluster.stores.sqlite import SqliteStore
+
+WRITER = """
+import asyncio, sys
+from conformance.store_suite import T, commit_of, owned
+from understudy.cluster.stores import open_store
+
+async def main(url, name, commits):
+    store = await open_store(url)
+    run = await owned(store, "1", name)
+    for seq in range(1, commits + 1):
+        await store.commit(commit_of(run, seq=seq, writes={f"task{seq}": "[]"}, counters={"written": 1}))
+        print(seq, flush=True)
+    await store.close()
+
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+"""
+
+
+def using(path: Path, check: Callable[[SqliteStore], Awaitable[None]], locked_s: float = 10.0) -> None:
+    async def go() -> None:
+        store = await SqliteStore.open(f"sqlite://{path}")
+        store.locked_s = locked_s
+        try:
+            await check(store)
+        finally:
+            await store.close()
+
+    asyncio.run(go())
+
+
+def writer(path: Path, name: str, commits: int) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", WRITER, f"sqlite://{path}", name, str(commits)]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}:{root / 'tests'}"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def test_processes_share_a_file_and_one_may_be_killed(tmp_path: Path) -> None:
+    """Laws 2 and 9: what was answered is there, what was not is there as a whole or not at all."""
+    path = tmp_path / "store.db"
+    writers = [writer(path, f"thread-{n}", 50) for n in range(3)]  # they also race to make the file
+    victim = writer(path, "victim", 100_000)
+    assert victim.stdout is not None
+    for _ in range(20):
+        victim.stdout.readline()
+    victim.kill()
+    acknowledged = 20 + len(victim.stdout.readlines())
+    victim.wait()
+    for process in writers:
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert len(out.splitlines()) == 50
+
+    async def check(store: SqliteStore) -> None:
+        run = (await store.runs(thread_id="victim"))[0]
+        assert run.seq in (acknowledged, acknowledged + 1)  # killed after COMMIT, before it could say so
+        assert len((await store.load(run.run_id)).writes) == run.seq
+        assert (await store.counters())["written"] == 150 + run.seq
+
+    using(path, check)
+
+
+def test_only_this_user_can_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "some" / "folders" / "store.db"
+
+    async def check(store: SqliteStore) -> None:
+        await create(store)
+        files = sorted(path.parent.iterdir())
+        assert len(files) == 3  # and its -shm and -wal
+        assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+        assert {folder.stat().st_mode & 0o777 for folder in (path.parent, path.parent.parent)} == {0o700}
+
+    using(path, check)
+
+
+def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE theirs (x)")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(CallerError, match=r"other\.db.*another program"):
+        asyncio.run(open_store(f"sqlite://{path}"))
+    assert path.read_bytes() == before
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+
+    async def check(store: SqliteStore) -> None:
+        await store._do(lambda: store._connection().execute("PRAGMA user_version = 99"))
+
+    using(path, check)
+    with pytest.raises(CallerError, match="version 99"):
+        asyncio.run(open_store(f"sqlite://{path}"))
+
+
+def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("remember the milk\n" * 100)
+    with pytest.raises(CallerError, match=r"notes\.txt"):
+        asyncio.run(open_store(f"sqlite://{path}"))
+    assert path.read_text().startswith("remember")
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("sqlite://", "names no file"),
+        ("sqlite:///", "names no file"),
+        ("sqlite://relative.db", "names no file"),
+        ("sqlite:///tmp/x.db?synchronous=off", "synchronous"),
+        ("sqlite:///tmp/x.db?mode=memory", "synchronous"),
+        ("sqlite:///dev/null/x.db", "/dev/null"),
+        ("sqlite:///proc/x.db", "/proc"),
+        ("mysql://root:secret@host/x", "mysql://...@host/x"),
+        ("nonsense", "nonsense"),
+        ("", "one of"),
+    ],
+)
+def test_urls_that_cannot_be_opened(url: str, told: str) -> None:
+    with pytest.raises(CallerError) as error:
+        asyncio.run(open_store(url))
+    assert told in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_a_locked_file_is_unavailable_and_then_available_again(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+
+    async def check(store: SqliteStore) -> None:
+        run = await owned(store)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable, match="locked"):
+            await store.commit(commit_of(run))
+        assert (await store.run(run.run_id)).seq == 0  # readers go on
+        other.execute("ROLLBACK")
+        other.close()
+        await store.commit(commit_of(run))
+
+    using(path, check, locked_s=0.05)
+
+
+def test_a_full_disk_is_unavailable_and_nothing_is_torn(tmp_path: Path) -> None:
+    async def check(store: SqliteStore) -> None:
+        run = await owned(store)
+
+        def pages(count: int) -> None:
+            store._connection().execute(f"PRAGMA max_page_count = {count}")
+
+        await store._do(lambda: pages(1))  # SQLite takes it as: no more than there are
+        big = commit_of(run, writes={"task1": "x" * 1_000_000}, counters={"a": 1})
+        with pytest.raises(StoreUnavailable, match="no space"):
+            await store.commit(big)
+        loaded = await store.load(run.run_id)
+        assert (loaded.run.seq, loaded.writes, await store.counters()) == (0, {}, {})
+        await store._do(lambda: pages(100_000))
+        assert not (await store.commit(big)).duplicate
+
+    using(tmp_path / "store.db", check)
+
+
+def test_a_readonly_database_is_the_callers(tmp_path: Path) -> None:
+    async def check(store: SqliteStore) -> None:
+        await store._do(lambda: store._connection().execute("PRAGMA query_only = 1"))
+        with pytest.raises(CallerError, match="cannot be written"):
+            await create(store)
+
+    using(tmp_path / "store.db", check)
+
+
+def test_a_closed_store_says_so(tmp_path: Path) -> None:
+    async def go() -> None:
+        store = await open_store(f"sqlite://{tmp_path / 'store.db'}")
+        await store.close()
+        with pytest.raises(CallerError, match="closed"):
+            await store.run("r00-1")
+
+    asyncio.run(go())
+
+
+def test_bytes_per_commit_do_not_grow_with_the_history(tmp_path: Path) -> None:
+    """Law 8. A run with a large input and a long line of checkpoints writes as much per commit as a young one."""
+
+    async def check(store: SqliteStore) -> None:
+        run = await owned(store, input='"' + "x" * 1_000_000 + '"', labels={"a": "b" * 100_000})
+        wal = store.path.with_name("store.db-wal")
+        grown = []
+        for seq in range(1, 201):
+            before = wal.stat().st_size
+            await store.commit(commit_of(run, seq=seq, writes={f"task{seq}": "y" * 1000}, counters={"a": 1}))
+            grown.append(wal.stat().st_size - before)
+        assert max(grown) < 20 * 4096, max(grown)
+
+    using(tmp_path / "store.db", check)
+
+
+def test_the_store_works_on_one_loop_after_another(tmp_path: Path) -> None:
+    stores = []
+
+    async def first() -> None:
+        stores.append(await open_store(f"sqlite://{tmp_path / 'store.db'}"))
+        await stores[0].wait_work(0.0)
+        await create(stores[0])
+
+    async def second() -> None:
+        await asyncio.wait_for(stores[0].wait_work(30.0), 10)
+        assert len((await stores[0].due(T, 10)).ready) == 1
+        await stores[0].close()
+
+    asyncio.run(first())
+    asyncio.run(second())
