@@ -126,7 +126,7 @@ class Walk:
             changes["writes"] = {f"task{n}": f"[{n}]" for n in range(self.dice.randrange(3))}
         status = self.dice.choice(("running",) * 5 + ("waiting",) * 4 + ("succeeded", "failed", "cancelled"))
         if status == "waiting":
-            names = self.dice.sample(("i1", "i2", "i3"), self.dice.randrange(3))
+            names = self.dice.sample(("i1", "i2", "i3"), self.dice.choice((0, 1, 2, 2, 3)))
             changes["interrupts"] = tuple(question(name, settled=self.dice.random() < 0.2) for name in names)
             changes["wake_at"] = self.dice.choice((0.0, self.now + 3, self.now - 3))
         commit = commit_of(
@@ -169,7 +169,8 @@ class Walk:
         )
 
     async def _resume(self) -> tuple[str, Verb]:
-        run = await self._some_run("waiting", "running")
+        asking = [run for run in await self.model.runs() if run.interrupts]
+        run = self.dice.choice(asking) if asking and self.dice.random() < 0.8 else await self._some_run("waiting")
         known = [i.interrupt_id for i in run.interrupts]
         name = self.dice.choice(known) if known and self.dice.random() < 0.8 else self.dice.choice(("i1", "i2", "i9"))
         answer, now = self.dice.choice(("1", "1", '"ünï"')), self.now
@@ -194,11 +195,12 @@ class Walk:
         return f"{receipt} {epoch}", lambda s: s.begin(receipt, epoch, events, counters, now)
 
     async def _place(self) -> tuple[str, str, str, str]:
+        begun = [receipt for run in self.model._runs.values() for receipt in run.receipts.values()]
+        started = [receipt for receipt in begun if receipt.state == "started"]
+        if begun and self.dice.random() < 0.85:
+            chosen = self.dice.choice(started or begun if self.dice.random() < 0.7 else begun)
+            return chosen.run_id, chosen.key, chosen.checkpoint_id, self.dice.choice((chosen.token, chosen.token, "t2"))
         run = await self._some_run("running", "queued", "waiting")
-        receipts = list((await self.model.load(run.run_id)).receipts.values()) if run.thread_id != "nowhere" else []
-        if receipts and self.dice.random() < 0.8:
-            chosen = self.dice.choice(receipts)
-            return run.run_id, chosen.key, chosen.checkpoint_id, chosen.token
         return run.run_id, self.dice.choice(("k1", "k2")), self.dice.choice((run.head, "", "c1")), "t1"
 
     async def _finish(self) -> tuple[str, Verb]:
@@ -235,6 +237,7 @@ class Walk:
 VERBS = (
     *("create", "claim", "commit") * 4,
     *("claim", "commit", "begin", "finish", "resume", "requeue") * 3,
+    *("forget",) * 2,
     *("commit_twice", "renew", "cancel", "forget", "receipt", "due", "run", "sweep", "delete_thread"),
 )
 
