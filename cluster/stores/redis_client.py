@@ -300,7 +300,13 @@ class RedisClient:
             if at.path:
                 _, link = await loop.create_unix_connection(lambda: Link(loop, on_message), at.path)
             else:
-                _, link = await loop.create_connection(lambda: Link(loop, on_message), at.host, at.port, ssl=at.tls)
+                try:
+                    _, link = await loop.create_connection(lambda: Link(loop, on_message), at.host, at.port, ssl=at.tls)
+                except ssl.SSLCertVerificationError as error:
+                    raise CallerError(
+                        f"Redis at {at.where} has a certificate that is not trusted here ({error.verify_message}); "
+                        f"name its authority in the URL, ?ssl_ca_certs=/path/to/ca.pem"
+                    ) from None
             greeting = [pack("CLIENT", "SETNAME", "understudy")]
             if at.password:
                 greeting.insert(0, pack("AUTH", *filter(None, (at.username, at.password))))

@@ -112,7 +112,7 @@ def test_scripts_touch_declared_keys_of_one_slot_only(
     """Redis itself checks it: before each script its user is allowed the declared keys, and no other one."""
     admin = redis_server.client()
     real_ask = RedisClient.ask
-    called = set()
+    called: set[str] = set()
 
     async def ask(self: RedisClient, *commands: bytes, text: bool = True) -> list[Any]:
         answers = []
