@@ -165,6 +165,15 @@ class RunRecord:
         return self.status in FINAL
 
 
+def open_questions(record: RunRecord) -> list[Interrupt]:
+    """What a run waits for a person to say: timers and answered questions left out; none unless it waits."""
+    if record.status != "waiting":
+        return []
+    return [
+        i for i in record.interrupts if not i.settled and i.kind != "timer" and i.interrupt_id not in record.answers
+    ]
+
+
 @dataclass(frozen=True)
 class Commit:
     """Everything that one node's end changes, moved at once or not at all (law 2)."""

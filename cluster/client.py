@@ -32,6 +32,7 @@ from understudy.actors.records import (
     run_id_on,
     thread_of_key,
 )
+from understudy.actors.records import open_questions as open_questions
 from understudy.actors.store import Store
 from understudy.cluster.settings import Settings, read_settings
 from understudy.cluster.stores import open_store
@@ -295,15 +296,6 @@ async def graph_of(record: RunRecord) -> Graph:
     if not code.ref:
         raise CallerError(f"run {record.run_id} was shipped by value; give the graph to cluster.run(run_id, graph)")
     return load_ref(code.ref, code.paths)
-
-
-def open_questions(record: RunRecord) -> list[Interrupt]:
-    """What a run waits for, timers and answered questions left out."""
-    if record.status != "waiting":
-        return []
-    return [
-        i for i in record.interrupts if not i.settled and i.kind != "timer" and i.interrupt_id not in record.answers
-    ]
 
 
 def input_text(plan: Plan, given: BaseModel | Mapping[str, Any] | None) -> str:
