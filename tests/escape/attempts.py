@@ -1,0 +1,406 @@
+"""What a hostile tool tries. Each function is carried into a sandbox by value, and says how far it got.
+
+An attempt answers the name of the error that stopped it, or "done" if nothing did. The ids are those of the study that
+the sandbox was built from: f files, p processes, n network, i shared memory and keys, k kernel, r resources.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+DONE = "done"
+
+
+def stopped(act: Callable[[], Any]) -> str:
+    try:
+        act()
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, repr(error))
+    return DONE
+
+
+def call(x86_64: int, aarch64: int, *args: Any) -> str:
+    """A raw system call, past whatever libc would check first."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = x86_64 if platform.machine() == "x86_64" else aarch64
+    libc.syscall.restype = ctypes.c_long
+    result = libc.syscall(number, *args)
+    return DONE if result >= 0 else errno.errorcode[ctypes.get_errno()]
+
+
+def calls(rows: dict[str, tuple[Any, ...]]) -> dict[str, str]:
+    return {name: call(*row) for name, row in rows.items()}
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def read(path: str) -> str:
+    return stopped(lambda: Path(path).read_bytes())
+
+
+def write(path: str) -> str:
+    return stopped(lambda: Path(path).write_bytes(b"x"))
+
+
+def open_for_writing(path: str) -> str:
+    return stopped(lambda: os.close(os.open(path, os.O_WRONLY)))
+
+
+def f03_list(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError as error:
+        return [errno.errorcode[error.errno or 0]]
+
+
+def f04_drop_a_pth() -> str:
+    folder = next(path for path in sys.path if path.endswith("site-packages"))
+    return write(f"{folder}/evil.pth")
+
+
+def f07_read_through_a_link(path: str) -> str:
+    os.symlink(path, "link")
+    return read("link")
+
+
+def f08_hardlink_a_program() -> str:
+    return stopped(lambda: os.link(os.path.realpath(sys.executable), "mine"))
+
+
+def f09_walk_through_proc(path: str) -> str:
+    answers = {
+        read(f"/proc/{pid}/{way}{path}") for pid in f03_list("/proc") if pid.isdigit() for way in ("root", "cwd")
+    }
+    return DONE if DONE in answers else "ENOENT"
+
+
+def f12_open_devices() -> list[str]:
+    paths = [f"{folder}/{name}" for folder, _, names in os.walk("/dev") for name in names]
+    devices = [path for path in paths if not os.path.islink(path)]  # links lead to descriptors, see p10
+    return [path for path in devices if stopped(lambda path=path: os.close(os.open(path, os.O_RDWR))) == DONE]
+
+
+def f13_make_a_disk() -> str:
+    return stopped(lambda: os.mknod("disk", 0o60600, os.makedev(8, 0)))
+
+
+def f14_make_setuid() -> list[str]:
+    Path("program").write_bytes(b"")
+    created = stopped(lambda: os.close(os.open("other", os.O_CREAT | os.O_WRONLY, 0o4755)))
+    return [stopped(lambda: os.chmod("program", 0o4755)), stopped(lambda: os.chmod("program", 0o2755)), created]
+
+
+def f15_open_by_handle() -> str:
+    return call(304, 265, -100, b"\0" * 64, 0)
+
+
+def f16_chroot() -> str:
+    return stopped(lambda: os.chroot("/tmp"))
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def p01_environment() -> list[str]:
+    return sorted(os.environ)
+
+
+def p02_environment_of_others() -> str:
+    return " ".join(
+        Path(f"/proc/{pid}/environ").read_text().replace("\0", " ") for pid in f03_list("/proc") if pid.isdigit()
+    )
+
+
+def p03_processes() -> int:
+    return len([pid for pid in f03_list("/proc") if pid.isdigit()])
+
+
+def p04_ptrace(pid: int) -> str:
+    return call(101, 117, 16, pid, 0, 0)
+
+
+def p05_read_memory_of(pid: int) -> str:
+    return call(310, 270, pid, 0, 0, 0, 0, 0)
+
+
+def p07_take_a_descriptor() -> str:
+    return call(438, 438, 0, 0, 0)
+
+
+def p08_signal(pid: int) -> str:
+    return stopped(lambda: os.kill(pid, 0))
+
+
+def p09_limits_of_the_first() -> str:
+    return call(302, 261, 1, 7, 0, 0)
+
+
+def p10_descriptors() -> list[str]:
+    """Where each leads."""
+    paths = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    # lexists: listing them has opened one more, which is gone by now.
+    return sorted(os.readlink(path).split(":")[0] for path in paths if os.path.lexists(path))
+
+
+# --- network ---------------------------------------------------------------------------------------------------------
+
+
+def n_open(families: dict[str, tuple[int, int, int]]) -> dict[str, str]:
+    return {name: stopped(lambda row=row: socket.socket(*row).close()) for name, row in families.items()}
+
+
+def n01_connect(port: int) -> str:
+    return stopped(lambda: socket.create_connection(("127.0.0.1", port), timeout=2).close())
+
+
+def n03_connect_unix(path: str) -> str:
+    def act() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.connect(path)
+
+    return stopped(act)
+
+
+def n05_resolve() -> str:
+    try:
+        socket.getaddrinfo("example.com", 80)
+    except socket.gaierror:
+        return "gaierror"
+    return DONE
+
+
+def n12_socketpair() -> str:
+    one, other = socket.socketpair()
+    one.send(b"x")
+    return DONE if other.recv(1) == b"x" else "nothing"
+
+
+def n13_datagram_pair(path: str) -> str:
+    """Such a pair could be turned to any socket whose path can be seen."""
+    return stopped(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].connect(path))
+
+
+def n14_turn_a_stream_pair(path: str) -> str:
+    return stopped(lambda: socket.socketpair()[0].connect(path))
+
+
+# --- kernel ----------------------------------------------------------------------------------------------------------
+
+
+def k02_clone3() -> str:
+    return call(435, 435, b"\0" * 88, 88)
+
+
+def k_clone(namespaces: dict[str, int]) -> dict[str, str]:
+    return {name: call(56, 220, flag | signal.SIGCHLD, 0, 0, 0, 0) for name, flag in namespaces.items()}
+
+
+def k13_x32() -> None:
+    ctypes.CDLL(None).syscall(0x40000000 + 39)
+
+
+def k21_capabilities() -> list[str]:
+    return [
+        line for line in Path("/proc/self/status").read_text().splitlines() if line[:3] == "Cap" and int(line[8:], 16)
+    ]
+
+
+def k23_unshare_program() -> int:
+    return subprocess.run(["/usr/bin/unshare", "-Ur", "true"], capture_output=True).returncode
+
+
+def k24_status() -> list[str]:
+    rows = Path("/proc/self/status").read_text().splitlines()
+    return [row.replace("\t", "") for row in rows if row.startswith(("NoNewPrivs", "Seccomp:"))]
+
+
+def k25_terminal_input() -> str:
+    import fcntl
+
+    return stopped(lambda: fcntl.ioctl(0, 0x5412, b"x"))
+
+
+# --- resources -------------------------------------------------------------------------------------------------------
+
+
+def r01_fork_without_end() -> int:
+    count = 0
+    while count < 2000:
+        try:
+            pid = os.fork()
+        except OSError:
+            return count
+        if pid == 0:
+            signal.pause()
+        count += 1
+    return count
+
+
+def r02_threads_without_end() -> int:
+    import threading
+
+    count = 0
+    try:
+        while count < 2000:
+            threading.Thread(target=signal.pause, daemon=True).start()
+            count += 1
+    except RuntimeError:
+        pass
+    return count
+
+
+def r03_fill_memory() -> None:
+    held = []
+    while True:
+        held.append(b"x" * (8 << 20))
+
+
+def r03_ask_for_too_much() -> None:
+    bytearray(1 << 40)
+
+
+def r04_fill_memory_together(children: int, each: int) -> None:
+    for _ in range(children):
+        if os.fork() == 0:
+            held = b"x" * each
+            signal.pause()
+            print(len(held))
+    signal.pause()
+
+
+def r04_share_memory(children: int, size: int) -> int:
+    """Forked processes hold the same pages: that is not more memory."""
+    held = b"x" * size
+    for _ in range(children):
+        if os.fork() == 0:
+            signal.pause()
+    time.sleep(0.3)  # some looks of the watchdog; there is nothing to wait for
+    return len(held)
+
+
+def r05_fill_the_disk() -> str:
+    def act() -> None:
+        with open("big", "wb") as file:
+            while True:
+                file.write(b"x" * (1 << 20))
+
+    return stopped(act)
+
+
+def r06_fill_the_disk_in_pieces() -> list[str]:
+    def act(folder: str) -> None:
+        for number in range(1000):
+            Path(folder, str(number)).write_bytes(b"x" * (1 << 20))
+
+    return [stopped(lambda: act("/tmp")), stopped(lambda: act("/dev/shm"))]
+
+
+def r08_open_without_end() -> str:
+    held: list[Any] = []
+    return stopped(lambda: [held.append(open("/dev/null")) for _ in range(5000)])
+
+
+def r09_print_without_end() -> None:
+    while True:
+        print("all work and no play")
+
+
+def r10_compute_without_end() -> None:
+    while True:
+        pass
+
+
+def r10_compute_and_ignore_the_limit() -> None:
+    signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+    r10_compute_without_end()
+
+
+def r11_never_return(token: str, ready: str = "") -> None:
+    """`token` marks a process of its own, which must be gone as well; `ready` is written once it runs."""
+    with subprocess.Popen(["/usr/bin/sleep", token]):
+        if ready:
+            Path(ready).write_text("ready")
+        signal.pause()
+
+
+def r12_ignore_every_signal(token: str) -> None:
+    for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_IGN)
+    os.setsid()
+    r11_never_return(token)
+
+
+def r13_close_everything() -> None:
+    os.closerange(0, 256)
+    signal.pause()
+
+
+def r14_daemonise(token: str, ready: str) -> str:
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.closerange(0, 256)
+            Path(ready).write_text("ready")
+            os.execv("/usr/bin/sleep", ["sleep", token])
+        os._exit(0)
+    while Path(ready).read_text() != "ready":
+        time.sleep(0.005)
+    return "returned"
+
+
+def r15_crash() -> None:
+    ctypes.string_at(1)
+
+
+def r16_raise_limits() -> str:
+    import resource
+
+    most = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    try:
+        resource.setrlimit(resource.RLIMIT_NPROC, most)
+    except ValueError as error:  # Python's word for EPERM here
+        return str(error)
+    return DONE
+
+
+# --- the way back ----------------------------------------------------------------------------------------------------
+
+
+def c_answer(raw: bytes) -> None:
+    """Write these bytes in the place of a result, and end."""
+    os.write(int(sys.argv[1]), raw)
+    os._exit(0)
+
+
+def c_leave(status: int) -> None:
+    os._exit(status)
+
+
+def c_exit() -> None:
+    sys.exit(3)
+
+
+def c_kill_me() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def c_value(size: int) -> str:
+    return "x" * size
+
+
+def c_nan() -> float:
+    return float("nan")
+
+
+def c_object() -> object:
+    return object()
