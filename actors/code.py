@@ -83,9 +83,17 @@ def pickled(thing: Any) -> bytes:
     mine = [module for module in list(sys.modules.values()) if _is_users(module)]
     for module in mine:
         cloudpickle.register_pickle_by_value(module)
+    # A model that is defined inside a function remembers every local of it (pydantic, for forward references): an open
+    # store or a loop among them cannot be pickled, and none of it is needed.
+    model: Any = getattr(thing, "state", None)
+    remembered = model.__dict__.get("__pydantic_parent_namespace__") if isinstance(model, type) else None
     try:
+        if remembered:
+            model.__pydantic_parent_namespace__ = None
         return bytes(cloudpickle.dumps(thing))
     finally:
+        if remembered:
+            model.__pydantic_parent_namespace__ = remembered
         for module in mine:
             cloudpickle.unregister_pickle_by_value(module)
 

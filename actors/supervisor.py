@@ -78,6 +78,8 @@ class Supervisor:
         self._slots: list[Slot] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
+        self._returning: dict[str, float] = {}
+        """Restarted runs, and when they may be claimed: they go before those that have not begun yet."""
         self._host = socket.gethostname()
         self.name = name_of_this_process()
         self._isolation: dict[str, Any] = {}
@@ -186,15 +188,17 @@ class Supervisor:
             await self._requeue(run_id, epoch, "lease_expired")
             if slot is not None:
                 self._retire(slot)
-        wanted = len(due.ready)
-        for run_id in due.ready[:free]:
+        ready = [run_id for run_id, ready_at in self._returning.items() if ready_at <= now]
+        ready += [run_id for run_id in due.ready if run_id not in self._returning]
+        for run_id in ready[:free]:
             slot = min((s for s in self._slots if self._fits(s)), key=lambda s: len(s.runs))
+            self._returning.pop(run_id, None)
             try:
                 run = await self._store.claim(run_id, f"{self.name}/{slot.pid}", self._config.lease_s, now)
             except (Conflict, NotFound):
                 continue
             self._assign(slot, run)
-        self._resize(wanted)
+        self._resize(len(ready))
 
     def _fits(self, slot: Slot) -> bool:
         return slot.ready and not slot.retired and len(slot.runs) < self._config.runs_per_actor
@@ -285,16 +289,18 @@ class Supervisor:
                         after_s = decision.after_s
                 if quarantine:
                     events.append(Event("finished", detected_at, {"status": "quarantined", "error": quarantine}))
-                await self._store.requeue(
+                returned = await self._store.requeue(
                     run_id,
                     epoch,
                     detected_at,
-                    detected_at + after_s,
+                    detected_at + after_s if after_s else 0.0,
                     events,
                     counters_of(run.graph, events),
                     crashed=crashed,
                     quarantine=quarantine,
                 )
+                if not returned.final:
+                    self._returning[run_id] = detected_at + after_s
                 self._freed.set()
                 return
             except (Fenced, NotFound):

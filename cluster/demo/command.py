@@ -251,6 +251,7 @@ async def _follow(demo: Demo) -> None:
                     f"{snapshot.elapsed_s:4.0f} s: {statuses}; {snapshot.tools} tool calls, "
                     f"{len(snapshot.kills)} actors killed, {snapshot.restarts} restarts",
                     highlight=False,
+                    soft_wrap=True,
                 )
             if all(record.final for record in records):
                 return
