@@ -1,0 +1,19 @@
+"""The command line: every command is a short coroutine that reads or writes the store, and prints one thing.
+
+command   what all commands share: --store and its kin, errors in one line, exit status
+view      records as JSON documents and as text for eighty columns
+reading   ps, show, events, history                       (these never start Ray)
+running   run, resume, approve, deny, cancel, fork
+machine   up, down, status, doctor, metrics
+policy    policy check, policy explain
+demo      the demo
+"""
+
+from understudy.cluster.cli.command import app
+
+
+def main() -> None:
+    """The console script `understudy`."""
+    from understudy.cluster.cli import reading, running, machine, policy, demo  # noqa: F401, I001 (the order of --help)
+
+    app(prog_name="understudy")

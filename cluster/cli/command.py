@@ -1,0 +1,260 @@
+"""What all commands share: where the store is, errors as one line that says what to do, and the exit status.
+
+0 done, 1 failed, 2 wrong usage, 130 left with Ctrl-C. A document goes to stdout, everything else to stderr.
+"""
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import json
+import shlex
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from understudy.actors.errors import CallerError, NotFound, UnderstudyError
+
+if TYPE_CHECKING:
+    from understudy.actors.store import Store
+    from understudy.cluster.client import Run
+    from understudy.cluster.settings import Settings
+
+PREFIX_SCAN_MAX = 20_000
+"""Newest runs among which a shortened id is looked for."""
+
+app = typer.Typer(
+    name="understudy",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Durable, supervised agents: a run that loses its process goes on in another one, where it stood.",
+    epilog="A first look:  [bold]understudy up[/]  ·  [bold]understudy run flows:graph --input '{}'[/]  ·  "
+    "[bold]understudy ps[/]  ·  [bold]understudy demo[/]",
+)
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="sqlite:///path, redis://... or postgresql://...; default: UNDERSTUDY_STORE, else SQLite in the state "
+        "folder.",
+        rich_help_panel="Where",
+        show_default=False,
+    ),
+]
+StateDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--state-dir",
+        metavar="DIR",
+        help="Folder of the embedded store, the secret and the daemon; default: UNDERSTUDY_STATE_DIR.",
+        rich_help_panel="Where",
+        show_default=False,
+    ),
+]
+DebugOption = Annotated[
+    bool,
+    typer.Option(
+        "--debug", metavar="", help="Show the traceback of an error.", rich_help_panel="Where", show_default=False
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON document.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or the beginning of one.", show_default=False)]
+
+
+class WrongUsage(CallerError):
+    """What was typed cannot be meant; exit status 2."""
+
+
+def stdout() -> Console:
+    """For documents and tables. Made anew, so that whoever replaced sys.stdout is respected."""
+    return _console(sys.stdout)
+
+
+def stderr() -> Console:
+    """For progress, hints and errors."""
+    return _console(sys.stderr)
+
+
+def _console(file: Any) -> Console:
+    # Into a pipe nothing is cut: a table of 80 columns would lose what grep looks for.
+    width = None if file.isatty() else 200
+    return Console(file=file, width=width, highlight=False, markup=False, soft_wrap=False)
+
+
+@dataclass(frozen=True)
+class Here:
+    """Where a command acts: its settings, and how to repeat them in a command that is printed."""
+
+    settings: "Settings"
+    flags: str = ""
+
+    @contextlib.asynccontextmanager
+    async def store(self) -> "AsyncIterator[Store]":
+        """The store, without anyone to serve it."""
+        from understudy.cluster.stores import open_store
+
+        store = await open_store(self.settings.store_url, allow_volatile=self.settings.allow_volatile)
+        try:
+            yield store
+        finally:
+            await store.close()
+
+    def command(self, *words: str) -> str:
+        """A command to be typed literally."""
+        return shlex.join(["understudy", *words]) + self.flags
+
+
+async def find_run(store: "Store", text: str) -> "Run":
+    """The run whose id begins with `text`. Raises NotFound, WrongUsage if there are several."""
+    from understudy.cluster.client import Run
+
+    try:
+        return Run(store, (await store.run(text)).run_id)
+    except NotFound:
+        records = await store.runs(limit=PREFIX_SCAN_MAX) if text else []
+    found = [record.run_id for record in records if record.run_id.startswith(text)]
+    if not found:
+        raise NotFound(f"there is no run {text!r} in this store; `understudy ps` lists those that there are")
+    if len(found) > 1:
+        raise WrongUsage(f"{len(found)} runs begin with {text!r}: {', '.join(found[:5])}; give more of the id")
+    return Run(store, found[0])
+
+
+def parse_json(text: str, what: str) -> Any:
+    """Raises WrongUsage that shows how to quote."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        hint = f"; a text is written {shlex.quote(json.dumps(text))}" if _is_word(text) else ""
+        raise WrongUsage(f"{what} is not JSON: {error}{hint}") from None
+
+
+def _is_word(text: str) -> bool:
+    return bool(text) and text[0] not in '{["'
+
+
+def parse_pairs(pairs: list[str], option: str) -> dict[str, str]:
+    """`k=v` as given with a repeated option. Raises WrongUsage."""
+    parsed = {}
+    for pair in pairs:
+        name, found, value = pair.partition("=")
+        if not found or not name:
+            raise WrongUsage(f"{option} {pair!r} has to be NAME=VALUE")
+        parsed[name] = value
+    return parsed
+
+
+def print_json(document: Any) -> None:
+    """One document on stdout."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def say(text: str, style: str = "") -> None:
+    """A line for the person, on stderr."""
+    stderr().print(Text(text, style=style), soft_wrap=True)
+
+
+# --- one command ---------------------------------------------------------------------------------------------------
+
+Body = Callable[..., Coroutine[Any, Any, int | None]]
+
+
+def command(group: typer.Typer = app, name: str | None = None, panel: str = "Commands") -> Callable[[Body], Body]:
+    """Make a coroutine `fn(here, ...)` a command: its arguments after `here` are those of the command line."""
+
+    def register(fn: Body) -> Body:
+        @functools.wraps(fn)
+        def run(ctx: typer.Context, **values: Any) -> None:
+            given = {key: values.pop(key) for key in ("store", "state_dir", "debug")}
+            asked = {key: value or (ctx.obj or {}).get(key) for key, value in given.items()}
+            sys.exit(perform(fn, asked, values))
+
+        own = list(inspect.signature(fn, eval_str=True).parameters.values())[1:]
+        run.__signature__ = inspect.Signature([*own, *_SHARED])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in [*own, *_SHARED]}
+        group.command(name or fn.__name__, rich_help_panel=panel)(run)
+        return fn
+
+    return register
+
+
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+_SHARED = (
+    inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context),
+    inspect.Parameter("store", _KEYWORD, annotation=StoreOption, default=None),
+    inspect.Parameter("state_dir", _KEYWORD, annotation=StateDirOption, default=None),
+    inspect.Parameter("debug", _KEYWORD, annotation=DebugOption, default=False),
+)
+
+
+def perform(fn: Body, asked: Mapping[str, Any], values: Mapping[str, Any]) -> int:
+    """Run a command's body; its exit status. Errors become one line on stderr."""
+    try:
+        return asyncio.run(fn(_here(asked), **values)) or 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `understudy ps | head`
+        sys.stdout = None  # or the interpreter complains when it flushes at exit
+        return 0
+    except UnderstudyError as error:
+        if asked["debug"]:
+            stderr().print_exception()
+        say_error(str(error))
+        return 2 if isinstance(error, WrongUsage) else 1
+    except Exception as error:
+        if asked["debug"]:
+            stderr().print_exception()
+            return 1
+        say_error(f"{type(error).__name__}: {error}")
+        say("This is a bug of ours, or of a module that was loaded; --debug shows where.", "dim")
+        return 1
+
+
+def say_error(text: str) -> None:
+    """`error: ...` in red."""
+    line = Text("error: ", style="bold red")
+    line.append(text, style="red")
+    stderr().print(line, soft_wrap=True)
+
+
+def _here(asked: Mapping[str, Any]) -> Here:
+    from understudy.cluster.settings import read_settings
+
+    store, state_dir = asked["store"], asked["state_dir"]
+    flags = f" --state-dir {shlex.quote(str(state_dir))}" if state_dir else ""
+    if store:  # a password is not repeated on the screen
+        flags += ' --store "$UNDERSTUDY_STORE"' if "@" in store else f" --store {shlex.quote(store)}"
+    return Here(read_settings({"store": store, "state_dir": state_dir}), flags)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from understudy import __version__
+
+        sys.stdout.write(f"understudy {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    ctx: typer.Context,
+    store: StoreOption = None,
+    state_dir: StateDirOption = None,
+    debug: DebugOption = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", metavar="", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    ctx.obj = {"store": store, "state_dir": state_dir, "debug": debug}

@@ -1,0 +1,228 @@
+"""Commands about this machine: up, down, status, doctor, metrics."""
+
+import asyncio
+import json
+import sys
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from understudy.actors.process import is_dead
+from understudy.actors.records import FINAL, STATUSES, Interrupt, RunRecord, open_questions
+from understudy.cluster.cli.command import Here, Json, command, print_json, say, stderr, stdout
+from understudy.cluster.cli.view import iso, plain_table, question_document, question_lines, span, status_text
+
+if TYPE_CHECKING:
+    from understudy.actors.store import Store
+    from understudy.cluster.daemon import Daemon
+    from understudy.cluster.doctor import Check
+
+PANEL = "This machine"
+QUESTIONS_MAX = 20
+
+
+@command(panel=PANEL)
+async def up(here: Here, as_json: Json = False) -> None:
+    """Start the daemon: a supervisor, its actors, and a metrics exporter. It takes up every unfinished run.
+
+    Example: [bold]understudy up --store redis://127.0.0.1:6379/0[/]
+    """
+    from understudy.cluster import daemon as daemons
+
+    running = daemons.running_daemon(here.settings)
+    async with here.store() as store:  # what is wrong with it is better said here than in a log
+        where = (await store.info()).where
+        already = running is not None
+        if running is not None and running.store != where:
+            say(f"the daemon that is up (pid {running.pid}) serves {running.store}, not {where}", "yellow")
+        if running is None:
+            say("starting Ray and the supervisor ...", "dim")
+            running = await asyncio.to_thread(daemons.start, here.settings)
+        unfinished = await _unfinished(store)
+        supervisors = await _supervisors(store, time.time())
+    if as_json:
+        print_json({"already": already, "daemon": _daemon_document(running), "supervisors": supervisors})
+        return
+    say("understudy is up already" if already else "understudy is up", "bold green")
+    rows = [("daemon", f"pid {running.pid}"), ("store", running.store), ("metrics", running.metrics_url)]
+    rows += [("isolation", _isolation(supervisors)), ("log", str(daemons.log_path(here.settings)))]
+    if unfinished:
+        rows.append(("runs", f"{unfinished} unfinished, taken up"))
+    _print_rows(rows)
+
+
+@command(panel=PANEL)
+async def down(here: Here, as_json: Json = False) -> None:
+    """End the daemon and all of its actors. Unfinished runs stay durable; the next `up` takes them up.
+
+    Example: [bold]understudy down[/]
+    """
+    from understudy.cluster import daemon as daemons
+
+    stopped = await asyncio.to_thread(daemons.stop, here.settings)
+    async with here.store() as store:
+        unfinished = await _unfinished(store)
+    if as_json:
+        print_json({"stopped": stopped is not None, "unfinished_runs": unfinished})
+        return
+    say("understudy is down" if stopped else "there was no daemon to end", "bold" if stopped else "dim")
+    if unfinished:
+        say(f"{unfinished} unfinished runs stay durable; {here.command('up')} takes them up", "yellow")
+
+
+@command(panel=PANEL)
+async def status(here: Here, as_json: Json = False) -> None:
+    """Show the daemon, the store, actors with their processes, runs by status, and what waits for a person.
+
+    Examples: [bold]understudy status[/]  ·  [bold]understudy status --json[/]
+    """
+
+    from understudy.cluster.daemon import running_daemon
+
+    now = time.time()
+    daemon = running_daemon(here.settings)
+    async with here.store() as store:
+        info, counts = await store.info(), await store.counts()
+        supervisors = await _supervisors(store, now)
+        waiting = await store.runs("waiting", 1000)
+    asked = [(record, question) for record in waiting for question in open_questions(record)]
+    if as_json:
+        questions = [{"run_id": r.run_id, **question_document(r.run_id, q, here.command)} for r, q in asked]
+        print_json(
+            {
+                "daemon": _daemon_document(daemon) if daemon else None,
+                "store": {**asdict(info), "detail": dict(info.detail)},
+                "supervisors": supervisors,
+                "runs": counts,
+                "questions": questions,
+            }
+        )
+        return
+    up_for = f"up for {span(now - daemon.started_at)}, pid {daemon.pid}" if daemon else "down"
+    rows = [("daemon", up_for), ("store", info.where + ("" if info.durable else "  (not durable)"))]
+    rows += [("metrics", daemon.metrics_url), ("isolation", _isolation(supervisors))] if daemon else []
+    _print_rows(rows)
+    runs = Text(f"{'runs':<10}", "dim")
+    for name in STATUSES:
+        if counts[name]:
+            runs.append_text(status_text(name)).append(f" {counts[name]}   ")
+    stdout().print(runs if sum(counts.values()) else Text("runs      none", "dim"))
+    _print_actors(supervisors)
+    _print_questions(asked, now, here)
+    if not daemon and not supervisors and any(counts[s] for s in STATUSES if s not in FINAL):
+        say(f"nobody serves this store; {here.command('up')} takes its unfinished runs up", "yellow")
+
+
+@command(panel=PANEL)
+async def doctor(here: Here, as_json: Json = False) -> int:
+    """What isolation, durability and capacity this node really gives, and how to get more.
+
+    Exit status 1 if something essential is missing. Example: [bold]understudy doctor[/]
+    """
+    from understudy.cluster.doctor import examine
+
+    checks = await examine(here.settings)
+    failed = any(check.state == "fail" for check in checks)
+    if as_json:
+        print_json({"healthy": not failed, "checks": [asdict(check) for check in checks]})
+    else:
+        _print_checks(checks)
+    return 1 if failed else 0
+
+
+@command(panel=PANEL)
+async def metrics(
+    here: Here,
+    openmetrics: Annotated[bool, typer.Option("--openmetrics", metavar="", help="In OpenMetrics format.")] = False,
+) -> None:
+    """Print the metrics of the store once, as a scraper would read them.
+
+    Example: [bold]understudy metrics | grep tool_calls[/]
+    """
+    from understudy.cluster.metrics import encode, read_metrics
+
+    async with here.store() as store:
+        found = await read_metrics(store, time.time())
+    sys.stdout.write(encode(found, "application/openmetrics-text" if openmetrics else "")[0].decode())
+
+
+# --- what they share -----------------------------------------------------------------------------------------------
+
+
+async def _unfinished(store: "Store") -> int:
+    counts = await store.counts()
+    return sum(counts[name] for name in STATUSES if name not in FINAL)
+
+
+async def _supervisors(store: "Store", now: float) -> list[dict[str, Any]]:
+    """What the living supervisors last said."""
+    from understudy.cluster.client import SILENT_AFTER_S
+
+    found = []
+    for member, (at, text) in sorted((await store.beats()).items()):
+        if now - at < SILENT_AFTER_S and not is_dead(member):
+            found.append({"member": member, "at": iso(at), **json.loads(text)})
+    return found
+
+
+def _daemon_document(daemon: "Daemon") -> dict[str, Any]:
+    return {**asdict(daemon), "started_at": iso(daemon.started_at)}
+
+
+def _isolation(supervisors: list[dict[str, Any]]) -> str:
+    known = [s["isolation"] for s in supervisors if s.get("isolation")]
+    if not known:
+        return "not known yet"
+    lacking = next((i for i in known if not i["available"]), None)
+    if lacking is None:
+        return "bubblewrap"
+    return f"none, so no untrusted tool runs: {lacking['reason']}; remedy: {lacking['remedy']}"
+
+
+def _print_rows(rows: list[tuple[str, str]]) -> None:
+    for name, value in rows:
+        stdout().print(Text(f"{name:<10}", "dim").append(value, ""), soft_wrap=True)
+
+
+def _print_actors(supervisors: list[dict[str, Any]]) -> None:
+    table = plain_table("ACTOR", "PID", "STATE", "RUNS")
+    table.columns[3].justify = "left"
+    for supervisor in supervisors:
+        table.add_row("supervisor", str(supervisor["pid"]), "", "")
+        for actor in supervisor.get("actors", ()):
+            state = "busy" if actor["runs"] else "spare" if actor["ready"] else "starting"
+            table.add_row("run actor", str(actor["pid"] or "-"), state, " ".join(actor["runs"]))
+    if table.row_count:
+        stdout().print()
+        stdout().print(table)
+
+
+def _print_questions(asked: list[tuple[RunRecord, Interrupt]], now: float, here: Here) -> None:
+    screen = stdout()
+    for record, question in asked[:QUESTIONS_MAX]:
+        screen.print()
+        screen.print(Text(f"run {record.run_id} ({record.graph})", "bold"))
+        screen.print(question_lines(record.run_id, question, now, here.command), end="", soft_wrap=True)
+    if len(asked) > QUESTIONS_MAX:
+        say(f"and {len(asked) - QUESTIONS_MAX} more; {here.command('ps', '--status', 'waiting')} lists the runs", "dim")
+
+
+def _print_checks(checks: "list[Check]") -> None:
+    marks = {"ok": ("ok  ", "green"), "warn": ("warn", "yellow"), "fail": ("fail", "bold red")}
+    screen = stdout()
+    for check in checks:
+        word, style = marks[check.state]
+        line = Text(word, style).append(f"  {check.name:<14}", "bold").append(check.found, "")
+        screen.print(line, soft_wrap=True)
+        if check.remedy:
+            screen.print(Text(f"      {'':<14}-> {check.remedy}", style), soft_wrap=True)
+    worst = next((state for state in ("fail", "warn") if any(c.state == state for c in checks)), "ok")
+    summary = {
+        "ok": "all is well",
+        "warn": "it works; the warnings say what is weaker than it could be",
+        "fail": "something essential is missing",
+    }
+    stderr().print(Text(summary[worst], marks[worst][1]))

@@ -1,0 +1,176 @@
+"""Commands that look: ps, show, events, history. They open the store and nothing else."""
+
+import json
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from understudy.actors.records import STATUSES, RunRecord, open_questions
+from understudy.cluster.cli.command import (
+    Here,
+    Json,
+    RunId,
+    WrongUsage,
+    command,
+    find_run,
+    print_json,
+    say,
+    stdout,
+)
+from understudy.cluster.cli.view import (
+    checkpoint_document,
+    event_document,
+    event_line,
+    moment,
+    note_on,
+    plain_table,
+    question_lines,
+    run_document,
+    runs_table,
+    short,
+    span,
+    status_text,
+)
+
+PANEL = "Look at runs"
+
+
+@command(panel=PANEL)
+async def ps(
+    here: Here,
+    status: Annotated[str | None, typer.Option(metavar="S", help=f"Only these: {', '.join(STATUSES)}.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 30,
+    as_json: Json = False,
+) -> None:
+    """List runs, newest first.
+
+    Examples: [bold]understudy ps[/]  ·  [bold]understudy ps --status waiting --json[/]
+    """
+    chosen = next((s for s in STATUSES if s == status), None)
+    if status and not chosen:
+        raise WrongUsage(f"there is no status {status!r}; it is one of {', '.join(STATUSES)}")
+    async with here.store() as store:
+        records = await store.runs(chosen, limit)
+        counts = await store.counts()
+    asked = {record.run_id: open_questions(record) for record in records}
+    if as_json:
+        print_json([run_document(record, asked[record.run_id], here.command) for record in records])
+        return
+    now = time.time()
+    total = counts[chosen] if chosen else sum(counts.values())
+    if not records:
+        say(
+            f"no runs{f' that are {status}' if status else ''}; start one: {here.command('run', 'MODULE:GRAPH')}", "dim"
+        )
+        return
+    stdout().print(runs_table(records, {r.run_id: note_on(r, asked[r.run_id], now) for r in records}, now))
+    if total > len(records):
+        say(f"{len(records)} of {total}; --limit shows more", "dim")
+
+
+@command(panel=PANEL)
+async def show(here: Here, run: RunId, as_json: Json = False) -> None:
+    """Show one run: where it stands, its state, and what it waits for.
+
+    Examples: [bold]understudy show r3f-0c81[/]  ·  [bold]understudy show r3f-0c81 --json[/]
+    """
+    async with here.store() as store:
+        found = await find_run(store, run)
+        record, state = await found.record(), await found.state()
+    questions = open_questions(record)
+    if as_json:
+        print_json({**run_document(record, questions, here.command), "state": state})
+        return
+    now, screen = time.time(), stdout()
+    screen.print(_head(record, now), end="")
+    screen.print(_values("result" if record.status == "succeeded" else "state", state), end="")
+    if record.status == "waiting" and not questions:
+        screen.print(Text(f"sleeps until {moment(record.not_before)}" if record.not_before else "waits", "yellow"))
+    for question in questions:
+        screen.print()
+        screen.print(question_lines(record.run_id, question, now, here.command), end="", soft_wrap=True)
+
+
+def _head(record: RunRecord, now: float) -> Text:
+    text = Text()
+    restarts = f", {record.restarts} restarts" if record.restarts else ""
+    lines = [
+        ("run", Text(record.run_id, "bold")),
+        ("graph", Text(f"{record.graph}, version {record.version}")),
+        ("status", status_text(record.status) + Text(f"  at step {record.step}{restarts}")),
+        ("thread", Text(record.thread_id)),
+        ("created", Text(f"{moment(record.created_at)}, {span(now - record.created_at)} ago")),
+        ("updated", Text(f"{moment(record.updated_at)}, {span(now - record.updated_at)} ago")),
+    ]
+    if record.key:
+        lines.append(("key", Text(record.key)))
+    if record.labels:
+        lines.append(("labels", Text(", ".join(f"{k}={v}" for k, v in record.labels.items()))))
+    if record.cancel_asked and not record.final:
+        lines.append(("note", Text("somebody asked to cancel it", "yellow")))
+    if record.error:
+        lines.append(("error", Text(record.error, "red")))
+    for name, value in lines:
+        text.append(f"{name:<9}", "dim").append_text(value).append("\n")
+    return text
+
+
+def _values(title: str, state: dict[str, Any]) -> Text:
+    text = Text()
+    for index, (name, value) in enumerate(state.items()):
+        text.append(f"{title if index == 0 else '':<9}", "dim").append(name).append(" = ", "dim")
+        text.append(short(json.dumps(value, ensure_ascii=False), 160)).append("\n")
+    return text
+
+
+@command(panel=PANEL)
+async def events(
+    here: Here,
+    run: RunId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", metavar="", help="Go on until the run ends.")] = False,
+    after: Annotated[int, typer.Option(metavar="N", min=0, help="Only events after this number.")] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Print a JSON list; with --follow, one object a line.")
+    ] = False,
+) -> None:
+    """Show what happened to a run, in order.
+
+    Examples: [bold]understudy events r3f-0c81 --follow[/]  ·  [bold]understudy events r3f-0c81 --after 40 --json[/]
+    """
+    screen, listed = stdout(), []
+    async with here.store() as store:
+        found = await find_run(store, run)
+        async for event in found.events(after, follow=follow):
+            if not as_json:
+                screen.print(event_line(event), soft_wrap=True)
+            elif follow:
+                screen.file.write(json.dumps(event_document(event), ensure_ascii=False) + "\n")
+                screen.file.flush()
+            else:
+                listed.append(event_document(event))
+    if as_json and not follow:
+        print_json(listed)
+
+
+@command(panel=PANEL)
+async def history(here: Here, run: RunId, as_json: Json = False) -> None:
+    """List the checkpoints of a run's thread, newest first; any of them can be forked.
+
+    Example: [bold]understudy history r3f-0c81[/], then [bold]understudy fork r3f-0c81 --at CHECKPOINT[/]
+    """
+    async with here.store() as store:
+        found = await find_run(store, run)
+        record, rows = await found.record(), await found.history()
+    if as_json:
+        print_json([checkpoint_document(row) for row in rows])
+        return
+    if not rows:
+        say("no checkpoint yet", "dim")
+        return
+    table = plain_table("CHECKPOINT", "STEP", "AT", "RUN", "")
+    for row in rows:
+        mark = "head" if row.checkpoint_id == record.head else ""
+        table.add_row(row.checkpoint_id, str(row.step), moment(row.at), row.run_id, Text(mark, "green"))
+    stdout().print(table)

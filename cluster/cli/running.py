@@ -1,0 +1,283 @@
+"""Commands that start runs and change them: run, resume, approve, deny, cancel, fork."""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from understudy.actors.errors import CallerError, NotFound
+from understudy.actors.records import Interrupt, RunRecord, open_questions
+from understudy.cluster.cli.command import (
+    Here,
+    Json,
+    RunId,
+    WrongUsage,
+    command,
+    find_run,
+    parse_json,
+    parse_pairs,
+    print_json,
+    say,
+    say_error,
+    stderr,
+)
+from understudy.cluster.cli.policy import read_policy
+from understudy.cluster.cli.prompt import ask
+from understudy.cluster.cli.view import event_line, question_lines, run_document, span, status_text
+
+if TYPE_CHECKING:
+    from understudy.actors.store import Store
+    from understudy.cluster.client import Run
+
+PANEL = "Start and steer runs"
+POLL_S = 0.1
+
+Note = Annotated[str, typer.Option(help="Kept with the answer.")]
+CallId = Annotated[
+    str | None,
+    typer.Argument(metavar="[CALL]", help="The call; may be left out if only one waits.", show_default=False),
+]
+
+
+@command(panel=PANEL)
+async def run(
+    here: Here,
+    graph: Annotated[str, typer.Argument(metavar="MODULE:GRAPH", help="Found from this folder or PYTHONPATH.")],
+    given: Annotated[
+        str, typer.Option("--input", metavar="JSON|@FILE|-", help="The first state; - reads it from stdin.")
+    ] = "{}",
+    thread: Annotated[str, typer.Option(metavar="T", help="The thread to run on; default: one of its own.")] = "",
+    key: Annotated[str, typer.Option(metavar="K", help="The same key is the same run, however often.")] = "",
+    policy: Annotated[Path | None, typer.Option(metavar="FILE", help="What its tools may do.")] = None,
+    var: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A variable of the policy.")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="For policies and for people.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", metavar="", help="Do not wait for it.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Start a run, follow it, and print its result.
+
+    Without a running [bold]understudy up[/], it is served from here, as long as this command lasts. Ctrl-C leaves; the
+    run stays.
+
+    Examples: [bold]understudy run flows:refund --input '{"order": "A1"}' --key order-A1[/]  ·
+    [bold]understudy run flows:refund --input @order.json --policy policy.yaml --detach[/]
+    """
+    from understudy.actors.code import load_ref
+    from understudy.cluster.client import connect
+
+    values = read_input(given)
+    # Where `python -m` would look; what `understudy` as a script does not do by itself.
+    sys.path.insert(0, os.getcwd())
+    load_ref(graph)
+    rules = read_policy(policy, parse_pairs(var or [], "--var")) if policy else None
+    labels = parse_pairs(label or [], "--label")
+    if not detach and not await _is_served(here):
+        say("nobody serves this store; starting Ray here for the time of this command ...", "dim")
+    async with connect(policy=rules, settings=here.settings, embedded=False if detach else None) as cluster:
+        started = await cluster.start(graph, values, key=key, thread=thread, labels=labels)
+        if detach:
+            record = await started.record()
+            print_json(run_document(record, (), here.command)) if as_json else print(record.run_id)
+            if not await _is_served(here):
+                say(f"nobody serves this store yet; {here.command('up')} takes the run up", "yellow")
+            return 0
+        say(f"run {started.run_id}", "bold")
+        try:
+            record = await _attend(here, cluster.store, started)
+        except asyncio.CancelledError:
+            serve = "" if cluster.host is None else f"; it goes on with {here.command('up')}"
+            say(f"\nleft; the run stays{serve}\n  $ {here.command('events', started.run_id, '--follow')}", "yellow")
+            raise
+        return _conclude(here, record, as_json, served=cluster.host is None)
+
+
+def read_input(given: str) -> Any:
+    """The input as JSON, from the argument, a file or stdin. Raises WrongUsage."""
+    what = "--input"
+    if given == "-":
+        given, what = sys.stdin.read(), "the input on stdin"
+    elif given.startswith("@"):
+        what = f"--input file {given[1:]!r}"
+        try:
+            given = Path(given[1:]).read_text()
+        except OSError as error:
+            raise WrongUsage(f"{what} cannot be read: {error.strerror}") from None
+    value = parse_json(given, what)
+    if not isinstance(value, dict):
+        raise WrongUsage(f"{what} has to be a JSON object, one member per channel; it is {json.dumps(value)[:60]}")
+    return value
+
+
+async def _attend(here: Here, store: "Store", started: "Run") -> RunRecord:
+    """Show events as they come, ask what the run asks if somebody is there; until the end, or until nobody answers."""
+    after, asked = 0, set[str]()
+    while True:
+        record = await started.record()
+        for event in await store.events(started.run_id, after):
+            after = event.n
+            stderr().print(event_line(event), soft_wrap=True)
+        if record.final:
+            return record
+        questions = [q for q in open_questions(record) if q.interrupt_id not in asked]
+        if not questions and any(open_questions(record)):
+            return record
+        for question in questions:
+            asked.add(question.interrupt_id)
+            if sys.stdin.isatty() and sys.stderr.isatty():
+                stderr().print(question_lines(record.run_id, question, time.time(), here.command), soft_wrap=True)
+                await ask(started, question)
+        if not questions:
+            await asyncio.sleep(POLL_S)
+
+
+def _conclude(here: Here, record: RunRecord, as_json: bool, served: bool) -> int:
+    questions = open_questions(record)
+    line = Text("run ").append(record.run_id, "bold").append(" is ").append_text(status_text(record.status))
+    line.append(f" after {span(record.updated_at - record.created_at)}", "dim")
+    stderr().print(line)
+    for question in questions:
+        stderr().print(question_lines(record.run_id, question, time.time(), here.command), end="", soft_wrap=True)
+    if questions and not served:
+        say(f"the run is durable; it goes on once it is answered and {here.command('up')} serves it", "yellow")
+    if record.error:
+        say_error(record.error)
+    if as_json:
+        print_json(run_document(record, questions, here.command))
+    elif record.result:
+        print_json(json.loads(record.result))
+    return 1 if record.final and record.status != "succeeded" else 0
+
+
+async def _is_served(here: Here) -> bool:
+    from understudy.cluster.client import is_served
+
+    async with here.store() as store:
+        return await is_served(store, time.time())
+
+
+async def _report(here: Here, store: "Store", found: "Run", as_json: bool, done: str) -> None:
+    """What a change has come to, and whether anybody acts on it."""
+    from understudy.cluster.client import is_served
+
+    record = await found.record()
+    if as_json:
+        print_json(run_document(record, open_questions(record), here.command))
+    else:
+        text = (
+            Text(f"{done}; run ").append(record.run_id, "bold").append(" is ").append_text(status_text(record.status))
+        )
+        stderr().print(text, soft_wrap=True)
+    if not record.final and not await is_served(store, time.time()):
+        say(f"nobody serves this store; the run goes on with {here.command('up')}", "yellow")
+
+
+@command(panel=PANEL)
+async def resume(
+    here: Here,
+    run: RunId,
+    answer: Annotated[str, typer.Argument(metavar="JSON", help="The answer.", show_default=False)],
+    question: Annotated[str, typer.Option(metavar="ID", help="Which question, if there are several.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Answer what a run waits for, and let it go on.
+
+    Examples: [bold]understudy resume r3f-0c81 '{"ok": true}'[/]  ·
+    [bold]understudy resume r3f-0c81 '"yes"' --question q7d1[/]
+    """
+    value = parse_json(answer, "the answer")
+    async with here.store() as store:
+        found = await find_run(store, run)
+        await found.resume(value, await _question(found, question, ("question", "unknown")) if question else "")
+        await _report(here, store, found, as_json, "answered")
+
+
+@command(panel=PANEL)
+async def approve(here: Here, run: RunId, call: CallId = None, note: Note = "", as_json: Json = False) -> None:
+    """Allow a tool call that the policy asks about: this very call, once.
+
+    Example: [bold]understudy approve r3f-0c81 a41c --note 'order checked'[/]
+    """
+    await _decide(here, run, call, note, as_json, approved=True)
+
+
+@command(panel=PANEL)
+async def deny(here: Here, run: RunId, call: CallId = None, note: Note = "", as_json: Json = False) -> None:
+    """Refuse a tool call that the policy asks about; the node is told so.
+
+    Example: [bold]understudy deny r3f-0c81 a41c --note 'wrong customer'[/]
+    """
+    await _decide(here, run, call, note, as_json, approved=False)
+
+
+async def _decide(here: Here, run: str, call: str | None, note: str, as_json: bool, *, approved: bool) -> None:
+    async with here.store() as store:
+        found = await find_run(store, run)
+        call_id = await _question(found, call or "", ("approval",))
+        if approved:
+            await found.approve(call_id, note=note)
+        else:
+            await found.deny(call_id, note=note)
+        await _report(here, store, found, as_json, "approved" if approved else "denied")
+
+
+async def _question(found: "Run", text: str, kinds: tuple[str, ...]) -> str:
+    """The id of the one open question that begins with `text`. Raises NotFound, WrongUsage."""
+    record = await found.record()
+    mine: list[Interrupt] = [i for i in await found.questions() if i.kind in kinds]
+    matching = [i.interrupt_id for i in mine if i.interrupt_id.startswith(text)]
+    what = "call to be approved" if kinds == ("approval",) else "open question"
+    if len(matching) == 1:
+        return matching[0]
+    listed = ", ".join(i.interrupt_id for i in mine) or "none"
+    if not matching:
+        named = f" {text!r}" if text else ""
+        raise NotFound(f"run {record.run_id} is {record.status} and has no {what}{named}; waiting: {listed}")
+    raise WrongUsage(f"run {record.run_id} has several: {listed}; name the one that you mean")
+
+
+@command(panel=PANEL)
+async def cancel(here: Here, run: RunId, as_json: Json = False) -> None:
+    """Ask a run to end; its tool calls are ended, what was done stays done.
+
+    Example: [bold]understudy cancel r3f-0c81[/]
+    """
+    async with here.store() as store:
+        found = await find_run(store, run)
+        record = await found.cancel()
+        done = "it was over already" if record.final and record.status != "cancelled" else "asked to cancel"
+        await _report(here, store, found, as_json, done)
+
+
+@command(panel=PANEL)
+async def fork(
+    here: Here,
+    run: RunId,
+    at: Annotated[str, typer.Option("--at", metavar="CHECKPOINT", help="See `understudy history`.")],
+    update: Annotated[str | None, typer.Option(metavar="JSON", help="Written to the state first.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Start a new run from a checkpoint of this one; what lies beyond it is done again, tools included.
+
+    Example: [bold]understudy fork r3f-0c81 --at c9d2 --update '{"limit": 5}'[/]
+    """
+    values = None if update is None else parse_json(update, "--update")
+    if values is not None and not isinstance(values, dict):
+        raise WrongUsage("--update has to be a JSON object, one member per channel")
+    sys.path.insert(0, os.getcwd())
+    async with here.store() as store:
+        found = await find_run(store, run)
+        rows = await found.history()
+        matching = [row.checkpoint_id for row in rows if row.checkpoint_id.startswith(at)]
+        if len(matching) != 1:
+            problem = "several checkpoints begin" if matching else "no checkpoint begins"
+            raise CallerError(f"{problem} with {at!r}; {here.command('history', found.run_id)} lists them")
+        forked = await found.fork(matching[0], values)
+        await _report(here, store, forked, as_json, f"forked at {matching[0]}")
+        if not as_json:
+            print(forked.run_id)

@@ -1,0 +1,259 @@
+"""Records as JSON documents for programs, and as text of eighty columns for people. Pure but for the words it is given.
+
+Times in documents are ISO 8601 in UTC with milliseconds; for people they are local, or an age.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from rich.table import Table
+from rich.text import Text
+
+from understudy.actors.records import CheckpointRow, Event, Interrupt, RunRecord
+
+STYLES: Mapping[str, str] = {
+    "queued": "blue",
+    "running": "cyan",
+    "waiting": "yellow",
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "dim",
+    "quarantined": "bold red",
+}
+
+
+class Typed(Protocol):
+    """Turns words into a command that can be typed as it is (`Here.command`)."""
+
+    def __call__(self, *words: str) -> str: ...
+
+
+# --- documents -----------------------------------------------------------------------------------------------------
+
+
+def iso(at: float) -> str | None:
+    """None for the zero that stands for never."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if at else None
+
+
+def run_document(record: RunRecord, questions: Sequence[Interrupt], typed: Typed) -> dict[str, Any]:
+    """A run, as every command with --json prints it."""
+    document: dict[str, Any] = {
+        "run_id": record.run_id,
+        "thread_id": record.thread_id,
+        "graph": record.graph,
+        "version": record.version,
+        "status": record.status,
+        "step": record.step,
+        "restarts": record.restarts,
+        "created_at": iso(record.created_at),
+        "updated_at": iso(record.updated_at),
+        "error": record.error,
+        "key": record.key,
+        "labels": dict(record.labels),
+        "head": record.head,
+        "epoch": record.epoch,
+        "cancel_asked": record.cancel_asked,
+        "not_before": iso(record.not_before),
+        "questions": [question_document(record.run_id, question, typed) for question in questions],
+    }
+    if record.result:
+        document["result"] = json.loads(record.result)
+    return document
+
+
+def question_document(run_id: str, question: Interrupt, typed: Typed) -> dict[str, Any]:
+    """An open question, with the commands that answer it."""
+    return {
+        "id": question.interrupt_id,
+        "kind": question.kind,
+        "node": question.node,
+        "payload": question.payload,
+        "asked_at": iso(question.asked_at),
+        "deadline": iso(question.deadline or 0.0),
+        "commands": answers_to(run_id, question, typed),
+    }
+
+
+def answers_to(run_id: str, question: Interrupt, typed: Typed) -> list[str]:
+    """What to type. `JSON` stands for the answer where any will do."""
+    named = question.interrupt_id
+    match question.kind:
+        case "approval":
+            return [typed("approve", run_id, named), typed("deny", run_id, named)]
+        case "unknown":
+            return [typed("resume", run_id, word, "--question", named) for word in ('"retry"', '"fail"')]
+        case _:
+            return [typed("resume", run_id, "JSON", "--question", named)]
+
+
+def event_document(event: Event) -> dict[str, Any]:
+    return {"n": event.n, "at": iso(event.at), "kind": event.kind, "data": dict(event.data)}
+
+
+def checkpoint_document(row: CheckpointRow) -> dict[str, Any]:
+    return {
+        "checkpoint_id": row.checkpoint_id,
+        "parent": row.parent,
+        "step": row.step,
+        "run_id": row.run_id,
+        "at": iso(row.at),
+        "snapshot": row.snapshot,
+    }
+
+
+# --- for people ----------------------------------------------------------------------------------------------------
+
+
+def clock(at: float) -> str:
+    """Local time of day, with milliseconds."""
+    return datetime.fromtimestamp(at).strftime("%H:%M:%S.%f")[:-3]
+
+
+def moment(at: float) -> str:
+    """Local date and time."""
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def span(seconds: float) -> str:
+    """A duration in the unit that fits it."""
+    seconds = max(0.0, seconds)
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else f"{seconds * 1_000_000:.0f} us"
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def short(value: Any, limit: int = 60) -> str:
+    """A JSON value on one line."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def status_text(status: str) -> Text:
+    return Text(status, style=STYLES.get(status, ""))
+
+
+def plain_table(*columns: str) -> Table:
+    """A table without lines; what does not fit is cut, not wrapped."""
+    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        right = name in ("STEP", "RESTARTS", "PID", "RUNS")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def runs_table(records: Iterable[RunRecord], notes: Mapping[str, str], now: float) -> Table:
+    table = plain_table("RUN", "GRAPH", "STATUS", "STEP", "RESTARTS", "AGE", "NOTE")
+    table.columns[0].min_width = 20
+    for record in records:
+        table.add_row(
+            record.run_id,
+            short(record.graph, 14),
+            status_text(record.status),
+            str(record.step),
+            Text(str(record.restarts), style="yellow" if record.restarts else "dim"),
+            span(now - record.created_at),
+            Text(notes.get(record.run_id, ""), style="dim"),
+        )
+    return table
+
+
+def note_on(record: RunRecord, questions: Sequence[Interrupt], now: float) -> str:
+    """The one thing to know about a run, in a few words."""
+    if questions:
+        first = questions[0]
+        if first.kind == "approval":
+            return f"approve {first.payload['tool']}?"
+        return f"asks: {short(first.payload, 40)}"
+    if record.status == "waiting" and record.not_before:
+        return f"sleeps {span(record.not_before - now)}"
+    if record.status == "queued" and record.not_before > now:
+        return f"restarts in {span(record.not_before - now)}"
+    return short(record.error, 60)
+
+
+def question_lines(run_id: str, question: Interrupt, now: float, typed: Typed) -> Text:
+    """What waits for a person, readable, and what to type."""
+    text = Text()
+    words = {"approval": "asks to approve a tool call", "unknown": "cannot know how a tool call ended"}
+    text.append(f"node {question.node!r} {words.get(question.kind, 'asks')}", style="bold yellow")
+    text.append(f"  ({span(now - question.asked_at)} ago", style="dim")
+    if question.deadline is not None:
+        text.append(f", until {moment(question.deadline)}", style="dim")
+    text.append(")\n", style="dim")
+    payload = question.payload
+    if question.kind == "approval":
+        text.append(f"  {payload['tool']}({_arguments(payload['args'])})\n", style="bold")
+        if payload["reason"]:
+            text.append(f"  {payload['reason']}\n")
+        text.append(f"  rule {payload['rule']!r} of policy {payload['policy']!r}\n", style="dim")
+    elif question.kind == "unknown":
+        text.append(f"  {payload['tool']}: {payload['question']}\n")
+    else:
+        shown = payload if isinstance(payload, str) else json.dumps(payload, indent=2, ensure_ascii=False)
+        text.append("".join(f"  {line}\n" for line in shown.splitlines()))
+    for command in answers_to(run_id, question, typed):
+        text.append(f"  $ {command}\n", style="cyan")
+    return text
+
+
+def _arguments(args: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in args.items())
+
+
+def event_line(event: Event) -> Text:
+    """One event on one line: cursor, time, kind, and what matters of its data."""
+    bad = event.kind in ("crashed", "node_failed") or event.data.get("outcome", "ok") != "ok"
+    bad = bad or event.data.get("decision") == "deny" or event.data.get("status") in ("failed", "quarantined")
+    good = event.kind in ("recovered", "finished") and not bad
+    style = "red" if bad else "green" if good else "yellow" if event.kind in ("interrupted", "answered") else ""
+    text = Text(f"{event.n:>4}  {clock(event.at)}  ", style="dim")
+    text.append(f"{event.kind:<15}", style=style)
+    text.append(f" {_gist(event)}")
+    return text
+
+
+def _gist(event: Event) -> str:
+    data = event.data
+    seconds = f"{span(float(data['seconds']))}" if "seconds" in data else ""
+    match event.kind:
+        case "created":
+            return f"{data['graph']} {data['version']}"
+        case "claimed":
+            return f"by {data['owner']}, epoch {data['epoch']}"
+        case "crashed":
+            return f"{data['cause']}, crash {data['attempt']}"
+        case "recovered":
+            return f"after {seconds}"
+        case "node_finished":
+            return f"{data['node']}  step {data['step']}, {seconds}"
+        case "node_failed":
+            return f"{data['node']}  {short(data['error'], 200)}"
+        case "node_suspended":
+            return f"{data['node']}"
+        case "checkpoint":
+            return f"{data['checkpoint_id']}  step {data['step']}"
+        case "interrupted":
+            payload = data["payload"]
+            what = f"{payload['tool']}({_arguments(payload['args'])})" if data["kind"] == "approval" else short(payload)
+            return f"{data['interrupt_id']}  {data['kind']}, node {data['node']}: {short(what, 100)}"
+        case "answered":
+            return str(data["interrupt_id"])
+        case "decided":
+            return (
+                f"{data['decision']} {data['tool']}  rule {data['rule'] or '-'}  {short(data['reason'], 80)}".rstrip()
+            )
+        case "tool_started":
+            return f"{data['tool']}  in {data['sandbox']}"
+        case "tool_finished":
+            return f"{data['tool']}  {data['outcome']}, {seconds}  {short(data['error'], 120)}".rstrip()
+        case "finished":
+            return f"{data['status']}  {short(data.get('error', ''), 200)}".rstrip()
+        case _:
+            return short(dict(data), 100) if data else ""

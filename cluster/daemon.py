@@ -1,0 +1,278 @@
+"""The daemon is a host and an exporter in a process of their own; `understudy up` starts it and `down` ends it.
+
+It holds nothing that the store does not (law 9): killed at any line, the next one takes up every unfinished run.
+
+- One daemon per state folder: it holds a lock on `daemon.lock` as long as it lives, which the kernel gives back.
+- `daemon.json` says who and where it is. It is written when the daemon is ready, and removed at an orderly end; whoever
+  reads it compares the time of birth, because a pid alone may belong to somebody else by now.
+- It leads a session of its own. What a killed daemon leaves behind is found by that session, and ended.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from understudy.actors.errors import CallerError, UnderstudyError
+from understudy.actors.process import born
+from understudy.actors.store import Store
+from understudy.cluster.settings import Settings, read_settings
+
+log = logging.getLogger("understudy.daemon")
+
+START_TIMEOUT_S = 90.0
+"""Ray alone takes 4 to 14 s on two cores; more on a busy machine."""
+STOP_TIMEOUT_S = 30.0
+"""How long an orderly end may take before it is a killing."""
+FIRST_BEAT_TIMEOUT_S = 60.0
+LOG_TAIL_LINES = 15
+ERROR = "error: "
+"""Begins the line, in JSON, by which a daemon that cannot start says why."""
+FROM_STDIN = "--settings-from-stdin"
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """What `daemon.json` says."""
+
+    pid: int
+    born: str
+    store: str
+    """URL without credentials."""
+    metrics_url: str
+    ray_address: str
+    started_at: float
+
+    @property
+    def alive(self) -> bool:
+        return born(self.pid) == self.born
+
+
+def json_path(settings: Settings) -> Path:
+    return settings.state_dir / "daemon.json"
+
+
+def log_path(settings: Settings) -> Path:
+    return settings.state_dir / "daemon.log"
+
+
+def read_daemon(settings: Settings) -> Daemon | None:
+    """What the last daemon of this state folder wrote; it may be dead (`alive`)."""
+    try:
+        return Daemon(**json.loads(json_path(settings).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def running_daemon(settings: Settings) -> Daemon | None:
+    daemon = read_daemon(settings)
+    return daemon if daemon is not None and daemon.alive else None
+
+
+# --- what `up` and `down` do ---------------------------------------------------------------------------------------
+
+
+def start(settings: Settings) -> Daemon:
+    """Start a daemon and wait until it is ready. Raises CallerError with the reason it gave, if it ends before."""
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    sweep_up(settings)
+    settings = _absolute(settings)
+    with log_path(settings).open("ab") as output:
+        began = output.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "understudy.cluster.daemon", FROM_STDIN],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            cwd=settings.state_dir,
+            start_new_session=True,
+        )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin:
+        # Not as arguments: a store URL may hold a password, and everyone may read a command line.
+        process.stdin.write(settings.model_dump_json().encode())
+    until = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < until:
+        daemon = running_daemon(settings)
+        if daemon is not None and daemon.pid == process.pid:
+            return daemon
+        if process.poll() is not None:
+            end_session(process.pid)
+            raise CallerError(f"the daemon does not start: {_reason(settings, began)}")
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    end_session(process.pid)
+    raise CallerError(f"the daemon was not ready after {START_TIMEOUT_S:.0f} s: {_reason(settings, began)}")
+
+
+def stop(settings: Settings) -> Daemon | None:
+    """End the daemon: orderly, or else by force. The one that ran; None if there was none."""
+    daemon = running_daemon(settings)
+    if daemon is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(daemon.pid, signal.SIGTERM)
+            if not _gone(daemon, STOP_TIMEOUT_S):
+                os.kill(daemon.pid, signal.SIGKILL)
+                _gone(daemon, 5.0)
+        end_session(daemon.pid)
+    sweep_up(settings)
+    return daemon
+
+
+def sweep_up(settings: Settings) -> None:
+    """End what a dead daemon left behind."""
+    daemon = read_daemon(settings)
+    if daemon is not None and not daemon.alive:
+        end_session(daemon.pid)
+        json_path(settings).unlink(missing_ok=True)
+
+
+def end_session(session: int) -> None:
+    """SIGKILL for every process of a session whose leader is dead."""
+    # A session's id is not given to a new process while the session has members: whom this finds are the dead one's.
+    for _ in range(50):
+        members = list(members_of(session))
+        if not members or session in members:
+            return
+        for pid in members:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def members_of(session: int) -> Iterator[int]:
+    """Living processes of a session."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and born(int(entry.name)):
+            with contextlib.suppress(OSError):
+                if os.getsid(int(entry.name)) == session:
+                    yield int(entry.name)
+
+
+def _gone(daemon: Daemon, timeout_s: float) -> bool:
+    until = time.monotonic() + timeout_s
+    while daemon.alive and time.monotonic() < until:
+        time.sleep(0.05)
+    return not daemon.alive
+
+
+def _absolute(settings: Settings) -> Settings:
+    """The daemon lives in another folder."""
+    paths = {name: getattr(settings, name) for name in ("state_dir", "secret_file", "policy")}
+    return settings.model_copy(update={name: path.absolute() for name, path in paths.items() if path is not None})
+
+
+def _reason(settings: Settings, began: int) -> str:
+    """What the daemon wrote since it was started: its error, or else the end of its log."""
+    with log_path(settings).open("rb") as file:
+        file.seek(began)
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    said = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+    if said:
+        return str(json.loads(said[-1]))
+    tail = "\n  ".join(lines[-LOG_TAIL_LINES:]) or "it wrote nothing"
+    return f"see {log_path(settings)}; its last lines:\n  {tail}"
+
+
+# --- the daemon itself ---------------------------------------------------------------------------------------------
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises CallerError, StoreUnavailable if it cannot start."""
+    from understudy.cluster.host import Host, store_opener
+    from understudy.cluster.metrics import Exporter
+
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    store = await store_opener(settings)()
+    where = (await store.info()).where
+    host = Host(settings)
+    exporter = Exporter(store_opener(settings), settings.metrics_port)
+    try:
+        metrics_url = exporter.start()
+        await host.start()
+        # After Ray, which sets a handler of its own.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ended.set)
+        await _first_beat(store)
+        _announce(settings, Daemon(os.getpid(), born(os.getpid()), where, metrics_url, _ray_address(), time.time()))
+        log.info("ready; store %s, metrics %s", where, metrics_url)
+        await ended.wait()
+        log.info("asked to end")
+    finally:
+        await store.close()
+        exporter.stop()
+        await host.stop()
+        json_path(settings).unlink(missing_ok=True)
+    log.info("ended")
+
+
+async def _first_beat(store: Store) -> None:
+    """Ready means that whoever looks now finds the store served."""
+    from understudy.cluster.client import is_served
+
+    try:
+        async with asyncio.timeout(FIRST_BEAT_TIMEOUT_S):
+            while not await is_served(store, time.time()):  # noqa: ASYNC110 (it comes from another process)
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise CallerError(
+            f"the supervisor gave no sign of life within {FIRST_BEAT_TIMEOUT_S:.0f} s; is the machine out of memory or "
+            f"overloaded?"
+        ) from None
+
+
+def _ray_address() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def _announce(settings: Settings, daemon: Daemon) -> None:
+    draft = json_path(settings).with_suffix(".draft")
+    draft.write_text(json.dumps(dataclasses.asdict(daemon), indent=2))
+    draft.replace(json_path(settings))
+
+
+@contextlib.contextmanager
+def _only_one(settings: Settings) -> Iterator[None]:
+    """Hold the lock of the state folder. Raises CallerError if another daemon does."""
+    path = settings.state_dir / "daemon.lock"
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CallerError(
+                f"another daemon holds {path}; it may be starting or ending: see `understudy status`"
+            ) from None
+        yield
+
+
+def main() -> int:
+    """`python -m understudy.cluster.daemon`: serve in the foreground, with the settings of the environment."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        told = FROM_STDIN in sys.argv
+        settings = Settings.model_validate_json(sys.stdin.read()) if told else read_settings()
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _only_one(settings):
+            asyncio.run(serve(settings))
+    except UnderstudyError as error:
+        sys.stderr.write(f"{ERROR}{json.dumps(str(error))}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""What this node really gives: isolation, durability and capacity, each tried and not assumed, each with its remedy.
+
+`fail` is what keeps understudy from doing its work safely; `warn` is weaker or smaller than it could be.
+"""
+
+import asyncio
+import os
+import resource
+import shutil
+import stat
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from understudy.actors.errors import CallerError, StoreUnavailable
+from understudy.cluster.daemon import running_daemon
+from understudy.cluster.settings import Settings
+from understudy.cluster.stores import open_store
+
+MIB = 1024 * 1024
+ACTOR_BYTES = 55 * MIB
+"""Own memory of a warm actor, measured."""
+RAY_BYTES = 600 * MIB
+"""Ray's own processes on one machine, measured."""
+STORE_TIMEOUT_S = 20.0
+DISK_FAIL_BYTES, DISK_WARN_BYTES = 100 * MIB, 1024 * MIB
+SHM_WANTED_BYTES = 128 * MIB
+FILES_WANTED = 4096
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. `remedy` is empty when there is nothing to do."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    found: str
+    remedy: str = ""
+
+
+async def examine(settings: Settings) -> list[Check]:
+    """Everything, in the order in which it is told."""
+    isolation, store = await asyncio.gather(check_isolation(), check_store(settings))
+    return [
+        check_python(),
+        check_ray(),
+        isolation,
+        store,
+        check_policy(settings),
+        check_secret(settings),
+        check_disk(settings),
+        check_memory(settings),
+        check_shared_memory(),
+        check_open_files(),
+        check_daemon(settings),
+    ]
+
+
+def check_python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check("python", "ok", f"{version} in {sys.prefix}")
+
+
+def check_ray() -> Check:
+    try:
+        return Check("ray", "ok", metadata.version("ray"))
+    except metadata.PackageNotFoundError:
+        return Check("ray", "fail", "not installed", "pip install understudy again; it brings Ray")
+
+
+async def check_isolation() -> Check:
+    """Makes a real call behind walls, and looks at what it saw."""
+    from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
+
+    found = await BubblewrapBackend().preflight()
+    if not found.available:
+        return Check("isolation", "fail", f"untrusted tools are refused: {found.reason}", found.remedy)
+    took = f", a call takes {found.details['duration_ms']} ms" if "duration_ms" in found.details else ""
+    backend = found.details.get("backend", BubblewrapBackend.name)
+    return Check("isolation", "ok", f"{backend}: no network, no files but granted ones, never root{took}")
+
+
+async def check_store(settings: Settings) -> Check:
+    if settings.store_url.startswith("memory:"):
+        return Check("store", "fail", "memory:// is forgotten with its process", "choose another with --store URL")
+    try:
+        async with asyncio.timeout(STORE_TIMEOUT_S):
+            store = await open_store(settings.store_url, allow_volatile=settings.allow_volatile)
+            try:
+                info = await store.info()
+            finally:
+                await store.close()
+    except CallerError as error:
+        return Check("store", "fail", str(error), "see above; or choose another store with --store URL")
+    except StoreUnavailable as error:
+        return Check("store", "fail", str(error), "start it, or choose another one with --store URL")
+    except TimeoutError:
+        return Check("store", "fail", f"no answer within {STORE_TIMEOUT_S:.0f} s", "is it overloaded or unreachable?")
+    detail = ", ".join(f"{name} {value}" for name, value in info.detail.items() if name != "note")
+    found = f"{info.where}: {detail}"
+    if info.durable:
+        return Check("store", "ok", found)
+    remedy = info.detail.get("note") or "turn its durability on, see the words above"
+    return Check("store", "warn", f"{found}; it may lose what it acknowledged", remedy)
+
+
+def check_policy(settings: Settings) -> Check:
+    from understudy.policies.policy_file import PolicyError, load_policy
+
+    if settings.policy is None:
+        return Check("policy", "ok", "none for the deployment; each run brings its own, and no rule means no")
+    try:
+        policy = load_policy(settings.policy.read_text(), source=str(settings.policy))
+    except (OSError, PolicyError) as error:
+        return Check("policy", "fail", str(error), f"mend {settings.policy}: `understudy policy check` tries it")
+    return Check("policy", "ok", f"{settings.policy}: {policy.name!r}, {len(policy.rules)} rules")
+
+
+def check_secret(settings: Settings) -> Check:
+    path = settings.secret_file or settings.state_dir / "secret"
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        settings.secret()
+    except FileNotFoundError:
+        return Check("secret", "ok", f"{path} is made on first use")
+    except (OSError, CallerError) as error:
+        return Check("secret", "fail", str(error), "mend it, or name another with UNDERSTUDY_SECRET_FILE")
+    if mode & 0o077:
+        return Check("secret", "fail", f"{path} can be read by others (mode {mode:04o})", f"chmod 600 {path}")
+    return Check("secret", "ok", f"{path}, mode {mode:04o}")
+
+
+def check_disk(settings: Settings) -> Check:
+    folder = settings.state_dir
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        return Check("disk", "fail", f"{folder} cannot be written", "choose another folder with --state-dir DIR")
+    free = shutil.disk_usage(folder).free
+    found = f"{_bytes(free)} free in {settings.state_dir}"
+    if free >= DISK_WARN_BYTES:
+        return Check("disk", "ok", found)
+    remedy = "make room, or choose another folder with --state-dir DIR"
+    return Check("disk", "fail" if free < DISK_FAIL_BYTES else "warn", found, remedy)
+
+
+def check_memory(settings: Settings) -> Check:
+    cores = len(os.sched_getaffinity(0))
+    # The supervisor and the policy actor, beside those that are counted in the settings.
+    actors = settings.run_actors + settings.spare_actors + settings.sandbox_actors + 2
+    needed, available = RAY_BYTES + actors * ACTOR_BYTES, available_memory()
+    found = (
+        f"{cores} cores, {_bytes(available)} free; {settings.run_actors} run actors of {settings.runs_per_actor} "
+        f"run(s) need {_bytes(needed)}"
+    )
+    if available >= needed:
+        return Check("capacity", "ok", found)
+    return Check("capacity", "warn", found, "lower UNDERSTUDY_RUN_ACTORS, or raise UNDERSTUDY_RUNS_PER_ACTOR instead")
+
+
+def available_memory() -> int:
+    """Bytes that this machine, or the container around us, still gives."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, max(0, int(limit) - used))
+
+
+def check_shared_memory() -> Check:
+    try:
+        total = shutil.disk_usage("/dev/shm").total
+    except OSError:
+        total = 0
+    if total >= SHM_WANTED_BYTES:
+        return Check("shared memory", "ok", f"/dev/shm has {_bytes(total)}")
+    return Check(
+        "shared memory",
+        "warn",
+        f"/dev/shm has {_bytes(total)}, so Ray keeps its objects on disk",
+        "in a container: --shm-size=256m or more",
+    )
+
+
+def check_open_files() -> Check:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Ray raises the soft limit to the hard one by itself.
+    if min(hard, FILES_WANTED) == FILES_WANTED or hard == resource.RLIM_INFINITY:
+        return Check("open files", "ok", f"{soft} (at most {hard})")
+    return Check("open files", "warn", f"at most {hard}; thousands of runs want more", f"ulimit -n {FILES_WANTED}")
+
+
+def check_daemon(settings: Settings) -> Check:
+    daemon = running_daemon(settings)
+    if daemon is None:
+        return Check("daemon", "ok", "down; `understudy up` starts it")
+    return Check("daemon", "ok", f"up, pid {daemon.pid}, metrics {daemon.metrics_url}")
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1024**3:.1f} GiB" if count >= 1024**3 else f"{count / MIB:.0f} MiB"
