@@ -4,6 +4,7 @@ Whatever the bytes are, the answer is an Outcome or None (nothing was answered);
 and nothing gets through that would later break whoever stores it (NaN, infinity, lone surrogates, a thousand levels).
 """
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -91,23 +92,23 @@ def _finite(text: str) -> float:
 def _check(answer: Any) -> None:
     """Depth and text, without recursion: it is the depth that is in question."""
     level: list[Any] = [answer]
-    for _ in range(DEEPEST + 2):  # the envelope is a level of its own
+    for depth in itertools.count():  # the envelope is depth 0
         for item in level:
             if isinstance(item, str):
                 try:
                     item.encode()
                 except UnicodeEncodeError:
                     raise _Malformed("holds half of a character (a lone surrogate), which no store can keep") from None
-        level = list(_inside(level))
-        if not level:
+        holders = [item for item in level if isinstance(item, dict | list)]
+        if not holders:
             return
-    raise _Malformed(f"is nested deeper than {DEEPEST} levels")
+        if depth > DEEPEST:
+            raise _Malformed(f"is nested deeper than {DEEPEST} levels")
+        level = list(_inside(holders))
 
 
-def _inside(level: list[Any]) -> Iterator[Any]:
-    for item in level:
-        if isinstance(item, dict):
-            yield from item  # its keys
-            yield from item.values()
-        elif isinstance(item, list):
-            yield from item
+def _inside(holders: list[Any]) -> Iterator[Any]:
+    for holder in holders:
+        yield from holder  # of an object, its keys
+        if isinstance(holder, dict):
+            yield from holder.values()

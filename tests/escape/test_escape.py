@@ -16,47 +16,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pytest
 from escape import attempts
+from escape.calls import by_value, limited, outcome_of, tool_call, tried
 
 from support.waiting import run_async, wait_until
-from understudy.actors.outcome import Outcome, ToolCall, ToolCode
+from understudy.actors.outcome import Outcome
 from understudy.actors.sandbox.bubblewrap import HOST_ID, BubblewrapBackend
-from understudy.policies.profile import Limits, Profile
+from understudy.policies.profile import Profile
 
 CANARY = "canary-5f2c"
 MIB = 1 << 20
-NOTHING = Profile()
 WITHOUT_ROOT = ["setpriv", "--reuid", str(HOST_ID), "--regid", str(HOST_ID), "--clear-groups"]
-
-
-def by_value(function: Callable[..., Any]) -> ToolCode:
-    cloudpickle.register_pickle_by_value(attempts)
-    try:
-        return ToolCode(blob=cloudpickle.dumps(function))
-    finally:
-        cloudpickle.unregister_pickle_by_value(attempts)
-
-
-def tool_call(function: Callable[..., Any], **args: Any) -> ToolCall:
-    """Arguments travel as JSON; what JSON does not have (bytes) is carried by value, in a partial function."""
-    return ToolCall("effect-1", "attempt", by_value(function), args)
-
-
-def outcome_of(function: Callable[..., Any], profile: Profile = NOTHING, **args: Any) -> Outcome:
-    return run_async(BubblewrapBackend().execute(tool_call(function, **args), profile))
-
-
-def tried(function: Callable[..., Any], profile: Profile = NOTHING, **args: Any) -> Any:
-    """What an attempt that ends by itself says of how far it got."""
-    outcome = outcome_of(function, profile, **args)
-    assert outcome.kind == "ok", outcome
-    return outcome.value
-
-
-def limited(**limits: Any) -> Profile:
-    return Profile(limits=Limits(**limits))
 
 
 def processes_with(token: str) -> list[str]:

@@ -1,0 +1,116 @@
+"""What comes out of a sandbox is data, whatever it is: every reply becomes an outcome that any store can keep."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from understudy.actors.outcome import OUTCOME_KINDS, Outcome
+from understudy.actors.sandbox.reply import DEEPEST, Reply, decode
+from understudy.actors.sandbox.runner import STARTED
+
+LIMIT = 1 << 20
+
+
+def read(body: bytes | str) -> Outcome:
+    reply = decode(STARTED + (body.encode() if isinstance(body, str) else body), LIMIT)
+    assert reply.started
+    assert reply.outcome is not None
+    return reply.outcome
+
+
+def test_a_result() -> None:
+    assert read('{"kind":"ok","peak":7,"value":{"a":[1,null]}}') == Outcome(
+        "ok", value={"a": [1, None]}, peak_memory_bytes=7
+    )
+
+
+def test_an_exception() -> None:
+    outcome = read('{"kind":"error","error":"no","error_type":"KeyError","peak":0}')
+    assert (outcome.kind, outcome.error, outcome.error_type) == ("error", "no", "KeyError")
+
+
+def test_no_answer() -> None:
+    assert decode(b"", LIMIT) == Reply(started=False)
+    assert decode(STARTED[:-1], LIMIT) == Reply(started=False)
+    assert decode(STARTED, LIMIT) == Reply(started=True, outcome=None)
+
+
+def ok(value: str) -> str:
+    return f'{{"kind":"ok","peak":0,"value":{value}}}'
+
+
+MALFORMED = {
+    "not UTF-8": (b"\xff\xfe", "not UTF-8"),
+    "a pickle": (b"\x80\x04\x95\x10\x00cos\nsystem\n", "not UTF-8"),
+    "cut off": (ok('"abc')[:-1], "cut off"),
+    "two documents": (ok("1") + ok("2"), "not JSON"),
+    "NaN": (ok("NaN"), "NaN"),
+    "infinity": (ok("-Infinity"), "-Infinity"),
+    "infinity in figures": (ok("1e999"), "too large"),
+    "very deep": ("[" * 200_000, "deeper"),
+    "closed and deep": (ok("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1)), "deeper"),
+    "objects and deep": (ok('{"a":' * (DEEPEST + 1) + "1" + "}" * (DEEPEST + 1)), "deeper"),
+    "half a character": (ok(r'"\ud800"'), "surrogate"),
+    "half a character as a key": (ok(r'{"\udfff":1}'), "surrogate"),
+    "many digits": (ok("9" * 5000), "cannot be read|can be read"),
+    "no object": ("[]", "none of the answers"),
+    "another kind": ('{"kind":"denied","peak":0}', "none of the answers"),
+    "a kind that is no text": ('{"kind":["ok"],"peak":0,"value":1}', "none of the answers"),
+    "a figure that is none": ('{"kind":"ok","peak":"7","value":1}', "none of the answers"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_reply_is_an_error_in_words(name: str) -> None:
+    body, words = MALFORMED[name]
+    outcome = read(body)
+    assert (outcome.kind, outcome.error_type) == ("error", "BadResult")
+    assert outcome.error.startswith("the tool's result ")
+    assert any(word in outcome.error for word in words.split("|")), outcome.error
+
+
+def test_depth_up_to_the_bound_is_fine() -> None:
+    assert read(ok("[" * DEEPEST + "]" * DEEPEST)).kind == "ok"
+
+
+def test_texts_are_cut() -> None:
+    outcome = read(json.dumps({"kind": "error", "error": "x" * 100_000, "error_type": "y" * 100_000, "peak": -5}))
+    assert (len(outcome.error), len(outcome.error_type), outcome.peak_memory_bytes) == (2000, 200, 0)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_survived(body: bytes) -> None:
+    check_storable(decode(body, LIMIT))
+    check_storable(decode(STARTED + body, LIMIT))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+ANSWERS = st.fixed_dictionaries(
+    {"kind": st.sampled_from([*OUTCOME_KINDS, "other"]) | JSON},
+    optional={"value": JSON, "peak": JSON, "error": JSON, "error_type": JSON, "size": JSON},
+)
+
+
+@given(JSON | ANSWERS)
+def test_any_json_is_survived(answer: object) -> None:
+    check_storable(decode(STARTED + json.dumps(answer).encode(), LIMIT))
+
+
+@given(ANSWERS, st.data())
+def test_damaged_answers_are_survived(answer: object, data: st.DataObject) -> None:
+    body = bytearray(json.dumps(answer).encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    check_storable(decode(STARTED + bytes(body[: data.draw(st.integers(0, len(body)))]), LIMIT))
+
+
+def check_storable(reply: Reply) -> None:
+    if reply.outcome is not None:
+        assert reply.outcome.kind in ("ok", "error", "out_of_memory", "output_too_large")
+        fields = [reply.outcome.value, reply.outcome.error, reply.outcome.error_type, reply.outcome.peak_memory_bytes]
+        json.dumps(fields, allow_nan=False, ensure_ascii=False).encode()
