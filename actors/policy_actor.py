@@ -4,10 +4,12 @@ It thinks with `permission.decide` (pure) and keeps nothing that cannot be lost:
 and every decision is written to the run's event log by whoever acts on it, in the same move as the act (law 2).
 """
 
+import os
 import time
 
 from understudy.actors.calls import Asked, Granted, Refused, Verdict
-from understudy.actors.code import open_blob
+from understudy.actors.code import digest_of, open_blob
+from understudy.actors.errors import CodeError
 from understudy.actors.open import OpenStore
 from understudy.actors.store import Store
 from understudy.policies.grant import Grant, sign
@@ -74,8 +76,11 @@ class PolicyActor:
         if digest not in self._policies:
             self._store = self._store or await self._open_store()
             data = open_blob(await self._store.get_blob(digest), self._secret, f"policy {digest[:12]}")
+            if digest_of(data) != digest:  # another policy of ours, put in the place of this one
+                raise CodeError(f"policy {digest[:12]} has other contents than its name says; it is not used")
             self._policies[digest] = from_canonical(data.decode())
         return self._policies[digest]
 
-    async def ready(self) -> bool:
-        return True
+    async def ready(self) -> int:
+        """The process id."""
+        return os.getpid()

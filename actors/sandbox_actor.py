@@ -8,6 +8,7 @@ Laws kept here:
 
 import asyncio
 import dataclasses
+import os
 import time
 
 from understudy.actors.calls import Order, finished_event
@@ -141,6 +142,10 @@ class SandboxActor:
         work = self._work.get((key, token))
         if work is not None:
             work.cancel()
+
+    async def ready(self) -> int:
+        """The process id."""
+        return os.getpid()
 
     async def preflight(self) -> Preflight:
         """Whether this node really isolates: a call is made to find out."""

@@ -83,6 +83,8 @@ class Supervisor:
         self._host = socket.gethostname()
         self.name = name_of_this_process()
         self._isolation: dict[str, Any] = {}
+        self._services: dict[str, int] = {}
+        """Process ids of the policy and sandbox actors, by name."""
         self._store: Store | None = None
 
     # --- what the host and the command line ask ---
@@ -114,6 +116,7 @@ class Supervisor:
             "host": self._host,
             "pid": os.getpid(),
             "actors": [{"pid": s.pid, "ready": s.ready, "runs": list(s.runs)} for s in self._slots if not s.retired],
+            "services": self._services,
             "isolation": self._isolation,
         }
 
@@ -148,7 +151,7 @@ class Supervisor:
     async def _guard_policy(self) -> None:
         """Replace the policy actor whenever it is gone. Nothing runs meanwhile without its word."""
         while True:
-            await self._until_dead(self._policy)
+            await self._until_dead(self._policy_name, self._policy)
             self._policy = self._start_policy()
 
     async def _guard_sandbox(self, name: str) -> None:
@@ -156,14 +159,14 @@ class Supervisor:
             preflight = await self._sandboxes[name].preflight.remote()
             self._isolation = {"available": preflight.available, "reason": preflight.reason, "remedy": preflight.remedy}
         while True:
-            await self._until_dead(self._sandboxes[name])
+            await self._until_dead(name, self._sandboxes[name])
             self._sandboxes[name] = self._start_sandbox(name)
 
-    async def _until_dead(self, handle: Any) -> None:
-        """Returns when the actor is dead. A pending call would do, but these actors' methods all return."""
+    async def _until_dead(self, name: str, handle: Any) -> None:
+        """Returns when the actor is dead. It is asked again and again, as its methods all return."""
         while True:
             try:
-                await handle.__ray_ready__.remote()
+                self._services[name] = await handle.ready.remote()
             except RayActorError:
                 return
             await asyncio.sleep(0.2)

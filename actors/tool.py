@@ -45,7 +45,7 @@ class Tool(Generic[P, R]):
         try:
             text = inspect.getsource(self.fn).encode()
         except (OSError, TypeError):
-            code = self.fn.__code__  # type: ignore[attr-defined]
+            code = self.fn.__code__
             text = code.co_code + repr((code.co_consts, code.co_names)).encode()
         return hashlib.sha256(text).hexdigest()[:16]
 
@@ -74,6 +74,7 @@ class Tool(Generic[P, R]):
             bound = self._signature.bind(**given)
         except TypeError as error:
             raise CallerError(f"tool {self.name!r}: {error}; it takes {self._signature}") from None
+        bound.apply_defaults()  # a policy judges the whole call: a default amount is an amount
         encoded: dict[str, Any] = {}
         for name, value in bound.arguments.items():
             items = value if self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}

@@ -226,6 +226,10 @@ def test_one_cluster_many_matters(redis_url: str, redis_server: RedisServer, fol
             await the_same_key_is_the_same_run(cluster, folder)
             await changed_code_is_noticed(cluster, folder)
             await a_running_run_is_cancelled(cluster, folder)
+            await a_tool_call_outlives_its_run_actor(cluster, folder)
+            await a_call_whose_sandbox_died_is_asked_about(cluster, folder)
+            await the_policy_actor_is_replaced(cluster, folder)
+            await the_supervisor_is_replaced(cluster, folder)
             await agree(cluster)
 
     run_async(played(), 280)
@@ -346,3 +350,88 @@ async def a_running_run_is_cancelled(cluster: Cluster, folder: Path) -> None:
     await run.cancel()
     record = await run.wait(30)
     assert record.status == "cancelled"
+
+
+async def services(cluster: Cluster, kind: str) -> int:
+    """The process id of the policy actor, or of the sandbox actor."""
+    assert cluster.host is not None
+
+    async def found() -> int:
+        report = await cluster.host.report()  # type: ignore[union-attr]
+        return next((pid for name, pid in report["services"].items() if kind in name), 0)
+
+    return await wait_until_async(found, 30, f"the {kind} actor to be up")
+
+
+def opened(folder: Path) -> Path:
+    """A folder that the node writes as root, and the tool as somebody else."""
+    folder.mkdir()
+    folder.chmod(0o777)
+    return folder
+
+
+async def working(cluster: Cluster, folder: Path) -> Run:
+    """A run whose tool is at work, in a folder of its own."""
+    opened(folder)
+    run = await cluster.start(graphs.lasting, {"folder": str(folder)})
+
+    async def began() -> bool:
+        return (folder / "slow-began").exists()
+
+    await wait_until_async(began, 60, "the slow tool to begin")
+    return run
+
+
+async def a_tool_call_outlives_its_run_actor(cluster: Cluster, folder: Path) -> None:
+    """Law 5: the next actor waits for the same call and takes its receipt."""
+    run = await working(cluster, folder / "outlives")
+    os.kill(pid_of(await running(run)), signal.SIGKILL)
+
+    async def again() -> bool:
+        return len(lines(folder / "outlives" / "ran")) == 2
+
+    await wait_until_async(again, 30, "the node to run again")
+    (folder / "outlives" / "slow-go").touch()
+    assert (await run.result(60)).seen == ["done"]
+    kinds = [event.kind async for event in run.events(follow=False)]
+    assert (kinds.count("tool_started"), kinds.count("tool_finished")) == (1, 1)
+
+
+async def a_call_whose_sandbox_died_is_asked_about(cluster: Cluster, folder: Path) -> None:
+    """Law 4: started and not known is never repeated silently."""
+    run = await working(cluster, folder / "unknown")
+    os.kill(await services(cluster, "sandbox"), signal.SIGKILL)
+    await run.wait(60, frozenset({"waiting"}))
+    (question,) = await run.questions()
+    assert question.kind == "unknown"
+    assert question.payload["tool"] == "slow"
+    outcomes = [e.data["outcome"] async for e in run.events(follow=False) if e.kind == "tool_finished"]
+    assert outcomes == ["unknown"]
+    (folder / "unknown" / "slow-go").touch()
+    await run.resume("retry")
+    assert (await run.result(60)).seen == ["done"]
+
+
+async def the_policy_actor_is_replaced(cluster: Cluster, folder: Path) -> None:
+    os.kill(await services(cluster, "policy"), signal.SIGKILL)
+    run = await cluster.start(graphs.short, {"folder": str(folder), "name": "without policy"})
+    await run.result(60)
+    assert lines(folder / "ledger").count("without policy") == 1
+
+
+async def the_supervisor_is_replaced(cluster: Cluster, folder: Path) -> None:
+    """Its death takes the run actors with it; the next one takes their runs over, and the tool at work is not lost."""
+    run = await working(cluster, folder / "supervisor")
+    assert cluster.host is not None
+    os.kill((await cluster.host.report())["pid"], signal.SIGKILL)
+
+    async def again() -> bool:
+        return len(lines(folder / "supervisor" / "ran")) == 2
+
+    await wait_until_async(again, 60, "the node to run again")
+    (folder / "supervisor" / "slow-go").touch()
+    assert (await run.result(60)).seen == ["done"]
+    kinds = [event.kind async for event in run.events(follow=False)]
+    assert kinds.count("tool_started") == 1
+    causes = [e.data["cause"] async for e in run.events(follow=False) if e.kind == "crashed"]
+    assert causes == ["supervisor_lost"]

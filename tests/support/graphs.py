@@ -19,6 +19,12 @@ rules:
     when: {path: {under: "${folder}"}}
     files: {write: ["${folder}"]}
     limits: {wall: 20s, memory: 256MiB}
+  - id: slow
+    effect: allow
+    tool: slow
+    when: {folder: {under: "${folder}"}}
+    files: {write: ["${folder}"]}
+    limits: {wall: 60s, memory: 256MiB}
   - id: hostile
     effect: allow
     tool: ["hostile_*"]
@@ -256,6 +262,30 @@ def unruled() -> None:
 def pay(amount: int) -> str:
     """Asks first."""
     return f"paid {amount}"
+
+
+@tool
+def slow(folder: str) -> str:
+    """Works until the test lets it go."""
+    import time
+    from pathlib import Path
+
+    (Path(folder) / "slow-began").touch()
+    while not (Path(folder) / "slow-go").exists():
+        time.sleep(0.02)
+    return "done"
+
+
+lasting = Graph("lasting", Script)
+
+
+@lasting.node
+async def last(state: Script, ctx: Context) -> dict[str, Any]:
+    noted(state.folder, "last")
+    return {"seen": [await ctx.call(slow, folder=state.folder)]}
+
+
+lasting.edge(START, last).edge(last, END)
 
 
 class Bill(BaseModel):
