@@ -175,7 +175,8 @@ def _verdict(report: Report) -> Text:
     text.append(f"{len(report.kills)} actors killed, {report.restarts} restarts.")
     recoveries = sorted(kill.recovery_s for kill in report.kills if kill.recovery_s is not None)
     if recoveries:
-        text.append(f" Back after {recoveries[0]:.2f} to {recoveries[-1]:.2f} s.")
+        least, most = f"{recoveries[0]:.2f}", f"{recoveries[-1]:.2f}"
+        text.append(f" Back after {least} s." if least == most else f" Back after {least} to {most} s.")
     return text
 
 
