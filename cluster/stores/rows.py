@@ -36,11 +36,12 @@ def interrupts_of(text: str) -> tuple[Interrupt, ...]:
 
 def run_of(row: Row) -> RunRecord:
     values = {name: row[name] for name in RUN}
-    values["labels"] = json.loads(values["labels"])
-    values["crashes"] = tuple(json.loads(values["crashes"]))
+    for name in ("labels", "crashes", "answers"):
+        if isinstance(values[name], str):  # Postgres has some of them as what they are
+            values[name] = json.loads(values[name])
+    values["crashes"] = tuple(values["crashes"])
     values["cancel_asked"] = bool(values["cancel_asked"])
     values["interrupts"] = interrupts_of(values["interrupts"])
-    values["answers"] = json.loads(values["answers"])
     return RunRecord(**values)
 
 
@@ -66,6 +67,11 @@ def event_values(run: int, after: int, events: Iterable[Event]) -> list[tuple[in
     return [
         (run, n, event.kind, event.at, to_json(dict(event.data))) for n, event in enumerate(events, start=after + 1)
     ]
+
+
+def events_json(events: Iterable[Event]) -> str:
+    """Events as the functions of Postgres take them: [[kind, at, data as text], ...]."""
+    return to_json([(event.kind, event.at, to_json(dict(event.data))) for event in events])
 
 
 def summed(*counters: Mapping[str, float]) -> list[tuple[str, float]]:

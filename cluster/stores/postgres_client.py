@@ -1,0 +1,130 @@
+"""A few connections to Postgres that come back: what fails because the server is away is sent again for a while.
+
+Law 2 allows that: every verb is one statement in a transaction of its own, and may be sent twice. After `PATIENCE_S`
+it is StoreUnavailable, and whoever called waits and tries again.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from understudy.actors.errors import CallerError, StoreUnavailable
+
+try:
+    import psycopg
+    from psycopg import errors
+except ImportError as error:
+    raise CallerError(f"a postgresql:// store needs psycopg ({error}); pip install 'understudy[postgres]'") from None
+
+PATIENCE_S = 10.0
+CONNECTIONS_MAX = 4
+"""Of one process, besides the one that listens; more verbs at once wait for each other."""
+
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+R = TypeVar("R")
+
+ANOTHER_TIME = (errors.DeadlockDetected, errors.SerializationFailure, errors.ReadOnlySqlTransaction)
+"""The connection is good, the moment was not (the last one: a standby that is about to be promoted)."""
+NEVER = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied", "permission denied")
+"""Parts of libpq's messages about a connection that will not come about by waiting; it gives no codes for them."""
+
+
+class Connections:
+    def __init__(self, url: str, patience_s: float = PATIENCE_S) -> None:
+        self.url = url
+        self.where = _without_credentials(url)
+        self.patience_s = patience_s
+        self.closed = False
+        self._idle: list[Connection] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._turns = asyncio.Semaphore(CONNECTIONS_MAX)
+
+    async def run(self, do: Callable[[Connection], Awaitable[R]]) -> R:
+        """Do something on a connection of its own. Raises StoreUnavailable, CallerError."""
+        self._come_to_this_loop()
+        until = time.monotonic() + self.patience_s
+        pause_s = 0.02
+        async with self._turns:
+            while True:
+                left = until - time.monotonic()
+                try:
+                    async with asyncio.timeout(max(0.01, left)):
+                        return await self._once(do)
+                except (psycopg.OperationalError, psycopg.InterfaceError, *ANOTHER_TIME, TimeoutError) as error:
+                    if time.monotonic() + pause_s > until:
+                        told = f"{self.where} did not answer for {self.patience_s:g} s: {_first_line(error)}"
+                        raise StoreUnavailable(told) from error
+                except errors.InsufficientPrivilege as error:
+                    raise CallerError(f"{self.where}: {_first_line(error)}; grant it, or use another role") from error
+                await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
+                pause_s = min(pause_s * 2, 0.5)
+
+    async def connect(self) -> Connection:
+        """A new connection, the caller's own. Raises psycopg.OperationalError, CallerError."""
+        if self.closed:
+            raise CallerError(f"the store {self.where} is closed; open it again")
+        try:
+            connection = await psycopg.AsyncConnection.connect(
+                self.url,
+                autocommit=True,
+                connect_timeout=5,
+                application_name="understudy",
+                keepalives_idle=10,
+                tcp_user_timeout=10_000,
+            )
+        except psycopg.ProgrammingError as error:
+            raise CallerError(f"store {self.where}: {_first_line(error)}") from error
+        except psycopg.OperationalError as error:
+            if any(part in str(error) for part in NEVER):
+                raise CallerError(f"cannot connect to {self.where}: {_first_line(error)}") from error
+            raise
+        await connection.execute("SET search_path TO understudy")
+        return connection
+
+    async def close(self) -> None:
+        self.closed = True
+        while self._idle:
+            await self._idle.pop().close()
+
+    async def _once(self, do: Callable[[Connection], Awaitable[R]]) -> R:
+        connection = self._idle.pop() if self._idle else await self.connect()
+        try:
+            answer = await do(connection)
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            self._idle, others = [], [connection, *self._idle]  # the others are as old, and as dead
+            for other in others:
+                with suppress(Exception):
+                    await other.close()
+            raise
+        except psycopg.Error:
+            self._idle.append(connection)
+            raise
+        except BaseException:  # cancelled in the middle of an answer
+            connection.pgconn.finish()
+            raise
+        if self.closed:
+            await connection.close()
+        else:
+            self._idle.append(connection)
+        return answer
+
+    def _come_to_this_loop(self) -> None:
+        """Verbs may be called from one event loop after another; what waits on a loop belongs to it."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            for connection in self._idle:
+                connection.pgconn.finish()
+            self._idle, self._loop, self._turns = [], loop, asyncio.Semaphore(CONNECTIONS_MAX)
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
