@@ -36,6 +36,8 @@ from understudy.actors.store import Store
 from understudy.policies.restart import Quarantine, RestartPolicy, decide_restart
 
 MEMBER = "supervisor"
+IDLE_S = 60.0
+"""A run actor beyond the spares that had no run for this long is let go."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Slot:
     runs: dict[str, int] = field(default_factory=dict)
     """Epoch by run id."""
     retired: bool = False
+    idle_since: float = 0.0
 
 
 class Supervisor:
@@ -216,6 +219,17 @@ class Supervisor:
         missing = self._config.spare_actors + -(-wanted // self._config.runs_per_actor) - idle
         room = self._config.run_actors + self._config.spare_actors - len(here)
         self._grow(min(missing, room, 2))
+        self._shrink(here, idle)
+
+    def _shrink(self, here: list[Slot], idle: int) -> None:
+        """Let actors go that are more than spare and had nothing to do for a while."""
+        now = time.monotonic()
+        for slot in here:
+            if slot.runs or not slot.ready:
+                slot.idle_since = now
+            elif idle > self._config.spare_actors and now - slot.idle_since > IDLE_S:
+                self._retire(slot)
+                idle -= 1
 
     def _grow(self, count: int) -> None:
         for _ in range(max(0, count)):

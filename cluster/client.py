@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,13 +78,13 @@ class Run:
             return json.loads(record.result)
         return self._graph.state.model_validate_json(record.result)
 
-    async def wait(self, timeout_s: float | None = None, until: frozenset[Status] | None = None) -> RunRecord:
+    async def wait(self, timeout_s: float | None = None, until: Collection[Status] = ()) -> RunRecord:
         """Wait until the run is final (or in one of `until`). Raises TimeoutError."""
         until_at = None if timeout_s is None else time.monotonic() + timeout_s
         pause_s = 0.01
         while True:
             record = await self.record()
-            if record.final or (until and record.status in until):
+            if record.final or record.status in until:
                 return record
             if until_at is not None and time.monotonic() >= until_at:
                 raise TimeoutError(f"run {self.run_id} is {record.status} after {timeout_s} s, at step {record.step}")

@@ -196,7 +196,7 @@ def test_a_human_is_waited_for_while_everything_is_down(
     async def asked() -> str:
         async with cluster_on(redis_url, folder) as cluster:
             run = await cluster.start(graphs.asking, {"folder": str(folder)})
-            await run.wait(90, frozenset({"waiting"}))
+            await run.wait(90, {"waiting"})
             return run.run_id
 
     async def answered(run_id: str) -> None:
@@ -262,7 +262,7 @@ async def hostile_tools_are_stopped(cluster: Cluster, port: int, folder: Path) -
 
 async def an_approved_call_is_made_once(cluster: Cluster) -> None:
     run = await cluster.start(graphs.paying, {"amount": 7})
-    await run.wait(60, frozenset({"waiting"}))
+    await run.wait(60, {"waiting"})
     (question,) = await run.questions()
     assert question.payload["args"] == {"amount": 7}
     await run.approve(question.interrupt_id)
@@ -270,7 +270,7 @@ async def an_approved_call_is_made_once(cluster: Cluster) -> None:
     decided = [e.data["decision"] async for e in run.events(follow=False) if e.kind == "decided"]
     assert decided == ["ask", "allow"]
     refused = await cluster.start(graphs.paying, {"amount": 8})
-    await refused.wait(60, frozenset({"waiting"}))
+    await refused.wait(60, {"waiting"})
     (question,) = await refused.questions()
     await refused.deny(question.interrupt_id, note="too much")
     with pytest.raises(RunFailed, match="a person said no: too much"):
@@ -401,7 +401,7 @@ async def a_call_whose_sandbox_died_is_asked_about(cluster: Cluster, folder: Pat
     """Law 4: started and not known is never repeated silently."""
     run = await working(cluster, folder / "unknown")
     os.kill(await services(cluster, "sandbox"), signal.SIGKILL)
-    await run.wait(60, frozenset({"waiting"}))
+    await run.wait(60, {"waiting"})
     (question,) = await run.questions()
     assert question.kind == "unknown"
     assert question.payload["tool"] == "slow"
