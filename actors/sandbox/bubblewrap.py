@@ -97,7 +97,7 @@ def _find_bubblewrap() -> str:
 
 def _through_launcher(runtime: Runtime, parts: Sequence[str | Source]) -> list[str]:
     sources = [part for part in parts if isinstance(part, Source)]
-    wanted = [f"{'grant' if source.granted else 'show'}:{source.path}" for source in sources]
+    wanted = [f"{source.how}:{source.path}" for source in sources]
     numbers = iter(range(len(sources)))
     line = [f"stage:{next(numbers)}" if isinstance(part, Source) else part for part in parts]
     return [runtime.python, "-I", "-S", runtime.launcher, str(HOST_ID), *wanted, "--", *line]

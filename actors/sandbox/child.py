@@ -190,7 +190,7 @@ class Child:
     def _look(self) -> None:
         if self._ending or self._over.done():
             return
-        seen = watch.sample(self._first_pid, self._limits.memory_bytes)
+        seen = watch.sample(self._first_pid, self._limits.memory_bytes, self._limits.disk_bytes)
         self.peak_bytes = max(self.peak_bytes, seen.memory_bytes)
         self.cpu_s = max(self.cpu_s, seen.cpu_s)
         if seen.memory_bytes > self._limits.memory_bytes:
@@ -199,6 +199,9 @@ class Child:
                 f"the call held {_mib(seen.memory_bytes)} in {seen.processes} processes; the limit is "
                 f"{_mib(self._limits.memory_bytes)} (memory_bytes)",
             )
+        most = max(1024, self._limits.disk_bytes // 4096)
+        if seen.files > most:
+            self.stop("killed", f"the call made more than {most} files in its working folder (disk_bytes / 4096)")
         self._timers = [timer for timer in self._timers if not timer.cancelled() and timer.when() > self._loop.time()]
         self._after(WATCH_EVERY_S, self._look)
 

@@ -30,7 +30,7 @@ def not_started(said: str, sysctl: Callable[[str], str] = lambda name: read_sysc
     if "nknown option" in said:
         return IsolationUnavailable(f"bubblewrap is too old: {words}", INSTALL)
     if "bwrap" not in said and "Error" in said:
-        return IsolationUnavailable(f"the sandbox's interpreter did not start: {words}", "see the words above")
+        return IsolationUnavailable(f"the sandbox's launcher or interpreter did not start: {words}", _IN_A_POD)
     for name, bad, meaning in _SYSCTLS:
         if sysctl(name) == bad:
             dotted = name.replace("/", ".")

@@ -6,9 +6,9 @@ that root gives way to cannot enter /root (0700), where interpreters like to liv
 each path is first bound to a place that it can reach, in a mount namespace that ends with this process; and a granted
 path's owner and that user change places on that mount (an id-mapped mount: nothing changes on the disk).
 
-Run as `python -I -S launcher.py UID show:PATH grant:PATH ... -- COMMAND`, where `stage:N` in the command stands for the
-place of the Nth path. The standard library alone, and little of it: this is paid by every call (json would be 10 ms).
-Exit status 96: a granted path is the trouble.
+Run as `python -I -S launcher.py UID show:PATH read:PATH write:PATH ... -- COMMAND`, where `stage:N` in the command
+stands for the place of the Nth path; `read` and `write` are grants, `show` is what every call sees. The standard library
+alone, and little of it: this is paid by every call (json would be 10 ms). Exit status 96: a granted path is the trouble.
 """
 
 import ctypes
@@ -37,11 +37,11 @@ class BadGrant(Exception):
 def main() -> None:
     border = sys.argv.index("--")
     uid = int(sys.argv[1])
-    wanted = [(path, how == "grant") for how, _, path in (arg.partition(":") for arg in sys.argv[2:border])]
-    places = [path for path, _granted in wanted]
+    wanted = [(how, path) for how, _, path in (arg.partition(":") for arg in sys.argv[2:border])]
+    places = [path for _how, path in wanted]
     if os.geteuid() == 0:
         if enter_private_mounts():
-            places = [stage(index, fd, granted, uid) for index, (fd, granted) in enumerate(opened(wanted))]
+            places = [stage(index, fd, how, uid) for index, (how, fd) in enumerate(opened(wanted))]
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
@@ -64,25 +64,25 @@ def enter_private_mounts() -> bool:
     return True
 
 
-def opened(wanted: list[tuple[str, bool]]) -> list[tuple[int, bool]]:
+def opened(wanted: list[tuple[str, str]]) -> list[tuple[str, int]]:
     """Hold every path open before the stage covers some of them."""
     held = []
-    for path, granted in wanted:
+    for how, path in wanted:
         try:
             fd = os.open(path, os.O_PATH)
         except OSError as error:
-            if granted:
+            if how != "show":
                 raise BadGrant(f"the granted path {path!r} cannot be opened on this node: {error.strerror}") from None
             raise
         real = os.readlink(f"/proc/self/fd/{fd}")
-        if granted and real != path:
+        if how != "show" and real != path:
             raise BadGrant(f"the granted path {path!r} goes through a symbolic link; grant {real!r}")
-        held.append((fd, granted))
+        held.append((how, fd))
     mount("tmpfs", STAGE, MS_NOSUID | MS_NODEV, "tmpfs", "mode=755,size=1m")
     return held
 
 
-def stage(index: int, fd: int, granted: bool, uid: int) -> str:
+def stage(index: int, fd: int, how: str, uid: int) -> str:
     """Bind an open path to a place of its own under the stage."""
     place = f"{STAGE}/{index}"
     status = os.fstat(fd)
@@ -90,10 +90,10 @@ def stage(index: int, fd: int, granted: bool, uid: int) -> str:
         os.mkdir(place, 0o755)
     else:
         os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o644))
-    if granted and status.st_uid != uid and bind_as(fd, place, status.st_uid, status.st_gid, uid):
+    if how != "show" and status.st_uid != uid and bind_as(fd, place, status.st_uid, status.st_gid, uid):
         return place
     mount(f"/proc/self/fd/{fd}", place, MS_BIND | MS_REC)
-    if granted and not reachable_by(fd, uid, status):
+    if how != "show" and not open_to(uid, status, how):
         raise BadGrant(
             f"the granted path {os.readlink(f'/proc/self/fd/{fd}')!r} belongs to uid {status.st_uid}, and its file "
             f"system cannot map owners for the sandbox (uid {uid}); give that uid access, or grant a path on ext4, "
@@ -102,9 +102,9 @@ def stage(index: int, fd: int, granted: bool, uid: int) -> str:
     return place
 
 
-def reachable_by(fd: int, uid: int, status: os.stat_result) -> bool:
-    bits = status.st_mode & 0o7
-    return status.st_uid == uid or bool(bits & 0o4)
+def open_to(uid: int, status: os.stat_result, how: str) -> bool:
+    wanted = 0o6 if how == "write" else 0o4
+    return status.st_uid == uid or status.st_mode & wanted == wanted
 
 
 def bind_as(fd: int, place: str, owner: int, group: int, uid: int) -> bool:

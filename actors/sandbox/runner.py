@@ -111,7 +111,10 @@ def validated(function: Callable[..., Any], args: dict[str, Any]) -> dict[str, A
 
     from pydantic import TypeAdapter
 
-    hints = typing.get_type_hints(function, include_extras=True)
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError:  # of a type that only type checkers import; the caller's side has checked what it could
+        return args
     return {
         name: TypeAdapter(hints[name]).validate_json(json.dumps(value)) if name in hints else value
         for name, value in args.items()
@@ -160,7 +163,7 @@ def _peak() -> int:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # the tool closed it
+        with contextlib.suppress(Exception):  # the tool closed it, or put anything in its place
             stream.flush()
 
 

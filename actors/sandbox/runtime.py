@@ -55,7 +55,7 @@ def _folders(wanted: list[str]) -> tuple[tuple[str, str], ...]:
     places: dict[str, str] = {}
     for path in wanted:
         real = os.path.realpath(path)
-        if real in ("/", os.path.expanduser("~"), "/tmp", "/home"):
+        if real in ("/", os.path.expanduser("~"), "/tmp", "/home") and not _lies_in(real, ["/usr"]):
             raise IsolationUnavailable(
                 f"Python's folder {path!r} is {real!r}, and cannot be shown to a tool without all that lies in it",
                 "run workers from an interpreter or virtual environment with a folder of its own",

@@ -8,6 +8,7 @@ no grant may make those writable.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from understudy.actors.sandbox.backend import BadGrant
 from understudy.actors.sandbox.runtime import Runtime
@@ -24,7 +25,7 @@ class Source:
     """A host path in a command line; as root, the launcher puts the place where it has bound the path."""
 
     path: str
-    granted: bool
+    how: Literal["show", "read", "write"]
 
 
 Part = str | Source
@@ -62,11 +63,12 @@ def command(
         parts += ["--ro-bind-try", path, path]
     parts += ["--proc", "/proc", "--dev", "/dev", "--size", disk, "--tmpfs", "/dev/shm"]
     parts += ["--size", disk, "--tmpfs", WORKING_FOLDER]
-    grants = [(path, "--ro-bind") for path in profile.read] + [(path, "--bind") for path in profile.write]
-    for path, how in sorted(grants):  # parents first
-        parts += [how, Source(path, granted=True), path]
+    grants = {path: Source(path, "read") for path in profile.read}
+    grants |= {path: Source(path, "write") for path in profile.write}
+    for path, source in sorted(grants.items(), key=lambda grant: grant[0]):  # parents first
+        parts += ["--bind" if source.how == "write" else "--ro-bind", source, path]
     for real, place in runtime.folders:
-        parts += ["--ro-bind", Source(real, granted=False), place]
+        parts += ["--ro-bind", Source(real, "show"), place]
     # The root, because new names in it would be outside every limit. /proc, because /proc/1/mem is bubblewrap.
     parts += ["--remount-ro", "/proc", "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORKING_FOLDER]
     parts += ["--seccomp", str(fds.seccomp), "--json-status-fd", str(fds.status), "--"]

@@ -20,9 +20,11 @@ class Sample:
     processes: int
     cpu_s: float
     """CPU seconds of the busiest process."""
+    files: int
+    """Files in its private folders."""
 
 
-def sample(root: int, limit_bytes: int) -> Sample:
+def sample(root: int, limit_bytes: int, disk_bytes: int) -> Sample:
     """Look at the tree below `root`, which is the first process of a pid namespace: orphans stay in it."""
     pids = tree(root)
     memory = sum(resident(pid) for pid in pids)
@@ -31,7 +33,7 @@ def sample(root: int, limit_bytes: int) -> Sample:
         # process, so it is asked only when it decides. Not readable (ended meanwhile): the first figure stands.
         exact = [proportional(pid) for pid in pids]
         memory = sum(own if own is not None else resident(pid) for pid, own in zip(pids, exact, strict=True))
-    return Sample(memory, len(pids), max((cpu_s(pid) for pid in pids), default=0.0))
+    return Sample(memory, len(pids), max((cpu_s(pid) for pid in pids), default=0.0), files(root, disk_bytes))
 
 
 def tree(root: int) -> list[int]:
@@ -61,6 +63,23 @@ def proportional(pid: int) -> int | None:
     if "Pss_Anon" not in rows:
         return None
     return (_number(rows["Pss_Anon"]) + _number(rows.get("Pss_Shmem"))) * _KIB
+
+
+def files(root: int, disk_bytes: int) -> int:
+    """Inodes of the private folders: memory of the kernel's, which bubblewrap's tmpfs does not bound.
+
+    Until the first process has moved into its own root, these names lead to the host's folders; the size, which is
+    exactly what was asked for, tells them apart.
+    """
+    count = 0
+    for folder in ("tmp", "dev/shm"):
+        try:
+            found = os.statvfs(f"/proc/{root}/root/{folder}")
+        except OSError:
+            continue
+        if found.f_blocks == -(-disk_bytes // found.f_frsize):
+            count += found.f_files - found.f_ffree
+    return count
 
 
 def cpu_s(pid: int) -> float:

@@ -305,6 +305,13 @@ def r06_fill_the_disk_in_pieces() -> list[str]:
     return [stopped(lambda: act("/tmp")), stopped(lambda: act("/dev/shm"))]
 
 
+def r07_make_files_without_end() -> None:
+    number = 0
+    while True:
+        number += 1
+        os.close(os.open(f"/tmp/{number}", os.O_CREAT | os.O_WRONLY))
+
+
 def r08_open_without_end() -> str:
     held: list[Any] = []
     return stopped(lambda: [held.append(open("/dev/null")) for _ in range(5000)])

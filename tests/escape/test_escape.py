@@ -335,6 +335,12 @@ def test_the_disk_is_bounded() -> None:
     assert tried(attempts.r06_fill_the_disk_in_pieces, small) == ["ENOSPC", "ENOSPC"]
 
 
+def test_the_number_of_files_is_bounded() -> None:
+    """They are the kernel's memory."""
+    outcome = outcome_of(attempts.r07_make_files_without_end)
+    assert (outcome.kind, "16384 files" in outcome.error) == ("killed", True), outcome
+
+
 def test_open_files_are_bounded() -> None:
     assert tried(attempts.r08_open_without_end) == "EMFILE"
 
@@ -519,6 +525,8 @@ def _run_without_root(folder: Path, python: str) -> None:
         attempts.p03_processes: {},
         attempts.r01_fork_without_end: {},
         attempts.r04_fill_memory_together: {"children": 6, "each": 40 * MIB},
+        attempts.r04_share_memory: {"children": 4, "size": 50 * MIB},
+        attempts.r07_make_files_without_end: {},
         attempts.f14_make_setuid: {},
     }
     for function in calls:
@@ -540,6 +548,8 @@ def _run_without_root(folder: Path, python: str) -> None:
         "open_for_writing": ["ok", seen["open_for_writing"][1]],
         "p03_processes": ["ok", 2],
         "r04_fill_memory_together": ["out_of_memory", None],
+        "r04_share_memory": ["ok", 50 * MIB],
+        "r07_make_files_without_end": ["killed", None],
         "f14_make_setuid": ["ok", ["EPERM", "EPERM", "EPERM"]],
     }
     assert seen["open_for_writing"][1] in ("EROFS", "EACCES")

@@ -159,6 +159,18 @@ def test_values_cross_both_ways(function: Callable[..., Any], args: dict[str, An
     assert tried(function, NOTHING, **args) == value
 
 
+def test_ordinary_libraries_work() -> None:
+    assert tried(tools.does_much) == {
+        "shell": "A B",
+        "threads": [1, 2],
+        "processes": [3, 4],
+        "sqlite": 5,
+        "files": ["archive.tar.gz", "copy", "unpacked"],
+        "python": 0,
+        "lock": True,
+    }
+
+
 def test_a_large_request_crosses() -> None:
     assert tried(tools.measures, limited(memory_bytes=1 << 30), value="x" * 3_000_000) == 3_000_000
 

@@ -62,6 +62,46 @@ def append_line(path: str, line: str) -> int:
         return len(file.readlines())
 
 
+def does_much() -> dict[str, Any]:
+    """What ordinary libraries do, and a filter that is too narrow breaks."""
+    import concurrent.futures
+    import shutil
+    import sqlite3
+    import subprocess
+    import tempfile
+    import threading
+
+    async def shell() -> str:
+        process = await asyncio.create_subprocess_shell("echo a b | tr a-z A-Z | cat", stdout=asyncio.subprocess.PIPE)
+        return (await process.communicate())[0].decode().strip()
+
+    seen: dict[str, Any] = {"shell": asyncio.run(shell())}
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        seen["threads"] = list(threads.map(abs, [-1, -2]))
+    with concurrent.futures.ProcessPoolExecutor(2) as processes:
+        seen["processes"] = list(processes.map(abs, [-3, -4]))
+    with tempfile.TemporaryDirectory() as folder:
+        database = sqlite3.connect(f"{folder}/db")
+        database.execute("pragma journal_mode = wal")
+        database.execute("create table t (a)")
+        database.execute("insert into t values (5)")
+        database.commit()
+        seen["sqlite"] = database.execute("select a from t").fetchone()[0]
+        database.close()
+        shutil.copytree(folder, "copy")
+        shutil.make_archive("archive", "gztar", "copy")
+        shutil.unpack_archive("archive.tar.gz", "unpacked")
+    seen["files"] = sorted(path.name for path in Path().iterdir())
+    git = shutil.which("git")
+    if git:
+        subprocess.run([git, "init", "-q", "repo"], check=True)
+        author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run([git, "-C", "repo", *author, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    seen["python"] = subprocess.run([sys.executable, "-c", "import pydantic"]).returncode
+    seen["lock"] = threading.Lock().acquire(timeout=1)
+    return seen
+
+
 def fails() -> None:
     print("on stdout")
     print("on stderr", file=sys.stderr)

@@ -149,7 +149,7 @@ MACHINES = [
     ),
     ("bwrap: No permissions to create new namespace", NO_SYSCTL, "No permissions", "hostUsers: false"),
     ("", NO_SYSCTL, "said nothing", "container"),
-    ("Traceback\nModuleNotFoundError: No module named 'json'", NO_SYSCTL, "interpreter did not start", "words"),
+    ("Traceback\nModuleNotFoundError: No module named 'json'", NO_SYSCTL, "interpreter did not start", "container"),
 ]
 
 
