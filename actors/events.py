@@ -5,6 +5,7 @@ one into the other; a test adds up the event logs of a whole workload and compar
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from understudy.actors.records import Event
@@ -14,6 +15,7 @@ COMMIT_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1
 TOOL_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
+@lru_cache(maxsize=4096)
 def sample(name: str, **labels: str) -> str:
     """A sample's full name in Prometheus' own notation; labels in alphabetical order, values escaped."""
     if not labels:
