@@ -506,6 +506,7 @@ def test_a_crash_at_any_point_leaves_one_row_and_repeats_no_call(theatre: Theatr
                 await theatre.stage.crash(run)
             else:
                 break
+        assert lives > 5
         result: Audit = await run.result(1.0)
         return result
 
