@@ -7,8 +7,9 @@ each path is first bound to a place that it can reach, in a mount namespace that
 path's owner and that user change places on that mount (an id-mapped mount: nothing changes on the disk).
 
 Run as `python -I -S launcher.py UID show:PATH read:PATH write:PATH ... -- COMMAND`, where `stage:N` in the command
-stands for the place of the Nth path; `read` and `write` are grants, `show` is what every call sees. The standard library
-alone, and little of it: this is paid by every call (json would be 10 ms). Exit status 96: a granted path is the trouble.
+stands for the place of the Nth path; `read` and `write` are grants, `show` is what every call sees. It imports little,
+and only from the standard library: this is paid by every call (json would be 10 ms). Exit status 96: a granted path is
+the trouble.
 """
 
 import ctypes
