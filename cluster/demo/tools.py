@@ -1,6 +1,6 @@
-"""What the audit does to the world: five tools, each a function that runs in a sandbox of its own and ends with it.
+"""What the audit does to the world: six tools, each a function that runs in a sandbox of its own and ends with it.
 
-Four of them read, and may be made again when nobody knows how they ended. One writes a line that must be there exactly
+Five of them read, and may be made again when nobody knows how they ended. One writes a line that must be there exactly
 once, and does nothing about that itself: it is the runtime's receipts that have to hold.
 
 Every call imports this module in a fresh interpreter, so it needs the standard library alone, and little of that.
