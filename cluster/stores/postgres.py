@@ -362,11 +362,11 @@ class PostgresStore:
 
 async def _version(connection: Connection) -> int:
     """Of the schema; 0 if there is none."""
-    cursor = await connection.execute("SELECT to_regclass('understudy.meta') IS NOT NULL")
-    row = await cursor.fetchone()
-    if not row or not row[0]:
+    # Not to_regclass: it answers from a cache, which may not know yet what was made while we waited for the lock.
+    cursor = await connection.execute(SQL["has_schema"].encode())
+    if not await cursor.fetchone():
         return 0
-    cursor = await connection.execute("SELECT version FROM understudy.meta")
+    cursor = await connection.execute(SQL["version"].encode())
     row = await cursor.fetchone()
     return int(row[0]) if row else 0
 

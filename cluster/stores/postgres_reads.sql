@@ -96,3 +96,9 @@ SELECT member, at, data FROM beats;
 SELECT
     current_setting('server_version'), current_setting('fsync'), current_setting('synchronous_commit'),
     pg_database_size(current_database());
+
+-- name: has_schema
+SELECT 1 FROM pg_tables WHERE schemaname = 'understudy' AND tablename = 'meta';
+
+-- name: version
+SELECT version FROM understudy.meta;

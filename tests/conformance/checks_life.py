@@ -18,6 +18,7 @@ from conformance.store_suite import (
 )
 
 from understudy.actors.errors import Conflict, Fenced, NotFound
+from understudy.actors.events import sample
 from understudy.actors.records import Due, NewRun, Renewed, run_id_on
 
 # --- create --------------------------------------------------------------------------------------------------------
@@ -491,6 +492,14 @@ async def check_cancel_of_a_queued_run(world: World) -> None:
     assert await store.cancel(run.run_id, T + 2) == over
     assert await kinds(store, run) == ["finished"]
     assert await store.counters() == counted
+
+
+async def check_a_cancelled_runs_counter_names_its_graph(world: World) -> None:
+    store = await world.open()
+    graph = 'a "b" \\ c\nünï %s'
+    run = await create(store, graph=graph)
+    await store.cancel(run.run_id, T + 1)
+    assert await store.counters() == {sample("runs_finished_total", graph=graph, status="cancelled"): 1.0}
 
 
 async def check_cancel_of_a_waiting_run(world: World) -> None:

@@ -1,0 +1,169 @@
+"""What Postgres adds to the suite: a server that goes away, a schema that several make at once or that is newer."""
+
+import asyncio
+import builtins
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import psycopg
+import pytest
+from conformance.store_suite import T, commit_of, create, owned
+
+from support.servers import PostgresServer
+from understudy.actors.errors import CallerError, StoreUnavailable
+from understudy.actors.records import run_id_on
+from understudy.cluster.stores import open_store
+from understudy.cluster.stores.postgres import PostgresStore
+
+
+def using(url: str, check: Callable[[PostgresStore], Awaitable[None]]) -> None:
+    async def go() -> None:
+        store = await PostgresStore.open(url)
+        try:
+            await check(store)
+        finally:
+            await store.close()
+
+    asyncio.run(go())
+
+
+def test_a_killed_server_is_unavailable_and_then_goes_on(postgres_server: PostgresServer, postgres_url: str) -> None:
+    async def check(store: PostgresStore) -> None:
+        run = await owned(store)
+        await store.wait_work(0.0)
+        waiting = asyncio.ensure_future(store.wait_work(30.0))
+        await asyncio.sleep(0)
+        postgres_server.kill()
+        store.connections.patience_s = 0.3
+        with pytest.raises(StoreUnavailable, match="did not answer"):
+            await store.commit(commit_of(run))
+        await asyncio.wait_for(waiting, 10)  # sent to look
+        store.connections.patience_s = 30.0
+        late = asyncio.ensure_future(store.commit(commit_of(run)))  # tries until somebody answers
+        await asyncio.to_thread(postgres_server.start)
+        assert not (await late).duplicate
+        assert (await store.commit(commit_of(run))).duplicate
+        await store.wait_work(0.1)
+        waiting = asyncio.ensure_future(store.wait_work(30.0))
+        await create(store, "1", "other")
+        await asyncio.wait_for(waiting, 10)
+
+    using(postgres_url, check)
+
+
+def test_several_open_an_empty_database_at_once(postgres_url: str) -> None:
+    async def go() -> None:
+        stores = await asyncio.gather(*(open_store(postgres_url) for _ in range(6)))
+        run = await create(stores[0])
+        assert await stores[5].run(run.run_id) == run
+        for store in stores:
+            await store.close()
+
+    asyncio.run(go())
+
+
+def test_many_verbs_at_once_share_few_connections(postgres_url: str) -> None:
+    async def check(store: PostgresStore) -> None:
+        runs = await asyncio.gather(*(owned(store, str(n), f"thread-{n % 7}") for n in range(7)))
+        await asyncio.gather(*(store.commit(commit_of(run, counters={"a": 1})) for run in runs))
+        assert (await store.counters())["a"] == 7.0
+        rows = await store.connections.run(_clients)
+        assert 1 <= rows <= 4
+
+    using(postgres_url, check)
+
+
+async def _clients(connection: Any) -> int:
+    statement = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type LIKE 'client%'"
+    )
+    return int((await (await connection.execute(statement)).fetchone())[0])
+
+
+def test_a_cancelled_verb_leaves_the_store_usable(postgres_url: str) -> None:
+    async def check(store: PostgresStore) -> None:
+        run = await owned(store)
+        other = await psycopg.AsyncConnection.connect(postgres_url)
+        await other.execute("SELECT 1 FROM understudy.runs FOR UPDATE")
+        stuck = asyncio.ensure_future(store.commit(commit_of(run)))
+        await asyncio.sleep(0.1)
+        stuck.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stuck
+        await other.close()
+        assert (await store.commit(commit_of(run, counters={"a": 1}))).cancel_asked is False
+        assert (await store.run(run.run_id)).seq == 1
+
+    using(postgres_url, check)
+
+
+def test_a_newer_schema_is_refused(postgres_url: str) -> None:
+    async def check(store: PostgresStore) -> None:
+        await store.connections.run(lambda c: c.execute("UPDATE meta SET version = 99"))
+
+    using(postgres_url, check)
+    with pytest.raises(CallerError, match="version 99"):
+        asyncio.run(open_store(postgres_url))
+
+
+def test_what_waiting_does_not_mend_is_the_callers(postgres_server: PostgresServer) -> None:
+    with pytest.raises(CallerError, match="does not exist"):
+        asyncio.run(open_store(postgres_server.url_of("nowhere")))
+    with pytest.raises(CallerError, match="does not exist") as error:
+        asyncio.run(open_store(f"postgresql://me:secret@127.0.0.1:{postgres_server.port}/postgres"))
+    assert "secret" not in str(error.value)
+    with pytest.raises(CallerError):
+        asyncio.run(open_store("postgresql://127.0.0.1/x?no_such_option=1"))
+
+
+def test_a_role_without_rights_is_the_callers(postgres_server: PostgresServer, postgres_url: str) -> None:
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute("CREATE ROLE guest LOGIN")
+    try:
+        with pytest.raises(CallerError, match="permission denied"):
+            asyncio.run(open_store(postgres_url.replace("postgres@", "guest@")))
+    finally:
+        with psycopg.connect(postgres_url, autocommit=True) as admin:
+            admin.execute("DROP ROLE guest")
+
+
+def test_without_psycopg_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("understudy.cluster.stores.postgres")]:
+        monkeypatch.delitem(sys.modules, name)
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.split(".")[0] == "psycopg":
+            raise ImportError("No module named 'psycopg'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(CallerError, match=r"pip install 'understudy\[postgres\]'"):
+        asyncio.run(open_store("postgresql://127.0.0.1/x"))
+
+
+def test_the_store_works_on_one_loop_after_another(postgres_url: str) -> None:
+    stores = []
+
+    async def first() -> None:
+        stores.append(await open_store(postgres_url))
+        await stores[0].wait_work(0.0)
+        await create(stores[0])
+
+    async def second() -> None:
+        await asyncio.wait_for(stores[0].wait_work(30.0), 10)
+        assert (await stores[0].due(T, 10)).ready == (run_id_on("thread", "1"),)
+        await stores[0].close()
+
+    asyncio.run(first())
+    asyncio.run(second())
+
+
+def test_info_tells_whether_it_is_durable(postgres_url: str) -> None:
+    async def check(store: PostgresStore) -> None:
+        info = await store.info()
+        assert (info.kind, info.durable, info.detail["fsync"]) == ("postgres", True, "on")
+        assert "@" not in info.where
+
+    using(postgres_url, check)
