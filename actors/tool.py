@@ -1,11 +1,11 @@
 """A tool is a function that acts on the world; it runs in a sandbox, under a grant, and never in a run actor (law 7).
 
-Arguments and results cross as JSON, validated through the function's annotations on both sides. pydantic is imported
-only where it is used: this module is imported inside every sandbox, where each import is paid by every call.
+Arguments and results cross as JSON, validated through the function's annotations on both sides. pydantic and inspect
+are imported only where they are used: this module is imported inside every sandbox, and each import is paid by every
+call.
 """
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 from understudy.actors.errors import CallerError
 
 if TYPE_CHECKING:
+    import inspect
+
     from pydantic import TypeAdapter
 
 P = ParamSpec("P")
@@ -42,6 +44,8 @@ class Tool(Generic[P, R]):
     @cached_property
     def version(self) -> str:
         """Digest of the function's source (or code, where there is no source): an approval is bound to it."""
+        import inspect
+
         try:
             text = inspect.getsource(self.fn).encode()
         except (OSError, TypeError):
@@ -50,7 +54,9 @@ class Tool(Generic[P, R]):
         return hashlib.sha256(text).hexdigest()[:16]
 
     @cached_property
-    def _signature(self) -> inspect.Signature:
+    def _signature(self) -> "inspect.Signature":
+        import inspect
+
         try:
             return inspect.signature(self.fn, eval_str=True)
         except NameError:
@@ -77,7 +83,8 @@ class Tool(Generic[P, R]):
         bound.apply_defaults()  # a policy judges the whole call: a default amount is an amount
         encoded: dict[str, Any] = {}
         for name, value in bound.arguments.items():
-            items = value if self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+            kind = self._signature.parameters[name].kind
+            items = value if kind is kind.VAR_KEYWORD else {name: value}
             for key, item in items.items():
                 adapter = self._adapters[name]
                 try:
@@ -101,6 +108,8 @@ class Tool(Generic[P, R]):
 
 
 def _annotation(annotation: Any) -> Any:
+    import inspect
+
     return Any if annotation is inspect.Parameter.empty or isinstance(annotation, str) else annotation
 
 
