@@ -5,7 +5,7 @@ It holds nothing that the store does not (law 9): killed at any line, the next o
 - One daemon per state folder: it holds a lock on `daemon.lock` as long as it lives, which the kernel gives back.
 - `daemon.json` says who and where it is. It is written when the daemon is ready, and removed at an orderly end; whoever
   reads it compares the time of birth, because a pid alone may belong to somebody else by now.
-- It leads a session of its own. What a killed daemon leaves behind is found by that session, and ended.
+- What a killed daemon leaves behind is ended by its guard, or else by the next `up` or `down`.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from pathlib import Path
 from understudy.actors.errors import CallerError, UnderstudyError
 from understudy.actors.process import born
 from understudy.actors.store import Store
+from understudy.cluster.guard import end_all
 from understudy.cluster.settings import Settings, read_settings
 
 log = logging.getLogger("understudy.daemon")
@@ -51,6 +52,8 @@ class Daemon:
     """URL without credentials."""
     metrics_url: str
     ray_address: str
+    guarded: dict[int, str]
+    """Ray's processes, which are not to outlive it (`understudy.cluster.guard`)."""
     started_at: float
 
     @property
@@ -69,8 +72,10 @@ def log_path(settings: Settings) -> Path:
 def read_daemon(settings: Settings) -> Daemon | None:
     """What the last daemon of this state folder wrote; it may be dead (`alive`)."""
     try:
-        return Daemon(**json.loads(json_path(settings).read_text()))
-    except (OSError, ValueError, TypeError):
+        found = json.loads(json_path(settings).read_text())
+        guarded = {int(pid): since for pid, since in found.pop("guarded").items()}
+        return Daemon(**found, guarded=guarded)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
@@ -107,12 +112,10 @@ def start(settings: Settings) -> Daemon:
         if daemon is not None and daemon.pid == process.pid:
             return daemon
         if process.poll() is not None:
-            end_session(process.pid)
             raise CallerError(f"the daemon does not start: {_reason(settings, began)}")
         time.sleep(0.05)
     process.kill()
     process.wait()
-    end_session(process.pid)
     raise CallerError(f"the daemon was not ready after {START_TIMEOUT_S:.0f} s: {_reason(settings, began)}")
 
 
@@ -125,7 +128,6 @@ def stop(settings: Settings) -> Daemon | None:
             if not _gone(daemon, STOP_TIMEOUT_S):
                 os.kill(daemon.pid, signal.SIGKILL)
                 _gone(daemon, 5.0)
-        end_session(daemon.pid)
     sweep_up(settings)
     return daemon
 
@@ -134,30 +136,8 @@ def sweep_up(settings: Settings) -> None:
     """End what a dead daemon left behind."""
     daemon = read_daemon(settings)
     if daemon is not None and not daemon.alive:
-        end_session(daemon.pid)
+        end_all(daemon.guarded, patience_s=0.0)
         json_path(settings).unlink(missing_ok=True)
-
-
-def end_session(session: int) -> None:
-    """SIGKILL for every process of a session whose leader is dead."""
-    # A session's id is not given to a new process while the session has members: whom this finds are the dead one's.
-    for _ in range(50):
-        members = list(members_of(session))
-        if not members or session in members:
-            return
-        for pid in members:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
-
-
-def members_of(session: int) -> Iterator[int]:
-    """Living processes of a session."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and born(int(entry.name)):
-            with contextlib.suppress(OSError):
-                if os.getsid(int(entry.name)) == session:
-                    yield int(entry.name)
 
 
 def _gone(daemon: Daemon, timeout_s: float) -> bool:
@@ -206,7 +186,9 @@ async def serve(settings: Settings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ended.set)
         await _first_beat(store)
-        _announce(settings, Daemon(os.getpid(), born(os.getpid()), where, metrics_url, _ray_address(), time.time()))
+        guarded = dict(host.guard.guarded) if host.guard is not None else {}
+        me = os.getpid()
+        _announce(settings, Daemon(me, born(me), where, metrics_url, _ray_address(), guarded, time.time()))
         log.info("ready; store %s, metrics %s", where, metrics_url)
         await ended.wait()
         log.info("asked to end")

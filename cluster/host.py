@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.actors.errors import CallerError
 from understudy.actors.store import Store
+from understudy.cluster.guard import Guard
 from understudy.cluster.settings import Settings
 from understudy.cluster.stores import open_store
 from understudy.policies.policy_file import PolicyError, canonical, load_policy
@@ -80,6 +81,7 @@ class Host:
         self._watching: asyncio.Task[None] | None = None
         self._supervisor: Any = None
         self._ours = False
+        self.guard: Guard | None = None
 
     async def start(self) -> None:
         """Ray and the supervisor are up when this returns. Raises CallerError if Ray cannot start."""
@@ -90,6 +92,8 @@ class Host:
         await asyncio.to_thread(self._start_ray)
         self._supervisor = self._new_supervisor(config)
         await self._supervisor.status.remote()
+        if self.guard is not None:
+            self.guard.watch_over(_ray_processes())
         self._watching = asyncio.ensure_future(self._watch(config))
 
     async def report(self) -> dict[str, Any]:
@@ -116,6 +120,7 @@ class Host:
             if self._settings.ray_address:
                 ray.init(address=self._settings.ray_address, namespace="understudy", log_to_driver=False)
             else:
+                self.guard = Guard()
                 ray.init(
                     address="local",
                     namespace="understudy",
@@ -141,6 +146,8 @@ class Host:
         if self._ours:
             ray.shutdown()
             self._ours = False
+            if self.guard is not None:
+                self.guard.end()
         else:
             with contextlib.suppress(Exception):
                 ray.kill(self._supervisor)
@@ -170,3 +177,11 @@ class Host:
                     ray.kill(self._supervisor)
                 await asyncio.sleep(0.5)
             self._supervisor = self._new_supervisor(config)
+
+
+def _ray_processes() -> list[int]:
+    """What this process has started of Ray. There is no public list."""
+    from ray._private import worker
+
+    started = getattr(worker._global_node, "all_processes", {}).values()
+    return [info.process.pid for infos in started for info in infos]

@@ -169,7 +169,9 @@ async def _supervisors(store: "Store", now: float) -> list[dict[str, Any]]:
 
 
 def _daemon_document(daemon: "Daemon") -> dict[str, Any]:
-    return {**asdict(daemon), "started_at": iso(daemon.started_at)}
+    document = {**asdict(daemon), "started_at": iso(daemon.started_at)}
+    del document["guarded"]
+    return document
 
 
 def _isolation(supervisors: list[dict[str, Any]]) -> str:
