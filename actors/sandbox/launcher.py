@@ -46,6 +46,8 @@ def main() -> None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
+        for (how, path), place in zip(wanted, places, strict=True):
+            refuse_closed(how, path, place, uid)
     # After the change of user, which clears it; bubblewrap sets its own a little later.
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     os.chdir("/")
@@ -94,18 +96,18 @@ def stage(index: int, fd: int, how: str, uid: int) -> str:
     if how != "show" and status.st_uid != uid and bind_as(fd, place, status.st_uid, status.st_gid, uid):
         return place
     mount(f"/proc/self/fd/{fd}", place, MS_BIND | MS_REC)
-    if how != "show" and not open_to(uid, status, how):
-        raise BadGrant(
-            f"the granted path {os.readlink(f'/proc/self/fd/{fd}')!r} belongs to uid {status.st_uid}, and its file "
-            f"system cannot map owners for the sandbox (uid {uid}); give that uid access, or grant a path on ext4, "
-            f"xfs, btrfs or tmpfs"
-        )
     return place
 
 
-def open_to(uid: int, status: os.stat_result, how: str) -> bool:
-    wanted = 0o6 if how == "write" else 0o4
-    return status.st_uid == uid or status.st_mode & wanted == wanted
+def refuse_closed(how: str, path: str, place: str, uid: int) -> None:
+    """What the sandbox could not use is said now, in words, rather than by the tool as some PermissionError."""
+    wanted = {"show": os.F_OK, "read": os.R_OK, "write": os.R_OK | os.W_OK}[how]
+    if how != "show" and not os.access(place, wanted):
+        letters = "rw" if how == "write" else "r"
+        raise BadGrant(
+            f"the granted path {path!r} is closed to the sandbox (uid {uid}), and its file system cannot exchange "
+            f"owners as ext4, xfs, btrfs and tmpfs can; open it: setfacl -m u:{uid}:{letters}X {path}"
+        )
 
 
 def bind_as(fd: int, place: str, owner: int, group: int, uid: int) -> bool:

@@ -12,7 +12,7 @@ from escape.calls import NOTHING, by_value, limited, outcome_of, tried
 
 from support.waiting import run_async
 from understudy.actors.outcome import Outcome, ToolCall, ToolCode
-from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
+from understudy.actors.sandbox.bubblewrap import HOST_ID, BubblewrapBackend
 from understudy.policies.profile import Profile
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has files that its sandboxes' user does not own")
@@ -75,6 +75,15 @@ def test_a_file_of_another_user_can_be_granted(tmp_path: Path) -> None:
     os.chown(path, 1234, 1234)
     assert tried(tools.append_line, Profile(write=(str(path),)), path=str(path), line="two") == 2
     assert path.stat().st_uid == 1234
+
+
+@as_root
+def test_a_grant_that_stays_closed_is_refused_in_words(tmp_path: Path) -> None:
+    """Nobody may write it, so neither may the sandbox; an overlay, which cannot exchange owners, ends up here too."""
+    path = tmp_path / "readonly"
+    path.touch()
+    path.chmod(0o400)
+    assert f"setfacl -m u:{HOST_ID}:rwX {path}" in _refused(Profile(write=(str(path),)))
 
 
 def test_a_link_in_a_granted_folder_leads_nowhere_new(tmp_path: Path) -> None:
