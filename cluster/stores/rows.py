@@ -13,7 +13,6 @@ from understudy.actors.records import CheckpointRow, Event, Interrupt, Receipt, 
 
 RUN = tuple(field.name for field in fields(RunRecord))
 RECEIPT = tuple(field.name for field in fields(Receipt))
-CHECKPOINT = ("checkpoint_id", "parent", "step", "snapshot", "body", "run_id", "at")
 INTERRUPT = tuple(field.name for field in fields(Interrupt))
 
 
@@ -46,8 +45,15 @@ def run_of(row: Row) -> RunRecord:
 
 
 def checkpoint_of(row: Row) -> CheckpointRow:
-    values = {name: row[name] for name in CHECKPOINT}
-    return CheckpointRow(**{**values, "snapshot": bool(values["snapshot"])})
+    return CheckpointRow(
+        row["checkpoint_id"],
+        row["parent"],
+        row["step"],
+        bool(row["snapshot"]),
+        row["body"],
+        run_id=row["run_id"],
+        at=row["at"],
+    )
 
 
 def receipt_of(row: Row) -> Receipt:

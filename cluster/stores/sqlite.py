@@ -5,6 +5,8 @@ For one machine. Several processes share the file (write-ahead log; writers take
 2. A verb is answered after its COMMIT. With `synchronous=full`, the default, that is on the disk; with
    `?synchronous=normal` the last commits may be lost in a power cut, never in a crash of a process, and are never torn.
 9. There is nothing to recover: SQLite rolls back what a killed process left.
+10. A process that is stopped in the middle of a write holds the turn of all: the others get StoreUnavailable after
+   `LOCKED_S`, until the supervisor that misses its progress kills it.
 
 URL: `sqlite:///var/lib/understudy.db` is always an absolute path (workers have other working directories), taken as it
 is up to a `?`. The folder has to be a local one; network filesystems break SQLite's locks.

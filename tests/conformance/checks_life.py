@@ -557,6 +557,20 @@ async def check_cancel_in_the_middle_of_a_queue(world: World) -> None:
     assert (await store.due(T + 2, 10)).ready == (third.run_id,)
 
 
+async def check_cancel_behind_a_run_does_not_hurry_it(world: World) -> None:
+    store = await world.open()
+    first = await owned(store, "1")
+    behind = [await create(store, name) for name in ("2", "3")]
+    await store.requeue(first.run_id, first.epoch, T + 1, T + 50, [], {})
+    await store.cancel(behind[0].run_id, T + 2)
+    assert (await store.due(T + 49, 10)).ready == ()
+    with pytest.raises(Conflict):
+        await store.claim(first.run_id, "two", 30, T + 49)
+    other = await create(store, "1", "other", T + 55)
+    await store.cancel(behind[1].run_id, T + 60)
+    assert (await store.due(T + 60, 10)).ready == (first.run_id, other.run_id)  # ready since T + 50, not T + 60
+
+
 async def check_cancel_of_what_is_not_there(world: World) -> None:
     store = await world.open()
     for missing in (run_id_on("thread", "gone"), "nonsense"):
