@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PANEL = "This machine"
 QUESTIONS_MAX = 20
+ISOLATION_KNOWN_S = 20.0
+"""How long `up` waits to tell about isolation."""
 
 
 @command(panel=PANEL)
@@ -42,11 +44,11 @@ async def up(here: Here, as_json: Json = False) -> None:
             say("starting Ray and the supervisor ...", "dim")
             running = await asyncio.to_thread(daemons.start, here.settings)
         unfinished = await _unfinished(store)
-        supervisors = await _supervisors(store, time.time())
+        supervisors = await _with_isolation(store)
     if as_json:
         print_json({"already": already, "daemon": _daemon_document(running), "supervisors": supervisors})
         return
-    say("understudy is up already" if already else "understudy is up", "bold green")
+    stdout().print(Text("understudy is up already" if already else "understudy is up", "bold green"))
     rows = [("daemon", f"pid {running.pid}"), ("store", running.store), ("metrics", running.metrics_url)]
     rows += [("isolation", _isolation(supervisors)), ("log", str(daemons.log_path(here.settings)))]
     if unfinished:
@@ -166,6 +168,16 @@ async def _supervisors(store: "Store", now: float) -> list[dict[str, Any]]:
         if now - at < SILENT_AFTER_S and not is_dead(member):
             found.append({"member": member, "at": iso(at), **json.loads(text)})
     return found
+
+
+async def _with_isolation(store: "Store") -> list[dict[str, Any]]:
+    """The same, once a sandbox actor has tried what this machine isolates: seconds after its supervisor is there."""
+    until = time.monotonic() + ISOLATION_KNOWN_S
+    while True:
+        found = await _supervisors(store, time.time())
+        if any(s.get("isolation") for s in found) or time.monotonic() > until:
+            return found
+        await asyncio.sleep(0.1)
 
 
 def _daemon_document(daemon: "Daemon") -> dict[str, Any]:

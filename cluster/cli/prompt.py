@@ -4,6 +4,7 @@ import json
 import signal
 from typing import TYPE_CHECKING, Any
 
+from understudy.actors.errors import CallerError
 from understudy.actors.records import Interrupt
 from understudy.cluster.cli.command import say, stderr
 
@@ -11,19 +12,24 @@ if TYPE_CHECKING:
     from understudy.cluster.client import Run
 
 
-async def ask(run: "Run", question: Interrupt) -> bool:
-    """Whether it was answered."""
+async def ask(run: "Run", question: Interrupt) -> None:
+    """Hand over the answer; if somebody else was faster, say so."""
+    try:
+        await _ask(run, question)
+    except CallerError as error:
+        say(str(error), "yellow")
+
+
+async def _ask(run: "Run", question: Interrupt) -> None:
     if question.kind == "approval":
         answer = _read("Allow this call? [y]es, [n]o, empty for later: ").lower()
         if answer not in ("y", "yes", "n", "no"):
-            return False
+            return
         await (run.approve if answer.startswith("y") else run.deny)(question.interrupt_id)
-        return True
+        return
     text = _read("Answer (JSON or plain text, empty for later): ")
-    if not text:
-        return False
-    await run.resume(_value(text), question.interrupt_id)
-    return True
+    if text:
+        await run.resume(_value(text), question.interrupt_id)
 
 
 def _value(text: str) -> Any:

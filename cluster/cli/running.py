@@ -72,11 +72,11 @@ async def run(
     from understudy.cluster.client import connect
 
     values = read_input(given)
+    labels, variables = parse_pairs(label or [], "--label"), parse_pairs(var or [], "--var")
+    rules = read_policy(policy, variables) if policy else None
     # Where `python -m` would look; what `understudy` as a script does not do by itself.
     sys.path.insert(0, os.getcwd())
-    load_ref(graph)
-    rules = read_policy(policy, parse_pairs(var or [], "--var")) if policy else None
-    labels = parse_pairs(label or [], "--label")
+    load_ref(graph)  # what is wrong with it is said before anything is started
     if not detach and not await _is_served(here):
         say("nobody serves this store; starting Ray here for the time of this command ...", "dim")
     async with connect(policy=rules, settings=here.settings, embedded=False if detach else None) as cluster:

@@ -213,7 +213,7 @@ def event_line(event: Event) -> Text:
     bad = bad or event.data.get("decision") == "deny" or event.data.get("status") in ("failed", "quarantined")
     good = event.kind in ("recovered", "finished") and not bad
     style = "red" if bad else "green" if good else "yellow" if event.kind in ("interrupted", "answered") else ""
-    text = Text(f"{event.n:>4}  {clock(event.at)}  ", style="dim")
+    text = Text().append(f"{event.n:>4}  {clock(event.at)}  ", "dim")
     text.append(f"{event.kind:<15}", style=style)
     text.append(f" {_gist(event)}")
     return text
