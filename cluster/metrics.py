@@ -289,23 +289,23 @@ class Exporter:
                 asyncio.run_coroutine_threadsafe(self._leave(), self._loop).result(STORE_TIMEOUT_S)
             self._loop.call_soon_threadsafe(self._loop.stop)
 
-    def scrape(self) -> list[Metric]:
+    def scrape(self, patience_s: float = STORE_TIMEOUT_S) -> list[Metric]:
         """What the store says now, or that it is away. Called from any thread."""
-        reading = asyncio.run_coroutine_threadsafe(self._read(), self._loop)
+        reading = asyncio.run_coroutine_threadsafe(self._read(patience_s), self._loop)
         try:
             # Twice bounded: a store that blocks the loop itself would not let the inner limit pass.
-            return reading.result(STORE_TIMEOUT_S + 0.5)
+            return reading.result(patience_s + 0.25)
         except ResultTimeout:
             reading.cancel()
-            log.warning("the store did not answer within %s s", STORE_TIMEOUT_S)
+            log.warning("the store did not answer within %s s", patience_s)
         except (StoreUnavailable, CallerError) as error:
             log.warning("the store is away: %s", error)
         except Exception:
             log.exception("the store cannot be read")
         return store_away()
 
-    async def _read(self) -> list[Metric]:
-        async with asyncio.timeout(STORE_TIMEOUT_S):
+    async def _read(self, patience_s: float) -> list[Metric]:
+        async with asyncio.timeout(patience_s):
             async with self._reading:
                 try:
                     self._store = self._store or await self._open_store()
@@ -318,6 +318,10 @@ class Exporter:
                     raise
 
     async def _leave(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
         if self._store is not None:
             await self._store.close()
 
@@ -331,7 +335,8 @@ class Exporter:
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
                 if path == "/metrics":
-                    body, content_type = encode(exporter.scrape(), self.headers.get("Accept", ""))
+                    metrics = exporter.scrape(patience_of(self.headers.get("X-Prometheus-Scrape-Timeout-Seconds")))
+                    body, content_type = encode(metrics, self.headers.get("Accept", ""))
                     self._answer(200, body, content_type)
                 elif path == "/healthz":
                     self._answer(200, b"ok\n", "text/plain; charset=utf-8")
@@ -350,6 +355,14 @@ class Exporter:
                 log.debug(format, *args)
 
         return Handler
+
+
+def patience_of(scrape_timeout: str | None) -> float:
+    """How long the store may take: the scraper says how long it waits, and has to be told in time that it is away."""
+    try:
+        return min(STORE_TIMEOUT_S, max(0.1, 0.6 * float(scrape_timeout or "inf")))
+    except ValueError:
+        return STORE_TIMEOUT_S
 
 
 async def _close(store: Store) -> None:

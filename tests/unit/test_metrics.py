@@ -19,7 +19,7 @@ from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.events import TOOL_BUCKETS_S, histogram, sample
 from understudy.actors.records import STATUSES
 from understudy.actors.store import Store
-from understudy.cluster.metrics import FAMILIES, Exporter, encode, metrics_of, parse_sample, store_away
+from understudy.cluster.metrics import FAMILIES, Exporter, encode, metrics_of, parse_sample, patience_of, store_away
 from understudy.cluster.stores.memory import MemoryStore
 
 COUNTS = {status: n for n, status in enumerate(STATUSES)}
@@ -186,6 +186,11 @@ def test_a_store_that_is_away_is_said_soon_and_nothing_else(store: Store) -> Non
     assert status == 200
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert lines == ["understudy_store_up 0.0"]
+
+
+@pytest.mark.parametrize(("said", "patience_s"), [(None, 2.0), ("10", 2.0), ("1", 0.6), ("0", 0.1), ("soon", 2.0)])
+def test_the_scraper_is_answered_before_it_gives_up(said: str | None, patience_s: float) -> None:
+    assert patience_of(said) == pytest.approx(patience_s)
 
 
 def test_a_store_that_comes_back_is_read_again() -> None:
