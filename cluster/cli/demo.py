@@ -25,7 +25,9 @@ async def demo(
 ) -> int:
     """Audit a Python environment with many concurrent runs, while some of their processes are killed.
 
-    Examples: [bold]understudy demo[/]  ·  [bold]understudy demo --runs 10 --kill 5 --approve all --json[/]
+    Examples:
+    [bold]understudy demo[/]
+    [bold]understudy demo --runs 10 --kill 5 --approve all --json[/]
     """
     from understudy.cluster.demo.command import run_demo
 

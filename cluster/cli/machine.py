@@ -30,7 +30,8 @@ ISOLATION_KNOWN_S = 20.0
 async def up(here: Here, as_json: Json = False) -> None:
     """Start the daemon: a supervisor, its actors, and a metrics exporter. It takes up every unfinished run.
 
-    Example: [bold]understudy up --store redis://127.0.0.1:6379/0[/]
+    Example:
+    [bold]understudy up --store redis://127.0.0.1:6379/0[/]
     """
     from understudy.cluster import daemon as daemons
 
@@ -60,7 +61,8 @@ async def up(here: Here, as_json: Json = False) -> None:
 async def down(here: Here, as_json: Json = False) -> None:
     """End the daemon and all of its actors. Unfinished runs stay durable; the next `up` takes them up.
 
-    Example: [bold]understudy down[/]
+    Example:
+    [bold]understudy down[/]
     """
     from understudy.cluster import daemon as daemons
 
@@ -79,7 +81,9 @@ async def down(here: Here, as_json: Json = False) -> None:
 async def status(here: Here, as_json: Json = False) -> None:
     """Show the daemon, the store, actors with their processes, runs by status, and what waits for a person.
 
-    Examples: [bold]understudy status[/]  ·  [bold]understudy status --json[/]
+    Examples:
+    [bold]understudy status[/]
+    [bold]understudy status --json[/]
     """
 
     from understudy.cluster.daemon import running_daemon
@@ -122,7 +126,10 @@ async def status(here: Here, as_json: Json = False) -> None:
 async def doctor(here: Here, as_json: Json = False) -> int:
     """What isolation, durability and capacity this node really gives, and how to get more.
 
-    Exit status 1 if something essential is missing. Example: [bold]understudy doctor[/]
+    Exit status 1 if something essential is missing.
+
+    Example:
+    [bold]understudy doctor[/]
     """
     from understudy.cluster.doctor import examine
 
@@ -142,7 +149,8 @@ async def metrics(
 ) -> None:
     """Print the metrics of the store once, as a scraper would read them.
 
-    Example: [bold]understudy metrics | grep tool_calls[/]
+    Example:
+    [bold]understudy metrics | grep tool_calls[/]
     """
     from understudy.cluster.metrics import encode, read_metrics
 

@@ -53,7 +53,8 @@ async def check(
 ) -> None:
     """Say everything that is wrong with a policy file; or that nothing is.
 
-    Example: [bold]understudy policy check policy.yaml --var environment=/srv/app[/]
+    Example:
+    [bold]understudy policy check policy.yaml --var environment=/srv/app[/]
     """
     policy = read_policy(file, parse_pairs(var or [], "--var"))
     if as_json:
@@ -83,7 +84,8 @@ async def explain(
 ) -> None:
     """What would be decided on a call, and what each rule says to it. Nothing is executed.
 
-    Example: [bold]understudy policy explain --tool pay --args '{"amount": 120}' --policy policy.yaml[/]
+    Example:
+    [bold]understudy policy explain --tool pay --args '{"amount": 120}' --policy policy.yaml[/]
     """
     from understudy.policies.permission import Request, decide
     from understudy.policies.permission import explain as steps_of

@@ -46,7 +46,9 @@ async def ps(
 ) -> None:
     """List runs, newest first.
 
-    Examples: [bold]understudy ps[/]  ·  [bold]understudy ps --status waiting --json[/]
+    Examples:
+    [bold]understudy ps[/]
+    [bold]understudy ps --status waiting --json[/]
     """
     chosen = next((s for s in STATUSES if s == status), None)
     if status and not chosen:
@@ -74,7 +76,9 @@ async def ps(
 async def show(here: Here, run: RunId, as_json: Json = False) -> None:
     """Show one run: where it stands, its state, and what it waits for.
 
-    Examples: [bold]understudy show r3f-0c81[/]  ·  [bold]understudy show r3f-0c81 --json[/]
+    Examples:
+    [bold]understudy show r3f-0c81[/]
+    [bold]understudy show r3f-0c81 --json[/]
     """
     async with here.store() as store:
         found = await find_run(store, run)
@@ -137,7 +141,9 @@ async def events(
 ) -> None:
     """Show what happened to a run, in order.
 
-    Examples: [bold]understudy events r3f-0c81 --follow[/]  ·  [bold]understudy events r3f-0c81 --after 40 --json[/]
+    Examples:
+    [bold]understudy events r3f-0c81 --follow[/]
+    [bold]understudy events r3f-0c81 --after 40 --json[/]
     """
     screen, listed = stdout(), []
     async with here.store() as store:
@@ -158,7 +164,9 @@ async def events(
 async def history(here: Here, run: RunId, as_json: Json = False) -> None:
     """List the checkpoints of a run's thread, newest first; any of them can be forked.
 
-    Example: [bold]understudy history r3f-0c81[/], then [bold]understudy fork r3f-0c81 --at CHECKPOINT[/]
+    Examples:
+    [bold]understudy history r3f-0c81[/]
+    [bold]understudy fork r3f-0c81 --at 000002[/]
     """
     async with here.store() as store:
         found = await find_run(store, run)

@@ -62,10 +62,10 @@ async def run(
 ) -> int:
     """Start a run, follow it, and print its result.
 
-    Without a running [bold]understudy up[/], it is served from here, as long as this command lasts. Ctrl-C leaves; the
-    run stays.
+    Ctrl-C leaves, and the run stays. Without a running [bold]understudy up[/], it is served from here meanwhile.
 
-    Examples: [bold]understudy run flows:refund --input '{"order": "A1"}' --key order-A1[/]  ·
+    Examples:
+    [bold]understudy run flows:refund --input '{"order": "A1"}' --key order-A1[/]
     [bold]understudy run flows:refund --input @order.json --policy policy.yaml --detach[/]
     """
     from understudy.actors.code import load_ref
@@ -187,7 +187,8 @@ async def resume(
 ) -> None:
     """Answer what a run waits for, and let it go on.
 
-    Examples: [bold]understudy resume r3f-0c81 '{"ok": true}'[/]  ·
+    Examples:
+    [bold]understudy resume r3f-0c81 '{"ok": true}'[/]
     [bold]understudy resume r3f-0c81 '"yes"' --question q7d1[/]
     """
     value = parse_json(answer, "the answer")
@@ -201,7 +202,8 @@ async def resume(
 async def approve(here: Here, run: RunId, call: CallId = None, note: Note = "", as_json: Json = False) -> None:
     """Allow a tool call that the policy asks about: this very call, once.
 
-    Example: [bold]understudy approve r3f-0c81 a41c --note 'order checked'[/]
+    Example:
+    [bold]understudy approve r3f-0c81 a41c --note 'order checked'[/]
     """
     await _decide(here, run, call, note, as_json, approved=True)
 
@@ -210,7 +212,8 @@ async def approve(here: Here, run: RunId, call: CallId = None, note: Note = "", 
 async def deny(here: Here, run: RunId, call: CallId = None, note: Note = "", as_json: Json = False) -> None:
     """Refuse a tool call that the policy asks about; the node is told so.
 
-    Example: [bold]understudy deny r3f-0c81 a41c --note 'wrong customer'[/]
+    Example:
+    [bold]understudy deny r3f-0c81 a41c --note 'wrong customer'[/]
     """
     await _decide(here, run, call, note, as_json, approved=False)
 
@@ -245,7 +248,8 @@ async def _question(found: "Run", text: str, kinds: tuple[str, ...]) -> str:
 async def cancel(here: Here, run: RunId, as_json: Json = False) -> None:
     """Ask a run to end; its tool calls are ended, what was done stays done.
 
-    Example: [bold]understudy cancel r3f-0c81[/]
+    Example:
+    [bold]understudy cancel r3f-0c81[/]
     """
     async with here.store() as store:
         found = await find_run(store, run)
@@ -264,7 +268,8 @@ async def fork(
 ) -> None:
     """Start a new run from a checkpoint of this one; what lies beyond it is done again, tools included.
 
-    Example: [bold]understudy fork r3f-0c81 --at c9d2 --update '{"limit": 5}'[/]
+    Example:
+    [bold]understudy fork r3f-0c81 --at c9d2 --update '{"limit": 5}'[/]
     """
     values = None if update is None else parse_json(update, "--update")
     if values is not None and not isinstance(values, dict):
