@@ -2,18 +2,23 @@
 
 import asyncio
 import json
+import re
+import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from support.processes import find_program
 from support.servers import promtool_check_metrics
 from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.events import TOOL_BUCKETS_S, histogram, sample
@@ -22,6 +27,7 @@ from understudy.actors.store import Store
 from understudy.cluster.metrics import FAMILIES, Exporter, encode, metrics_of, parse_sample, patience_of, store_away
 from understudy.cluster.stores.memory import MemoryStore
 
+DEPLOY = Path(__file__).parents[2] / "cluster" / "deploy"
 COUNTS = {status: n for n, status in enumerate(STATUSES)}
 LABEL = st.text(st.characters(codec="utf-8"), max_size=20)
 
@@ -218,3 +224,48 @@ def test_a_taken_port_is_named_with_its_remedy() -> None:
 
         with pytest.raises(CallerError, match=rf"metrics port {port}.*UNDERSTUDY_METRICS_PORT"):
             Exporter(never, port).start()
+
+
+# --- what is deployed ---
+
+
+def promtool(*words: str) -> str:
+    done = subprocess.run(
+        [find_program("promtool", "prometheus"), *words], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_promtool_accepts_what_is_deployed() -> None:
+    assert "6 rules found" in promtool("check", "config", str(DEPLOY / "prometheus.yaml"))
+
+
+def test_alerts_name_metrics_that_there_are() -> None:
+    rules = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"][0]["rules"]
+    named = set(re.findall(r"understudy_\w+", " ".join(rule["expr"] for rule in rules)))
+    ends = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+    there = {f"understudy_{f.name}{end}" for f in FAMILIES.values() for end in ends[f.kind]}
+    assert named
+    assert named <= there
+
+
+def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
+    alert = {"exp_labels": {"severity": "critical"}}
+    series = [
+        {"series": "understudy_store_up", "values": "1x3 0x10"},
+        {"series": "understudy_supervisor_last_tick_timestamp_seconds", "values": "0 30 60 60x10"},
+    ]
+    rules = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"][0]["rules"]
+    told = {rule["alert"]: rule["annotations"] for rule in rules}
+    down, stalled = "UnderstudyStoreDown", "UnderstudySupervisorStalled"
+    checks = [
+        {"alertname": down, "eval_time": "1m", "exp_alerts": []},
+        {"alertname": down, "eval_time": "4m", "exp_alerts": [{**alert, "exp_annotations": told[down]}]},
+        {"alertname": stalled, "eval_time": "1m", "exp_alerts": []},
+        {"alertname": stalled, "eval_time": "4m", "exp_alerts": [{**alert, "exp_annotations": told[stalled]}]},
+    ]
+    case = {"interval": "30s", "input_series": series, "alert_rule_test": checks}
+    file = tmp_path / "test.yaml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(DEPLOY / "alerts.yaml")], "tests": [case]}))
+    assert "SUCCESS" in promtool("test", "rules", str(file))
