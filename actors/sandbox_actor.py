@@ -98,12 +98,19 @@ class SandboxActor:
 
     async def _isolated(self, order: Order, profile: Profile) -> Outcome:
         async with self._room:
-            try:
-                return await self._backend.execute(order.call, profile)
-            except IsolationUnavailable as error:
-                return Outcome("denied", error=f"this node cannot isolate, so it runs no untrusted tool: {error}")
-            except OSError as error:
-                return Outcome("error", error=f"the sandbox could not start: {error}", error_type=type(error).__name__)
+            for last in (False, False, True):
+                try:
+                    return await self._backend.execute(order.call, profile)
+                except IsolationUnavailable as error:
+                    # The walls did not stand, so nothing was executed: it is safe to try again.
+                    if last:
+                        reason = f"this node cannot isolate, so it runs no untrusted tool: {error}"
+                        return Outcome("denied", error=reason)
+                    await asyncio.sleep(0.2)
+                except OSError as error:
+                    reason = f"the sandbox could not start: {error}"
+                    return Outcome("error", error=reason, error_type=type(error).__name__)
+            raise AssertionError("the last try returns")
 
     async def _record(self, store: Store, order: Order, outcome: Outcome) -> None:
         """Write the receipt, however long the store is away: the outcome exists only here until then."""

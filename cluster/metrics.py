@@ -23,12 +23,12 @@ from typing import Literal
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 
-from understudy import __version__
 from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.events import COMMIT_BUCKETS_S, RECOVERY_BUCKETS_S, TOOL_BUCKETS_S
 from understudy.actors.open import OpenStore
 from understudy.actors.records import Status
 from understudy.actors.store import Store
+from understudy.cluster.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -240,7 +240,7 @@ def _here(asked: Mapping[str, Any]) -> Here:
 
 def _show_version(value: bool) -> None:
     if value:
-        from understudy import __version__
+        from understudy.cluster.version import __version__
 
         sys.stdout.write(f"understudy {__version__}\n")
         raise typer.Exit

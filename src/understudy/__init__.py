@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from understudy.actors.outcome import Outcome
     from understudy.actors.tool import tool
     from understudy.cluster.client import Cluster, Run, RunFailed, connect
+    from understudy.cluster.version import __version__
 
 _HOMES = {
     "actors.channels": ("add", "append"),
@@ -30,6 +31,7 @@ _HOMES = {
     "actors.outcome": ("Outcome",),
     "actors.tool": ("tool",),
     "cluster.client": ("Cluster", "Run", "RunFailed", "connect"),
+    "cluster.version": ("__version__",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -50,12 +52,12 @@ __all__ = [
     "ToolDenied",
     "ToolError",
     "UnderstudyError",
+    "__version__",
     "add",
     "append",
     "connect",
     "tool",
 ]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
