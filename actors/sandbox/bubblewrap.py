@@ -24,6 +24,7 @@ from understudy.actors.sandbox.diagnosis import INSTALL, not_started
 from understudy.actors.sandbox.launcher import EXIT_BAD_GRANT
 from understudy.actors.sandbox.reply import decode
 from understudy.actors.sandbox.runtime import Runtime, this_runtime
+from understudy.actors.sandbox.strays import end_strays
 from understudy.actors.sandbox.walls import Descriptors, Source, command, environment, host_root, refuse_bad_grants
 from understudy.policies.profile import Limits, Profile
 
@@ -70,7 +71,8 @@ class BubblewrapBackend:
         )
 
     async def preflight(self) -> Preflight:
-        """Make a call that looks around, and judge what it saw. Never raises."""
+        """Make a call that looks around, and judge what it saw. Never raises. First, what others left is ended."""
+        end_strays()
         try:
             outcome = await self.execute(_PROBE, Profile(limits=Limits(wall_s=30)))
         except IsolationUnavailable as error:
@@ -79,7 +81,12 @@ class BubblewrapBackend:
             return Preflight(False, f"the sandbox could not be started: {error}", "see the words above")
         details = {"backend": self.name, "duration_ms": f"{outcome.duration_s * 1000:.0f}"}
         if outcome.kind != "ok":
-            return Preflight(False, f"a call to look around ended with {outcome.kind}: {outcome.error}", "", details)
+            return Preflight(
+                False,
+                f"a call to look around ended with {outcome.kind}: {outcome.error}",
+                "see the words above",
+                details,
+            )
         details |= {name: str(value) for name, value in outcome.value.items()}
         holes = _holes(outcome.value, this_runtime())
         if holes:

@@ -83,7 +83,9 @@ class Child:
                 stderr=printed_out,
                 env=CLEAN_ENVIRONMENT,
                 close_fds=True,
-                pass_fds=(filter_fd, status_out, reply_out),
+                # Also the near end of status: if we die early, bubblewrap must not die of writing to nobody, for that
+                # is when the first process inside waits for a word from it, for ever.
+                pass_fds=(filter_fd, status_out, reply_out, self._status_fd),
                 start_new_session=True,  # a Ctrl-C for the worker is not for the tool
             )
             return process, os.pidfd_open(process.pid)

@@ -25,7 +25,6 @@ MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x1000, 0x4000, 1 <
 AT_EMPTY_PATH, AT_RECURSIVE, OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH = 0x1000, 0x8000, 0x1, 0x4
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442  # the same numbers on every architecture
 MOUNT_ATTR_IDMAP = 0x00100000
-PR_SET_PDEATHSIG, SIGKILL = 1, 9
 LAST_ID = 4294967294
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -48,10 +47,11 @@ def main() -> None:
         os.setresuid(uid, uid, uid)
         for (how, path), place in zip(wanted, places, strict=True):
             refuse_closed(how, path, place, uid)
-    # After the change of user, which clears it; bubblewrap sets its own a little later.
-    libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     os.chdir("/")
     os.umask(0o022)
+    # No parent-death signal from here: if the worker died while bubblewrap clones its first process inside, bubblewrap
+    # would die with it and leave that one waiting for ever. It sets its own when it is ready; and until then there is
+    # nothing to stop, for the request is not sent, and without one the runner ends.
     # Everything else in the command is an option, a number or an absolute path.
     command = [places[int(part[6:])] if part.startswith("stage:") else part for part in sys.argv[border + 1 :]]
     os.execve(command[0], command, {"PATH": "/usr/bin:/bin"})

@@ -25,6 +25,8 @@ _JSON_NAMES = frozenset({"str", "int", "float", "bool", "list", "dict", "None", 
 
 def main() -> None:
     reply = int(sys.argv[1])
+    os.closerange(3, reply)  # what bubblewrap was started with is not the tool's
+    os.closerange(reply + 1, os.sysconf("SC_OPEN_MAX"))
     os.set_inheritable(reply, False)  # programs that the tool starts have no business with it
     request = json.loads(_read_all(0))
     null = os.open("/dev/null", os.O_RDONLY)

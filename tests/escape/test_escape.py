@@ -23,6 +23,7 @@ from escape.calls import by_value, limited, outcome_of, tool_call, tried
 from support.waiting import run_async, wait_until
 from understudy.actors.outcome import Outcome
 from understudy.actors.sandbox.bubblewrap import HOST_ID, BubblewrapBackend
+from understudy.actors.sandbox.strays import end_strays
 from understudy.policies.profile import Profile
 
 CANARY = "canary-5f2c"
@@ -30,16 +31,16 @@ MIB = 1 << 20
 WITHOUT_ROOT = ["setpriv", "--reuid", str(HOST_ID), "--regid", str(HOST_ID), "--clear-groups"]
 
 
-def processes_with(token: str) -> list[str]:
-    """Living processes of the whole host that have this argument."""
+def processes_with(*wanted: str, within: bool = False) -> list[str]:
+    """Living processes of the whole host that have these arguments, or (within) this text in their command line."""
     found = []
     for proc in Path("/proc").iterdir():
         if proc.name.isdigit():
             try:
-                arguments = (proc / "cmdline").read_bytes().split(b"\0")
+                line = (proc / "cmdline").read_text(errors="replace")
             except OSError:
                 continue
-            if token.encode() in arguments:
+            if all(text in (line if within else line.split("\0")) for text in wanted):
                 found.append(proc.name)
     return found
 
@@ -426,8 +427,9 @@ def children_of_this_process() -> list[str]:
     return [Path("/proc", pid, "comm").read_text().strip() for file in threads for pid in file.read_text().split()]
 
 
-def test_a_killed_worker_takes_its_calls_with_it(token: str, ready: Path, tmp_path: Path) -> None:
-    """Ray's workers die without a word."""
+@pytest.mark.parametrize("moment", ["launch", "set-up", "run"])
+def test_a_killed_worker_takes_its_calls_with_it(token: str, ready: Path, tmp_path: Path, moment: str) -> None:
+    """Ray's workers die without a word, at any moment of a call."""
     script = tmp_path / "worker.py"
     blob = tmp_path / "blob"
     blob.write_bytes(by_value(attempts.r11_never_return).blob)
@@ -441,12 +443,39 @@ def test_a_killed_worker_takes_its_calls_with_it(token: str, ready: Path, tmp_pa
         "asyncio.run(BubblewrapBackend().execute(call, Profile(write=(ready,))))\n"
     )
     worker = subprocess.Popen([sys.executable, str(script), str(blob), token, str(ready)])
+    reached = {
+        "launch": lambda: len(processes_with(str(ready), within=True)) > 1,
+        "set-up": lambda: processes_with("--json-status-fd", str(ready)),
+        "run": lambda: ready.read_text() == "ready",
+    }
     try:
-        wait_until(lambda: ready.read_text() == "ready", 20, "the tool to run")
+        wait_until(reached[moment], 20, f"the call to reach its {moment}")
     finally:
         worker.kill()
         worker.wait()
-    wait_until(lambda: not processes_with(token), 10, "the orphaned call to end")
+    run_async(BubblewrapBackend().preflight())  # as the next worker does; see strays.py
+    wait_until(lambda: not processes_with(str(ready), within=True), 10, "the orphaned call to end")
+    assert not processes_with(token)
+
+
+def test_what_a_killed_worker_left_is_ended(token: str) -> None:
+    """bubblewrap, held where it has made its first process inside, which waits for its word, and killed there."""
+    held, release = os.pipe()
+    line = ["bwrap", "--unshare-user", "--unshare-pid", "--userns-block-fd", str(held), "--info-fd", "1"]
+    line += ["--ro-bind", "/", "/", "/any/sandbox/runner.py", token]
+    outer = subprocess.Popen(line, pass_fds=(held,), stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: len(processes_with(token)) == 2, 10, "its first process inside")
+        end_strays()
+        assert len(processes_with(token)) == 2  # its bubblewrap lives, so it is none
+        outer.kill()
+        outer.wait()
+        assert len(processes_with(token)) == 1
+        end_strays()
+        wait_until(lambda: not processes_with(token), 10, "the stray to end")
+    finally:
+        os.close(held)
+        os.close(release)
 
 
 def test_many_calls_at_once_do_not_meet(tmp_path: Path) -> None:
