@@ -7,7 +7,6 @@ Laws kept here:
 """
 
 import asyncio
-import contextlib
 import functools
 import json
 import time
@@ -21,7 +20,7 @@ from understudy.actors.calls import Caller, Place, PolicyPort, SandboxPort
 from understudy.actors.channels import state_of
 from understudy.actors.checkpoint import Checkpoint
 from understudy.actors.context import BlockingContext, Context
-from understudy.actors.errors import CallerError, Fenced, StoreUnavailable, Suspended
+from understudy.actors.errors import CallerError, Fenced, StoreUnavailable
 from understudy.actors.events import COMMIT_BUCKETS_S, histogram
 from understudy.actors.graph import Node, Plan
 from understudy.actors.records import Commit, Loaded, Status
@@ -41,6 +40,9 @@ from understudy.actors.run import (
 from understudy.actors.step import Task, result_of
 from understudy.actors.store import Store
 
+ABANDON_S = 5.0
+"""How long a cancelled node may take to end. One that swallows it is left behind, and its process with it."""
+
 
 @dataclass
 class Driver:
@@ -53,7 +55,7 @@ class Driver:
     loaded: Loaded
     clock: Callable[[], float] = time.time
     dirty: bool = False
-    """A `def` node could not be stopped: its thread goes on, so the process is not fit for another run."""
+    """A node could not be stopped (a thread, or a swallowed cancellation): the process is not fit for another run."""
     _inbox: asyncio.Queue[Input | BaseException] = field(default_factory=asyncio.Queue)
     _work: dict[asyncio.Task[None], Context] = field(default_factory=dict)
     _threads: int = 0
@@ -106,10 +108,10 @@ class Driver:
         for work, context in self._work.items():
             context.stop()
             work.cancel()
+        stubborn: set[asyncio.Task[None]] = set()
         if self._work:
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait(list(self._work), timeout=5.0)
-        self.dirty = self.dirty or self._threads > 0
+            _, stubborn = await asyncio.wait(list(self._work), timeout=ABANDON_S)
+        self.dirty = self.dirty or bool(stubborn) or self._threads > 0
 
     # --- tasks ---
 
@@ -145,7 +147,7 @@ class Driver:
             returned = await self._call(node, task, checkpoint, context)
         except asyncio.CancelledError:
             raise
-        except (Exception, Suspended, BaseExceptionGroup) as error:
+        except BaseException as error:  # also Suspended, and SystemExit, which would end the whole actor from here
             failure = error
         await context.settle()
         waits = any(not interrupt.settled for interrupt in context.asked.values())

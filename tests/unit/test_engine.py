@@ -1,7 +1,9 @@
 """The engine over the in-memory store, without Ray: what a run does, one residence at a time."""
 
 import asyncio
+import contextlib
 import operator
+import sys
 import time
 from datetime import timedelta
 from itertools import pairwise
@@ -202,6 +204,45 @@ def test_an_exception_fails_the_run_and_says_where():
     graph.edge(START, "broken").edge("broken", END)
     message = fails(graph)
     assert "node 'broken': ValueError: no such order (test_engine.py:" in message
+
+
+@pytest.mark.parametrize("kind", ["async", "thread"])
+def test_a_node_that_exits_fails_its_run_alone(kind: str) -> None:
+    graph = Graph("exit", Log)
+    if kind == "async":
+
+        @graph.node(name="leave")
+        async def leave(state: Log) -> None:
+            raise SystemExit(3)
+
+    else:
+        graph.node(lambda state: sys.exit(3), name="leave")
+    graph.edge(START, "leave").edge("leave", END)
+    assert "SystemExit: 3" in fails(graph)
+
+
+def test_a_node_that_swallows_its_cancellation_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("understudy.actors.driver.ABANDON_S", 0.05)
+
+    async def played() -> None:
+        let_go = asyncio.Event()
+
+        async def stubborn(state: Log) -> None:
+            while not let_go.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await let_go.wait()
+
+        stage = Stage(MemoryStore(), one_call(stubborn))
+        run = await stage.start()
+        driver = await stage.driver(run)
+        driving = asyncio.ensure_future(driver.drive())
+        await asyncio.sleep(0)
+        driver.cancel()
+        assert await driving == "cancelled"
+        assert driver.dirty, "its process is not used again"
+        let_go.set()
+
+    run_async(played())
 
 
 def test_a_wrong_write_fails_the_run_and_keeps_the_state():
