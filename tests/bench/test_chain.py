@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
+import psycopg
 import pytest
 import redis.asyncio
 from pydantic import BaseModel
@@ -139,16 +140,35 @@ def redis_floor(url: str) -> Callable[[int], Awaitable[float]]:
     return measured
 
 
-def test_chain(tmp_path: Path, redis_url: str) -> None:
+def postgres_floor(url: str) -> Callable[[int], Awaitable[float]]:
+    """One bare transaction a node, through psycopg's asyncio connection."""
+
+    async def measured(size: int) -> float:
+        connection = await psycopg.AsyncConnection.connect(url, autocommit=True)
+        await connection.execute("CREATE TABLE IF NOT EXISTS floor (id BIGSERIAL PRIMARY KEY, body TEXT)")
+        body = "x" * size
+        began = time.perf_counter()
+        for _ in range(NODES):
+            await connection.execute("INSERT INTO floor (body) VALUES (%s)", (body,))
+        spent = time.perf_counter() - began
+        await connection.close()
+        return spent / NODES * 1e6
+
+    return measured
+
+
+def test_chain(tmp_path: Path, redis_url: str, postgres_url: str) -> None:
     async def measured() -> list[dict[str, Any]]:
         return [
             await measure("memory", "memory://", no_floor),
             await measure("sqlite", f"sqlite://{tmp_path}/bench.db", sqlite_floor(tmp_path / "floor.db")),
+            await measure("postgres", postgres_url, postgres_floor(postgres_url)),
             await measure("redis", redis_url, redis_floor(redis_url)),
         ]
 
     rows = run_async(measured(), 500)
-    print(f"\n200-node chain, medians of {ROUNDS} rounds in turns, {os.cpu_count()} cores")
+    load = os.getloadavg()[0]
+    print(f"\n200-node chain, medians of {ROUNDS} rounds in turns, {os.cpu_count()} cores, load {load:.1f}")
     print(f"{'store':<10}{'bytes/node':>12}{'us/node':>10}{'floor us':>10}{'ratio':>8}")
     for row in rows:
         floor, ratio = ("-", "-") if row["store"] == "memory" else (row["floor_us"], row["ratio"])
