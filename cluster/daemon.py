@@ -6,6 +6,7 @@ It holds nothing that the store does not (law 9): killed at any line, the next o
 - `daemon.json` says who and where it is. It is written when the daemon is ready, and removed at an orderly end; whoever
   reads it compares the time of birth, because a pid alone may belong to somebody else by now.
 - What a killed daemon leaves behind is ended by its guard, or else by the next `up` or `down`.
+- When Ray's own processes die, the daemon starts over, under the same pid.
 """
 
 import asyncio
@@ -22,11 +23,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from understudy.actors.errors import CallerError, UnderstudyError
 from understudy.actors.process import born
 from understudy.actors.store import Store
-from understudy.cluster.guard import end_all
+from understudy.cluster.guard import Guard, end_all
 from understudy.cluster.settings import Settings, read_settings
 
 log = logging.getLogger("understudy.daemon")
@@ -40,6 +42,7 @@ LOG_TAIL_LINES = 15
 ERROR = "error: "
 """Begins the line, in JSON, by which a daemon that cannot start says why."""
 FROM_STDIN = "--settings-from-stdin"
+COMMAND = [sys.executable, "-m", "understudy.cluster.daemon", FROM_STDIN]
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def start(settings: Settings) -> Daemon:
     with log_path(settings).open("ab") as output:
         began = output.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "understudy.cluster.daemon", FROM_STDIN],
+            COMMAND,
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
@@ -170,8 +173,8 @@ def _reason(settings: Settings, began: int) -> str:
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises CallerError, StoreUnavailable if it cannot start."""
+    from understudy.cluster.exporter import Exporter
     from understudy.cluster.host import Host, store_opener
-    from understudy.cluster.metrics import Exporter
 
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -190,7 +193,13 @@ async def serve(settings: Settings) -> None:
         me = os.getpid()
         _announce(settings, Daemon(me, born(me), where, metrics_url, _ray_address(), guarded, time.time()))
         log.info("ready; store %s, metrics %s", where, metrics_url)
-        await ended.wait()
+        died = asyncio.ensure_future(host.ray_dies())
+        asked = asyncio.ensure_future(ended.wait())
+        await asyncio.wait((died, asked), return_when=asyncio.FIRST_COMPLETED)
+        if died.done() and not asked.done():
+            log.error("Ray's %s died; starting over", died.result())
+            _start_over(settings, host.guard)
+        died.cancel()
         log.info("asked to end")
     finally:
         await store.close()
@@ -198,6 +207,30 @@ async def serve(settings: Settings) -> None:
         await host.stop()
         json_path(settings).unlink(missing_ok=True)
     log.info("ended")
+
+
+def _start_over(settings: Settings, guard: Guard | None) -> NoReturn:
+    """Become a new daemon in this process: a driver's Ray does not survive the death of its raylet or GCS."""
+    if guard is not None:
+        guard.end()
+    if os.getsid(0) == os.getpid():  # as `up` starts it; then nobody else is in this session
+        end_all({pid: born(pid) for pid in _session() if pid != os.getpid()}, patience_s=0.0)
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    told = os.memfd_create("settings")
+    os.write(told, settings.model_dump_json().encode())
+    os.lseek(told, 0, os.SEEK_SET)
+    os.dup2(told, 0)
+    os.execv(sys.executable, COMMAND)
+
+
+def _session() -> Iterator[int]:
+    """The living processes of this session: workers outlive their raylet."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(ValueError, ProcessLookupError):
+            if os.getsid(int(entry.name)) == os.getsid(0):
+                yield int(entry.name)
 
 
 async def _first_beat(store: Store) -> None:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import logging
 import os
+import subprocess
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -93,13 +94,24 @@ class Host:
         self._supervisor = self._new_supervisor(config)
         await self._supervisor.status.remote()
         if self.guard is not None:
-            self.guard.watch_over(_ray_processes())
+            self.guard.watch_over(process.pid for started in _ray_processes().values() for process in started)
         self._watching = asyncio.ensure_future(self._watch(config))
 
     async def report(self) -> dict[str, Any]:
         """The supervisor's own account of its actors."""
         report: dict[str, Any] = await self._supervisor.status.remote()
         return report
+
+    async def ray_dies(self) -> str:
+        """Wait until one of the two processes is dead without which Ray cannot go on; its name.
+
+        Actors that live go on without them for a while, and none can be created: it looks well and is not.
+        """
+        while True:
+            await asyncio.sleep(1.0)
+            for name, started in _ray_processes().items():
+                if name in ("raylet", "gcs_server") and any(process.poll() is not None for process in started):
+                    return name
 
     async def stop(self) -> None:
         """End Ray, if it was started here, with everything in it. Runs stay as the store has them (law 9)."""
@@ -179,9 +191,9 @@ class Host:
             self._supervisor = self._new_supervisor(config)
 
 
-def _ray_processes() -> list[int]:
+def _ray_processes() -> "dict[str, list[subprocess.Popen[bytes]]]":
     """What this process has started of Ray. There is no public list."""
     from ray._private import worker
 
-    started = getattr(worker._global_node, "all_processes", {}).values()
-    return [info.process.pid for infos in started for info in infos]
+    started = getattr(worker._global_node, "all_processes", {})
+    return {name: [info.process for info in infos] for name, infos in started.items()}

@@ -176,6 +176,22 @@ def test_a_run_that_waits_outlives_a_killed_daemon(shell: Shell, request: pytest
 
 
 @pytest.mark.parametrize("shell", ["sqlite"], indirect=True)
+def test_a_daemon_whose_ray_dies_starts_over(shell: Shell) -> None:
+    """Actors that live would go on without their raylet, and none could be created: it looks well and is not."""
+    assert shell("up").returncode == 0
+    run_id = shell("run", "flows:ask", "--detach").stdout.strip()
+    wait_until(lambda: shell.status_of(run_id) == "waiting", 60, "the run to ask")
+    before = shell.daemon
+    [raylet] = [pid for pid in before.guarded if Path(f"/proc/{pid}/comm").read_text().strip() == "raylet"]
+    os.kill(raylet, signal.SIGKILL)
+    wait_until(lambda: shell.daemon.started_at > before.started_at, 90, "the daemon to start over")
+    assert shell.daemon.pid == before.pid
+    assert not [pid for pid, since in before.guarded.items() if born(pid) == since]
+    assert shell("resume", run_id, '"sure"').returncode == 0
+    wait_until(lambda: shell.status_of(run_id) == "succeeded", 60, "the answered run to end")
+
+
+@pytest.mark.parametrize("shell", ["sqlite"], indirect=True)
 def test_a_run_without_a_daemon_is_served_from_here(shell: Shell) -> None:
     done = shell("run", "flows:ask", "--key", "k")
     assert done.returncode == 0, done.stderr

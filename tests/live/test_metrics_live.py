@@ -19,8 +19,9 @@ from understudy import connect
 from understudy.actors.events import counters_of
 from understudy.actors.store import Store
 from understudy.cluster.client import Cluster
+from understudy.cluster.exporter import Exporter
 from understudy.cluster.host import store_opener
-from understudy.cluster.metrics import Exporter, metrics_of
+from understudy.cluster.metrics import metrics_of
 from understudy.cluster.settings import Settings
 from understudy.policies.policy_file import load_policy
 
