@@ -9,7 +9,8 @@ at the latest after 1,000 deltas, so that loading is bounded (a thousand small r
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from understudy.actors.channels import joined
@@ -81,6 +82,13 @@ def following(
     """
     step = before.step + 1
     checkpoint_id = f"{step:06d}-{_digest(before.checkpoint_id, run_id, str(step))}"
+    body = _body(changes, frontier, arrived, before.base_step, fingerprint)
+    rows, size = before.delta_rows + 1, before.delta_bytes + len(body)
+    outweighed = size >= before.snapshot_bytes and rows >= SNAPSHOT_ROWS_MIN
+    snapshot = not before.checkpoint_id or outweighed or rows >= SNAPSHOT_ROWS_MAX
+    if snapshot:
+        whole = {name: Change(text) for name, text in values.items()}
+        body = _body(whole, frontier, arrived, before.base_step, fingerprint)
     after = Checkpoint(
         checkpoint_id=checkpoint_id,
         run_id=run_id,
@@ -88,51 +96,45 @@ def following(
         base_step=before.base_step,
         values=values,
         frontier=frontier,
-        arrived=dict(arrived),
+        arrived=arrived,
         fingerprint=fingerprint,
+        snapshot_bytes=len(body) if snapshot else before.snapshot_bytes,
+        delta_bytes=0 if snapshot else size,
+        delta_rows=0 if snapshot else rows,
     )
-    delta = _body(changes, after)
-    rows, size = before.delta_rows + 1, before.delta_bytes + len(delta)
-    outweighed = size >= before.snapshot_bytes and rows >= SNAPSHOT_ROWS_MIN
-    snapshot = not before.checkpoint_id or outweighed or rows >= SNAPSHOT_ROWS_MAX
-    if snapshot:
-        body = snapshot_body(after)
-        after = replace(after, snapshot_bytes=len(body))
-    else:
-        body = delta
-        after = replace(after, snapshot_bytes=before.snapshot_bytes, delta_bytes=size, delta_rows=rows)
     return after, NewCheckpoint(checkpoint_id, before.checkpoint_id, step, snapshot, body)
-
-
-def snapshot_body(checkpoint: Checkpoint) -> str:
-    """A body that stands alone."""
-    return _body({name: Change(text) for name, text in checkpoint.values.items()}, checkpoint)
 
 
 def seed(values: Mapping[str, str], origin: Checkpoint, run_id: str) -> NewCheckpoint:
     """The first checkpoint of a fork's own thread: the origin's frontier over the given channels."""
     checkpoint_id = f"{origin.step:06d}-{_digest('fork', origin.checkpoint_id, run_id)}"
-    forked = replace(origin, checkpoint_id=checkpoint_id, values=dict(values), run_id=run_id, base_step=origin.step)
-    return NewCheckpoint(checkpoint_id, "", origin.step, True, snapshot_body(forked))
+    whole = {name: Change(text) for name, text in values.items()}
+    body = _body(whole, origin.frontier, origin.arrived, origin.step, origin.fingerprint)
+    return NewCheckpoint(checkpoint_id, "", origin.step, True, body)
 
 
-def _body(changes: Mapping[str, Change], checkpoint: Checkpoint) -> str:
+def _body(
+    changes: Mapping[str, Change],
+    frontier: tuple[TaskSpec, ...],
+    arrived: Mapping[str, tuple[str, ...]],
+    base_step: int,
+    fingerprint: str,
+) -> str:
     """JSON by hand around the channels' own text, so that no value is read and written again."""
-    fields = {"set": False, "app": True}
-    parts = []
-    for key, appended in fields.items():
-        inner = ",".join(f"{json.dumps(n)}:{c.text}" for n, c in changes.items() if c.appended is appended)
-        parts.append(f'"{key}":{{{inner}}}')
-    frontier = ",".join(
-        f"[{json.dumps(spec.node)}]" if spec.arg is None else f"[{json.dumps(spec.node)},{spec.arg}]"
-        for spec in checkpoint.frontier
+    set_ = ",".join(f"{_quoted(name)}:{change.text}" for name, change in changes.items() if not change.appended)
+    app = ",".join(f"{_quoted(name)}:{change.text}" for name, change in changes.items() if change.appended)
+    following = ",".join(
+        f"[{_quoted(spec.node)}]" if spec.arg is None else f"[{_quoted(spec.node)},{spec.arg}]" for spec in frontier
     )
-    meta = {
-        "arrived": {name: list(sources) for name, sources in checkpoint.arrived.items()},
-        "base": checkpoint.base_step,
-        "schema": checkpoint.fingerprint,
-    }
-    return f'{{{",".join(parts)},"next":[{frontier}],{json.dumps(meta)[1:]}'
+    joins = json.dumps(arrived) if arrived else "{}"
+    return (
+        f'{{"set":{{{set_}}},"app":{{{app}}},"next":[{following}],'
+        f'"arrived":{joins},"base":{base_step},"schema":"{fingerprint}"}}'
+    )
+
+
+_quoted = lru_cache(maxsize=4096)(json.dumps)
+"""A name as JSON. Names of channels and nodes come again and again."""
 
 
 def restore(chain: Sequence[CheckpointRow]) -> Checkpoint:

@@ -13,7 +13,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from understudy.actors.calls import Caller, Place, PolicyPort, SandboxPort
@@ -59,8 +59,6 @@ class Driver:
     _inbox: asyncio.Queue[Input | BaseException] = field(default_factory=asyncio.Queue)
     _work: dict[asyncio.Task[None], Context] = field(default_factory=dict)
     _threads: int = 0
-    _latency: dict[str, float] = field(default_factory=dict)
-    """Observations of the last commit: counted with the next one, as a commit cannot count itself."""
 
     async def drive(self) -> Status:
         """Until the run leaves; its status then. Raises Fenced (stop quietly), StoreUnavailable, CodeError."""
@@ -73,7 +71,7 @@ class Driver:
                 for effect in run.handle(told):
                     match effect:
                         case Save(commit):
-                            await self._save(commit)
+                            await self._save(run, commit)
                         case Execute(tasks, checkpoint):
                             for task in tasks:
                                 self._start(run, task, checkpoint)
@@ -94,12 +92,11 @@ class Driver:
         """The lease is lost: stop, and touch nothing."""
         self._inbox.put_nowait(Fenced(f"run {self.loaded.run.run_id} has another owner"))
 
-    async def _save(self, commit: Commit) -> None:
-        if self._latency:
-            commit = replace(commit, counters={**commit.counters, **self._latency})
+    async def _save(self, run: Run, commit: Commit) -> None:
         began = time.perf_counter()
         done = await self.store.commit(commit)
-        self._latency = histogram("checkpoint_commit_seconds", COMMIT_BUCKETS_S, time.perf_counter() - began)
+        # Counted with the next commit, as one cannot count itself.
+        run.observed = histogram("checkpoint_commit_seconds", COMMIT_BUCKETS_S, time.perf_counter() - began)
         if done.cancel_asked:
             self.cancel()
 

@@ -111,6 +111,8 @@ class Run:
     phase: Phase = "loaded"
     checkpoint: Checkpoint = field(init=False)
     seq: int = field(init=False)
+    observed: dict[str, float] = field(default_factory=dict)
+    """Counters that the shell wants to go with the next commit."""
     _open: dict[str, Task] = field(default_factory=dict)
     """Tasks at work."""
     _tasks: tuple[Task, ...] = ()
@@ -305,7 +307,7 @@ class Run:
                 interrupts=interrupts,
                 wake_at=wake_at,
                 events=tuple(events),
-                counters=counters_of(self.plan.name, events),
+                counters=counters_of(self.plan.name, events) | self.observed,
                 result=result,
                 error=error,
                 retain_s=self.plan.retain_s,

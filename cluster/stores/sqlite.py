@@ -111,7 +111,11 @@ class SqliteStore:
         return await self._read(verbs.load, run_id)
 
     async def commit(self, commit: Commit) -> Committed:
-        committed, may_be_ready = await self._write(verbs.commit, commit)
+        try:
+            done = self._worker.do_here(lambda: self._commit_now(commit))
+        except sqlite3.Error as error:
+            raise self._told(error) from error
+        committed, may_be_ready = done if done is not None else await self._write(verbs.commit, commit)
         if may_be_ready:
             self._bell.ring()
         return committed
@@ -242,6 +246,19 @@ class SqliteStore:
             await self._worker.do(close)
             self._worker.close_nowait()
 
+    def _commit_now(self, commit: Commit) -> tuple[Committed, bool] | None:
+        """A commit in the caller's thread, which blocks its loop for as long as the disk takes; None if another process
+        has the file, for waiting is the thread's. The way to the thread and back costs as much as the commit itself,
+        and the run whose commit it is has nothing else to do meanwhile. (Leases are renewed on a loop of their own.)"""
+        db = self._connection()
+        try:
+            db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                return None
+            raise
+        return _finished(db, lambda: verbs.commit(db, commit))
+
     # --- on the thread ---
 
     async def _do(self, function: Callable[[], R]) -> R:
@@ -256,16 +273,7 @@ class SqliteStore:
         def write() -> R:
             db = self._connection()
             self._patiently(lambda: db.execute("BEGIN IMMEDIATE"))
-            try:
-                answer = verb(db, *args, **kwargs)
-                db.execute("COMMIT")
-            except Fenced:
-                db.execute("COMMIT")  # its counter, see sqlite_verbs
-                raise
-            except BaseException:
-                _roll_back(db)
-                raise
-            return answer
+            return _finished(db, lambda: verb(db, *args, **kwargs))
 
         return await self._do(write)
 
@@ -327,8 +335,10 @@ class SqliteStore:
             _make_private(self.path)
         except OSError as error:
             raise CallerError(f"cannot make the store {self.path}: {error}; choose another --store") from None
-        # timeout 0: waiting is ours, see _patiently.
-        db = sqlite3.connect(self.path, timeout=0.0, isolation_level=None, cached_statements=256)
+        # timeout 0: waiting is ours, see _patiently. One thread at a time uses it: the worker's turn sees to that.
+        db = sqlite3.connect(
+            self.path, timeout=0.0, isolation_level=None, cached_statements=256, check_same_thread=False
+        )
         self._db = db
         db.row_factory = sqlite3.Row
         fresh = self._patiently(lambda: self._is_fresh(db))
@@ -380,6 +390,20 @@ def _make_private(path: Path) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
     with suppress(FileExistsError):  # SQLite gives its -wal and -shm the mode of the file
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def _finished(db: sqlite3.Connection, verb: Callable[[], R]) -> R:
+    """Do the verb in the transaction that is open, and end it."""
+    try:
+        answer = verb()
+        db.execute("COMMIT")
+    except Fenced:
+        db.execute("COMMIT")  # its counter, see sqlite_verbs
+        raise
+    except BaseException:
+        _roll_back(db)
+        raise
+    return answer
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
