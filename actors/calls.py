@@ -6,10 +6,11 @@ Laws kept here:
 7. No call without a decision; an approval is good for the digest of the exact call.
 """
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from understudy.actors.code import tool_code
 from understudy.actors.effects import call_digest, effect_key, read_outcome, write_outcome
@@ -80,8 +81,11 @@ class SandboxPort(Protocol):
     async def attend(self, receipt: Receipt) -> Outcome | None:
         """The outcome of a call at work in the receipt's sandbox; None if nobody works on it."""
 
-    async def abort(self, receipt: Receipt) -> None:
-        """End a call that nobody wants any more."""
+    def abort_nowait(self, receipt: Receipt) -> None:
+        """End a call that nobody wants any more. To stop waiting for `execute` or `attend` does not end it."""
+
+
+T = TypeVar("T")
 
 
 class SandboxDied(Exception):
@@ -109,6 +113,8 @@ class Caller:
     clock: Any
     token: Any
     """Makes a new unguessable token."""
+    released: bool = False
+    """The run has, or will have, another owner: calls under way are that one's, and are not ended from here."""
 
     async def call(self, place: Place, tool: Tool[Any, Any], args: dict[str, Any], index: int) -> Outcome:
         """The outcome of the call at this place: from its receipt, or made now.
@@ -133,6 +139,15 @@ class Caller:
                 return found
             receipt = found  # somebody else began it meanwhile: attend it
 
+    async def _or_abort(self, receipt: Receipt, call: Awaitable[T]) -> T:
+        """Wait for a call; end it if the run or its node does not want it any more (law 5: only then)."""
+        try:
+            return await call
+        except asyncio.CancelledError:
+            if not self.released:
+                self.sandboxes.abort_nowait(receipt)
+            raise
+
     async def _on_record(self, place: Place, tool: Tool[Any, Any], digest: str, receipt: Receipt) -> Outcome | None:
         """What a receipt answers; None where the call is to be made again."""
         if receipt.digest != digest:
@@ -141,7 +156,7 @@ class Caller:
                 f"record in this place ({receipt.key}); make the node's calls depend on its state alone"
             )
         if receipt.state == "started":
-            outcome = await self.sandboxes.attend(receipt)
+            outcome = await self._or_abort(receipt, self.sandboxes.attend(receipt))
             if outcome is not None:
                 return outcome
             gone = [Event("tool_finished", self.clock(), _end(receipt, "unknown", 0.0, "its sandbox died"))]
@@ -278,7 +293,7 @@ class Caller:
             decided=Event("decided", now, decided),
         )
         try:
-            return await self.sandboxes.execute(order)
+            return await self._or_abort(receipt, self.sandboxes.execute(order))
         except SandboxDied:
             # It may have died before it put the call on record (then it never started), during it, or after it.
             return await self.store.receipt(run.run_id, key, place.checkpoint_id) or await self._execute(

@@ -15,7 +15,15 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from understudy.actors.calls import Caller, Place, check_value
-from understudy.actors.errors import CallerError, InterruptExpired, Suspended, ToolDenied, ToolError
+from understudy.actors.errors import (
+    CallerError,
+    Fenced,
+    InterruptExpired,
+    StoreUnavailable,
+    Suspended,
+    ToolDenied,
+    ToolError,
+)
 from understudy.actors.outcome import Outcome
 from understudy.actors.records import Interrupt, RunRecord
 from understudy.actors.tool import Tool
@@ -37,6 +45,9 @@ class Context:
         self._work: set[asyncio.Task[Any]] = set()
         self.asked: dict[str, Interrupt] = {}
         """Questions of this attempt that have no answer yet, and timers that have fired, by id."""
+        self.lost: Fenced | StoreUnavailable | None = None
+        """What made a call impossible that is no fault of the tool: the run's residence ends with it, even if the node
+        catches it, as an agent does that tells its model of every error."""
 
     @property
     def run(self) -> RunRecord:
@@ -118,6 +129,9 @@ class Context:
         except Suspended as suspended:
             self._ask(suspended.args[0])
             raise
+        except (Fenced, StoreUnavailable) as error:
+            self.lost = error
+            raise
 
     async def _interrupt(self, kind: Any, payload: Any, duration: timedelta | None, index: int) -> Any:
         task = self._place.task
@@ -151,6 +165,10 @@ class Context:
         pending = [task for task in self._work if not task.done()]
         if pending:
             await asyncio.wait(pending)
+
+    def release(self) -> None:
+        """Leave the calls under way to the run's next owner: whatever ends here from now on does not end them."""
+        self._caller.released = True
 
     def stop(self) -> None:
         """Cancel what is still at work."""

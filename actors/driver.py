@@ -20,7 +20,7 @@ from understudy.actors.calls import Caller, Place, PolicyPort, SandboxPort
 from understudy.actors.channels import state_of
 from understudy.actors.checkpoint import Checkpoint
 from understudy.actors.context import BlockingContext, Context
-from understudy.actors.errors import CallerError, Fenced, StoreUnavailable
+from understudy.actors.errors import CallerError, Fenced
 from understudy.actors.events import COMMIT_BUCKETS_S, histogram
 from understudy.actors.graph import Node, Plan
 from understudy.actors.records import Commit, Loaded, Status
@@ -81,7 +81,8 @@ class Driver:
                             return status
                 told = await self._inbox.get()
         finally:
-            for work in self._work:
+            for work, context in self._work.items():
+                context.release()
                 work.cancel()
 
     def cancel(self) -> None:
@@ -148,10 +149,10 @@ class Driver:
             failure = error
         await context.settle()
         waits = any(not interrupt.settled for interrupt in context.asked.values())
+        if context.lost is not None:
+            raise context.lost
         if waits:
             self._tell(Paused(self.clock(), task, tuple(context.asked.values())))
-        elif isinstance(failure, Fenced | StoreUnavailable):
-            raise failure
         elif failure is not None:
             self._tell(Failed(self.clock(), task, describe(failure)))
         else:

@@ -78,9 +78,6 @@ class Sandboxes:
         try:
             answer: Outcome | Receipt = await handle.execute.remote(order)
             return answer
-        except asyncio.CancelledError:
-            handle.abort.remote(order.receipt.key, order.receipt.token)
-            raise
         except RayTaskError as error:
             raise cause_of(error) from None
         except RayActorError:
@@ -92,16 +89,15 @@ class Sandboxes:
             handle = await self._find(receipt.sandbox)
             outcome: Outcome | None = await handle.attend.remote(receipt.key, receipt.token)
             return outcome
-        except asyncio.CancelledError:
-            await self.abort(receipt)
-            raise
         except (RayActorError, StoreUnavailable):
             self._handles.pop(receipt.sandbox, None)
             return None
 
-    async def abort(self, receipt: Receipt) -> None:
-        with contextlib.suppress(RayActorError, ValueError):
-            (await self._find(receipt.sandbox)).abort.remote(receipt.key, receipt.token)
+    def abort_nowait(self, receipt: Receipt) -> None:
+        handle = self._handles.get(receipt.sandbox)
+        if handle is not None:  # else the call never got there, or died with its sandbox
+            with contextlib.suppress(RayActorError):
+                handle.abort.remote(receipt.key, receipt.token)
 
     async def _find(self, name: str) -> Any:
         if name not in self._handles:

@@ -44,6 +44,9 @@ class InlineSandboxes:
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     called: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a tool was executed."""
+    hold: asyncio.Event | None = None
+    """If set, a call that is on record is at work until this event."""
+    aborted: list[str] = field(default_factory=list)
     names: Any = field(default_factory=lambda: itertools.cycle(["sandbox-0"]))
 
     def pick(self) -> str:
@@ -57,6 +60,9 @@ class InlineSandboxes:
         if not begun.fresh:
             return begun.receipt
         self.calls.append((order.call.tool, order.call.args))
+        if self.hold is not None:
+            self.called.set()
+            await self.hold.wait()
         try:
             outcome = Outcome("ok", value=self.tools[order.call.tool].fn(**order.call.args))
         except Exception as error:
@@ -79,7 +85,8 @@ class InlineSandboxes:
     async def attend(self, receipt: Receipt) -> Outcome | None:
         return None
 
-    async def abort(self, receipt: Receipt) -> None: ...
+    def abort_nowait(self, receipt: Receipt) -> None:
+        self.aborted.append(receipt.tool)
 
 
 @dataclass

@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from support.stage import Stage, YesPolicy
 from support.waiting import run_async, wait_until_async
 from understudy import END, START, Command, Context, Graph, Send, ToolDenied, ToolError, append, tool
-from understudy.actors.calls import Asked, Refused
+from understudy.actors.calls import Asked, Granted, Refused
 from understudy.actors.context import BlockingContext
-from understudy.actors.errors import Fenced, InterruptExpired
+from understudy.actors.errors import CallerError, Fenced, InterruptExpired, StoreUnavailable
 from understudy.actors.events import counters_of
 from understudy.actors.records import FINAL
 from understudy.cluster.client import Run, RunFailed, open_questions
@@ -402,6 +402,85 @@ def test_a_replaced_owner_changes_nothing():
     run_async(played())
 
 
+@pytest.mark.parametrize("how", ["fenced", "cancelled", "sibling lost the store"])
+def test_a_call_at_work_is_ended_only_if_the_run_does_not_want_it(how: str):
+    """An actor that woke up again used to kill the very call that its successor waited for."""
+
+    async def played() -> None:
+        graph = Graph("held", Log)
+
+        @graph.node
+        async def held(state: Log, ctx: Context) -> None:
+            await ctx.call(pay, order="1")
+
+        @graph.node
+        async def other(state: Log, ctx: Context) -> None:
+            if how == "sibling lost the store":
+                await stage.sandboxes.called.wait()
+                await ctx.call(mail, to="b")
+
+        graph.edge(START, held).edge(held, END).edge(START, other).edge(other, END)
+
+        def unreachable(request: Any, approved: bool) -> Any:
+            raise StoreUnavailable("redis is away")
+
+        stage = Stage(MemoryStore(), graph, YesPolicy({"mail": unreachable})).tools(pay, mail)
+        stage.sandboxes.hold = asyncio.Event()
+        run = await stage.start()
+        driver = await stage.driver(run)
+        driving = asyncio.ensure_future(driver.drive())
+        await stage.sandboxes.called.wait()
+        if how == "cancelled":
+            driver.cancel()
+            assert await driving == "cancelled"
+        elif how == "fenced":
+            driver.fence()
+            with pytest.raises(Fenced):
+                await driving
+        else:
+            with pytest.raises(StoreUnavailable):
+                await driving
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert stage.sandboxes.aborted == (["pay"] if how == "cancelled" else [])
+
+    run_async(played())
+
+
+def test_a_lost_store_is_not_the_tools_fault_even_if_the_node_catches_it():
+    """`except Exception` around a call is what agents do; the run then went on as if the tool had failed."""
+
+    async def played() -> None:
+        graph = Graph("catches", Log)
+
+        @graph.node
+        async def catches(state: Log, ctx: Context) -> dict[str, Any]:
+            try:
+                await ctx.call(pay, order="1")
+            except Exception as error:
+                return {"note": str(error)}
+            return {"note": "paid"}
+
+        graph.edge(START, catches).edge(catches, END)
+        away = True
+
+        def now_and_then(request: Any, approved: bool) -> Any:
+            if away:
+                raise StoreUnavailable("redis is away")
+            return Granted("token", "yes", "test")
+
+        stage = Stage(MemoryStore(), graph, YesPolicy({"pay": now_and_then})).tools(pay)
+        run = await stage.start()
+        with pytest.raises(StoreUnavailable):
+            await stage.drive(run)
+        away = False
+        await stage.crash(run)
+        assert await stage.drive(run) == "succeeded"
+        assert (await run.result()).note == "paid"
+
+    run_async(played())
+
+
 def test_counters_are_the_sum_of_the_event_logs():
     async def played() -> None:
         store = MemoryStore()
@@ -647,6 +726,11 @@ def test_a_swallowed_suspension_still_waits():
 
 
 # --- threads, keys, cancel, fork -----------------------------------------------------------------------------------
+
+
+def test_a_typo_in_the_input_is_seen():
+    with pytest.raises(CallerError, match=r"the input of graph 'chain' names 'notee', .* did you mean 'note'\?"):
+        play(chain("a"), {"notee": "x"})
 
 
 def test_runs_of_a_thread_are_serial_and_share_its_state():
