@@ -6,6 +6,7 @@ store, `connect` starts one in this process, on a Ray of its own.
 
 import asyncio
 import contextlib
+import difflib
 import hashlib
 import json
 import time
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from understudy.actors.channels import Channel
 from understudy.actors.checkpoint import restore, seed
 from understudy.actors.code import Code, digest_of, load_ref, locate, pickled, sign_blob
 from understudy.actors.errors import CallerError, Conflict, NotFound, UnderstudyError
@@ -306,6 +308,8 @@ def input_text(plan: Plan, given: BaseModel | Mapping[str, Any] | None) -> str:
         elif isinstance(given, BaseModel):
             raise CallerError(f"graph {plan.name!r} takes a {plan.state.__name__}, not a {type(given).__name__}")
         else:
+            for name in given or {}:
+                _channel(plan, name, "the input")
             model = plan.state.model_validate(dict(given or {}))
     except ValidationError as error:
         parts = [f"{'.'.join(map(str, i['loc'])) or 'input'}: {i['msg']}" for i in error.errors(include_url=False)]
@@ -320,13 +324,20 @@ def input_text(plan: Plan, given: BaseModel | Mapping[str, Any] | None) -> str:
     return f'{{"values":{{{values}}},"defaults":{{{defaults}}}}}'
 
 
+def _channel(plan: Plan, name: str, what: str) -> Channel:
+    """A channel by name. pydantic would drop a name that it does not know, and a typo would go unseen."""
+    if name in plan.channels:
+        return plan.channels[name]
+    close = difflib.get_close_matches(name, plan.channels, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"{plan.state.__name__} has {', '.join(plan.channels)}"
+    raise CallerError(f"{what} of graph {plan.name!r} names {name!r}, which is no channel; {hint}")
+
+
 def updated(plan: Plan, values: Mapping[str, str], update: Mapping[str, Any]) -> dict[str, str]:
     """The channels after a write from outside, through their reducers. Raises InvalidWrite."""
     after = dict(values)
     for name, value in update.items():
-        if name not in plan.channels:
-            raise CallerError(f"there is no channel {name!r}; {plan.state.__name__} has {', '.join(plan.channels)}")
-        channel = plan.channels[name]
+        channel = _channel(plan, name, "the update")
         after[name] = channel.merge(after.get(name), channel.encode(value, "the update"), "the update")
     return after
 
