@@ -54,14 +54,19 @@ def open_blob(signed: bytes, secret: bytes, what: str) -> bytes:
 
 
 def locate(graph: Graph) -> Code | None:
-    """The reference of a graph that a module holds; None if it has to be shipped by value."""
-    for name, module in list(sys.modules.items()):
-        if name == "__main__" or module is None:
-            continue
-        for attribute, value in list(getattr(module, "__dict__", {}).items()):
-            if value is graph:
-                return Code(ref=f"{name}:{attribute}", paths=_import_paths(name, module))
-    return None
+    """The reference of a graph that a module holds; None if it has to be shipped by value.
+
+    Several modules may hold it, by importing it from each other: the one that its nodes were written in comes first.
+    """
+    homes = {getattr(node.fn, "__module__", "") for node in graph.nodes.values()}
+    holders = [
+        Code(ref=f"{name}:{attribute}", paths=_import_paths(name, module))
+        for name, module in list(sys.modules.items())
+        if name != "__main__" and module is not None
+        for attribute, value in list(getattr(module, "__dict__", {}).items())
+        if value is graph
+    ]
+    return min(holders, key=lambda code: code.ref.partition(":")[0] not in homes, default=None)
 
 
 def _import_paths(name: str, module: Any) -> tuple[str, ...]:

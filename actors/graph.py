@@ -142,6 +142,11 @@ class Graph:
         self._plan = None
         return fn
 
+    @property
+    def nodes(self) -> Mapping[str, Node]:
+        """The nodes so far, by name."""
+        return self._nodes
+
     def edge(self, source: Target | Sequence[Target], target: Target) -> "Graph":
         """After `source` (or after all of several sources) comes `target`."""
         sources = [source] if isinstance(source, str) or callable(source) else list(source)

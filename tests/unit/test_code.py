@@ -1,0 +1,123 @@
+"""Code is found by reference or loaded by value, and a blob that was not signed here is never loaded (law 6)."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from support.waiting import run_async
+from understudy import END, START, Graph, tool
+from understudy.actors.code import Code, Library, digest_of, load_ref, locate, open_blob, pickled, sign_blob, tool_code
+from understudy.actors.errors import CodeError
+from understudy.cluster.demo import tools as installed
+from understudy.cluster.demo.graph import graph as installed_graph
+
+SECRET = b"s" * 32
+
+
+class State(BaseModel):
+    word: str = ""
+
+
+def one(word: str) -> Graph:
+    graph = Graph("one", State)
+    graph.node(lambda state: {"word": word}, name="say")
+    return graph.edge(START, "say").edge("say", END)
+
+
+def library(blobs: dict[str, bytes]) -> Library:
+    async def get_blob(digest: str) -> bytes:
+        return blobs[digest]
+
+    return Library(SECRET, get_blob)
+
+
+def loaded(blobs: dict[str, bytes], digest: str) -> Graph:
+    return run_async(library(blobs).graph(Code(blob=digest)))
+
+
+def test_a_graph_by_value_comes_back():
+    data = pickled(one("hello"))
+    graph = loaded({digest_of(data): sign_blob(data, SECRET)}, digest_of(data))
+    assert graph.plan().nodes["say"].fn(State()) == {"word": "hello"}
+
+
+def test_what_is_not_signed_here_is_not_loaded(tmp_path: Path):
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "boom"),)
+
+    data = pickled(Bomb())
+    name = digest_of(data)
+    for signed in (sign_blob(data, b"x" * 32), data, b"", sign_blob(data, SECRET)[:-1] + b"!"):
+        with pytest.raises(CodeError, match="not signed with this deployment's key, or was altered"):
+            loaded({name: signed}, name)
+    with pytest.raises(CodeError, match="other contents than its name says"):
+        loaded({"0" * 64: sign_blob(data, SECRET)}, "0" * 64)
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_signed_blob_that_is_no_graph():
+    data = pickled(["not", "a", "graph"])
+    with pytest.raises(CodeError, match="holds a list, not a Graph"):
+        loaded({digest_of(data): sign_blob(data, SECRET)}, digest_of(data))
+
+
+def test_a_signature_is_of_these_bytes():
+    assert open_blob(sign_blob(b"data", SECRET), SECRET, "it") == b"data"
+    with pytest.raises(CodeError):
+        open_blob(sign_blob(b"data", SECRET) + b"more", SECRET, "it")
+
+
+def test_references_that_lead_nowhere_teach(tmp_path: Path):
+    (tmp_path / "flow_of_test_code.py").write_text("from understudy import Graph\nvalue = 3\n")
+    (tmp_path / "broken_of_test_code.py").write_text("1 / 0\n")
+    paths = (str(tmp_path),)
+    try:
+        for ref, message in (
+            ("nothing", "write MODULE:GRAPH"),
+            ("no_such_module_anywhere:graph", "there is no module 'no_such_module_anywhere'"),
+            ("flow_of_test_code:graph", "has no attribute 'graph'; it has no Graph"),
+            ("flow_of_test_code:value", "holds a int"),
+            ("broken_of_test_code:graph", "cannot be imported: ZeroDivisionError"),
+            ("understudy.cluster.demo.graph:grahp", "its graphs: graph"),
+        ):
+            with pytest.raises(CodeError, match=message):
+                load_ref(ref, paths)
+    finally:
+        sys.path.remove(str(tmp_path))
+
+
+def test_installed_code_goes_by_reference_and_the_users_own_by_value():
+    code = locate(installed_graph)
+    assert code is not None
+    assert code.paths == ()
+    assert tool_code(installed.read_metadata).ref == "understudy.cluster.demo.tools:read_metadata"
+    assert locate(one("local")) is None
+
+    @tool
+    def mine() -> int:
+        return 1
+
+    assert tool_code(mine).blob
+
+
+def test_a_changed_file_makes_a_process_stale(tmp_path: Path):
+    module = tmp_path / "stale_of_test_code.py"
+    module.write_text("from understudy import *\nfrom pydantic import BaseModel\nclass S(BaseModel): pass\n"
+                      "graph = Graph('g', S)\n")  # fmt: skip
+    code = Code(ref="stale_of_test_code:graph", paths=(str(tmp_path),))
+    try:
+        shelf = library({})
+        assert not shelf.is_stale(code)
+        run_async(shelf.graph(code))
+        assert not shelf.is_stale(code)
+        os.utime(module, ns=(1, 1))
+        assert shelf.is_stale(code)
+        elsewhere = Code(ref="stale_of_test_code:graph", paths=(str(tmp_path / "other"),))
+        assert shelf.is_stale(elsewhere), "a module of that name came from another folder"
+    finally:
+        sys.path.remove(str(tmp_path))
+        sys.modules.pop("stale_of_test_code", None)
