@@ -248,8 +248,9 @@ async def _follow(demo: Demo) -> None:
                 printed = snapshot.elapsed_s
                 statuses = ", ".join(f"{count} {status}" for status, count in sorted(snapshot.statuses.items()))
                 demo.console.print(
-                    f"{snapshot.elapsed_s:4.0f} s: {statuses}; {snapshot.tools} tool calls, "
-                    f"{len(snapshot.kills)} actors killed, {snapshot.restarts} restarts",
+                    f"{snapshot.elapsed_s:4.0f} s: {statuses}; {show.counted(snapshot.tools, 'tool call')}, "
+                    f"{show.counted(len(snapshot.kills), 'actor')} killed, "
+                    f"{show.counted(snapshot.restarts, 'restart')}",
                     highlight=False,
                     soft_wrap=True,
                 )
