@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from understudy.actors.code import tool_code
 from understudy.actors.effects import call_digest, effect_key, read_outcome, write_outcome
-from understudy.actors.errors import CallerError, EffectMismatch, Suspended
+from understudy.actors.errors import CallerError, EffectMismatch, Suspended, tellable
 from understudy.actors.events import counters_of
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.records import Event, Interrupt, Receipt, RunRecord
@@ -209,7 +209,7 @@ class Caller:
         match verdict:
             case Granted():
                 return verdict
-            case Asked() if answer is not None:
+            case Asked() if interrupt_id in place.answers:
                 note = answer.get("note", "") if isinstance(answer, dict) else ""
                 return await self._denied(
                     place,
@@ -325,7 +325,7 @@ def _end(receipt: Receipt, outcome: str, seconds: float, error: str) -> dict[str
 
 def finished_event(receipt: Receipt, outcome: Outcome, at: float) -> Event:
     """What the event log says of a call's end. The value itself is in the receipt."""
-    error = outcome.error if len(outcome.error) <= 500 else outcome.error[:497] + "..."
+    error = tellable(outcome.error if len(outcome.error) <= 500 else outcome.error[:497] + "...")
     return Event("tool_finished", at, _end(receipt, outcome.kind, round(outcome.duration_s, 6), error))
 
 

@@ -44,19 +44,20 @@ class Channel:
         try:
             checked = self.adapter.validate_python(value)
             text = self.adapter.dump_json(checked).decode()
-        except (ValidationError, ValueError, TypeError) as error:
+        except Exception as error:  # a validator of the user's may raise anything
             raise InvalidWrite(
                 f"{writer} wrote {_short(value)} to channel {self.name!r} ({self.type_name}): {_reason(error)}"
             ) from None
         # A NaN becomes null, a set of a custom type a list: what cannot come back must not go in.
         try:
             back = self.adapter.validate_json(text)
-        except ValidationError as error:
+            same = bool(back == checked)
+        except Exception as error:
             raise InvalidWrite(
                 f"{writer} wrote {_short(value)} to channel {self.name!r} ({self.type_name}), which is stored as "
                 f"{_short(text)} and cannot be read back: {_reason(error)}"
             ) from None
-        if back != checked:
+        if not same:
             raise InvalidWrite(
                 f"{writer} wrote {_short(value)} to channel {self.name!r} ({self.type_name}), which would come back "
                 f"as {_short(back)}; store something that JSON can hold"
@@ -79,7 +80,7 @@ class Channel:
             return joined(old, new)
         try:
             value = self.reducer(self.decode(old), self.decode(new))
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: it would end the actor, in every restart
             raise InvalidWrite(
                 f"the reducer of channel {self.name!r} failed on the write of {writer}: {_reason(error)}"
             ) from error
@@ -129,11 +130,14 @@ def state_of(model: type[BaseModel], channels: Mapping[str, Channel], values: Ma
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception as error:  # too deep, too many digits, or the user's own
+        return f"a {type(value).__name__} (its repr raises {type(error).__name__})"
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, ValidationError):
         parts = []
         for item in error.errors(include_url=False, include_input=False)[:3]:

@@ -45,6 +45,8 @@ class Context:
         self._work: set[asyncio.Task[Any]] = set()
         self.asked: dict[str, Interrupt] = {}
         """Questions of this attempt that have no answer yet, and timers that have fired, by id."""
+        self.over = False
+        """Nobody wants what the node does any more: a cancellation from now on is the run's."""
         self.lost: Fenced | StoreUnavailable | None = None
         """What made a call impossible that is no fault of the tool: the run's residence ends with it, even if the node
         catches it, as an agent does that tells its model of every error."""
@@ -76,7 +78,7 @@ class Context:
         Returns (awaited): the tool's result, as its annotation says.
         Raises ToolDenied (the policy or a person refused), ToolError (with the outcome), CallerError (arguments).
         """
-        index = self._next("call:" + tool.name)
+        index = self._place_of(tool)
 
         async def called() -> R:
             outcome = await self._call(tool, args, index)
@@ -91,7 +93,7 @@ class Context:
 
     def outcome(self, tool: "Tool[..., Any]", /, **args: Any) -> asyncio.Task[Outcome]:
         """Like `call`, but returns the Outcome whatever its kind."""
-        return self._begin(self._call(tool, args, self._next("call:" + tool.name)))
+        return self._begin(self._call(tool, args, self._place_of(tool)))
 
     def interrupt(self, payload: Any, *, deadline: timedelta | None = None) -> asyncio.Task[Any]:
         """Ask a person: the run is put to sleep, durably, until somebody resumes it with an answer.
@@ -110,6 +112,11 @@ class Context:
 
     # --- inside ---
 
+    def _place_of(self, tool: "Tool[..., Any]") -> int:
+        if not isinstance(tool, Tool):
+            raise CallerError(f"ctx.call wants a tool, not {tool!r}; put @tool on the function")
+        return self._next("call:" + tool.name)
+
     def _next(self, what: str) -> int:
         index = self._places[what]
         self._places[what] += 1
@@ -122,8 +129,6 @@ class Context:
         return task
 
     async def _call(self, tool: "Tool[..., Any]", args: dict[str, Any], index: int) -> Outcome:
-        if not isinstance(tool, Tool):
-            raise CallerError(f"ctx.call wants a tool, not {tool!r}; put @tool on the function")
         try:
             return await self._caller.call(self._place, tool, args, index)
         except Suspended as suspended:
@@ -147,8 +152,9 @@ class Context:
                 return None
             raise InterruptExpired(f"nobody answered {interrupt_id} of node {task.node!r} before its deadline")
         try:
-            json.dumps(payload, allow_nan=False)
-        except (TypeError, ValueError) as error:
+            # UnicodeEncodeError is a ValueError: a lone surrogate is no text, and not every store could hold it.
+            json.dumps(payload, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
             raise CallerError(
                 f"ctx.interrupt in node {task.node!r}: the payload is not JSON ({error}); use .model_dump(mode='json')"
             ) from None
@@ -168,10 +174,11 @@ class Context:
 
     def release(self) -> None:
         """Leave the calls under way to the run's next owner: whatever ends here from now on does not end them."""
-        self._caller.released = True
+        self.over = self._caller.released = True
 
     def stop(self) -> None:
         """Cancel what is still at work."""
+        self.over = True
         for task in self._work:
             task.cancel()
 

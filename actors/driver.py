@@ -20,7 +20,7 @@ from understudy.actors.calls import Caller, Place, PolicyPort, SandboxPort
 from understudy.actors.channels import state_of
 from understudy.actors.checkpoint import Checkpoint
 from understudy.actors.context import BlockingContext, Context
-from understudy.actors.errors import CallerError, Fenced
+from understudy.actors.errors import CallerError, Fenced, tellable
 from understudy.actors.events import COMMIT_BUCKETS_S, histogram
 from understudy.actors.graph import Node, Plan
 from understudy.actors.records import Commit, Loaded, Status
@@ -40,6 +40,9 @@ from understudy.actors.run import (
 from understudy.actors.step import Task, result_of
 from understudy.actors.store import Store
 
+MESSAGE_CHARS_MAX = 4000
+GROUPS_MAX = 10
+"""Exceptions of a group that are told, and groups in groups."""
 ABANDON_S = 5.0
 """How long a cancelled node may take to end. One that swallows it is left behind, and its process with it."""
 
@@ -127,11 +130,15 @@ class Driver:
         context = Context(place, caller, self.clock, mine)
         work = asyncio.ensure_future(self._attempt(task, checkpoint, context))
         self._work[work] = context
-        work.add_done_callback(self._ended)
+        work.add_done_callback(functools.partial(self._ended, task))
 
-    def _ended(self, work: "asyncio.Task[None]") -> None:
-        self._work.pop(work, None)
-        if not work.cancelled() and (error := work.exception()) is not None:
+    def _ended(self, task: Task, work: "asyncio.Task[None]") -> None:
+        context = self._work.pop(work)
+        if work.cancelled():
+            if not context.over:
+                context.stop()
+                self._tell(Failed(self.clock(), task, "CancelledError: the node cancelled itself"))
+        elif (error := work.exception()) is not None:
             # A lost lease, the store, or a bug of ours: this residence is over, the supervisor decides what comes.
             self._inbox.put_nowait(error)
 
@@ -143,10 +150,10 @@ class Driver:
         returned: Any = None
         try:
             returned = await self._call(node, task, checkpoint, context)
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:  # also Suspended, and SystemExit, which would end the whole actor from here
-            failure = error
+            if isinstance(error, asyncio.CancelledError) and context.over:
+                raise
+            failure = error  # a CancelledError of the node's own, e.g. of something it awaited, is its failure
         await context.settle()
         waits = any(not interrupt.settled for interrupt in context.asked.values())
         if context.lost is not None:
@@ -160,6 +167,8 @@ class Driver:
                 result = result_of(self.plan, node, returned)
             except CallerError as error:
                 self._tell(Failed(self.clock(), task, str(error)))
+            except Exception as error:  # of the user's own model: its validators may raise anything
+                self._tell(Failed(self.clock(), task, describe(error)))
             else:
                 self._tell(Finished(self.clock(), task, result, time.perf_counter() - began))
 
@@ -190,11 +199,15 @@ class Driver:
         self._inbox.put_nowait(told)
 
 
-def describe(error: BaseException) -> str:
+def describe(error: BaseException, depth: int = 0) -> str:
     """An exception for the one who reads a failed run: its type, its message, and where in the user's code."""
-    if isinstance(error, BaseExceptionGroup):
-        return "; ".join(describe(inner) for inner in error.exceptions)
+    if isinstance(error, BaseExceptionGroup) and depth < GROUPS_MAX:
+        return "; ".join(describe(inner, depth + 1) for inner in error.exceptions[:GROUPS_MAX])
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/understudy/actors/" not in f.filename]
     frames = [f for f in frames if "/asyncio/" not in f.filename and "/concurrent/" not in f.filename]
     where = f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    try:
+        said = str(error)
+    except Exception as broken:
+        said = f"(its message cannot be had: {type(broken).__name__})"
+    return f"{type(error).__name__}: {tellable(said, MESSAGE_CHARS_MAX)}{where}"

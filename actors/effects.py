@@ -34,9 +34,8 @@ def write_outcome(outcome: Outcome) -> str:
             "printed": outcome.printed,
             "duration_s": outcome.duration_s,
             "peak_memory_bytes": outcome.peak_memory_bytes,
-        },
-        ensure_ascii=False,
-    )
+        }
+    )  # in ASCII: what a tool answers may hold lone surrogates, which no store can
 
 
 def read_outcome(text: str) -> Outcome:

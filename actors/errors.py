@@ -82,3 +82,15 @@ class Suspended(BaseException):
     It is a BaseException so that `except Exception` in a node lets it through. If a bare `except:` of yours catches
     it, raise it again.
     """
+
+
+ERROR_CHARS_MAX = 8000
+
+
+def tellable(text: str, chars_max: int = ERROR_CHARS_MAX) -> str:
+    """An error's text as every store can hold it: bounded (law 8), and without what is no text, as lone surrogates and
+    NUL. A run that fails must not fail to say so."""
+    clean = text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
+    if len(clean) <= chars_max:
+        return clean
+    return f"{clean[:chars_max]}... ({len(clean) - chars_max} characters more)"

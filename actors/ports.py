@@ -5,8 +5,10 @@ Names and not handles: an actor that died comes back under its name (Ray's own r
 
 import asyncio
 import contextlib
+import functools
 import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -23,13 +25,17 @@ PATIENCE_S = 60.0
 """How long a call waits for an actor that is being replaced."""
 
 
+_FINDER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="finds-actors")
+"""Not the loop's own threads: `def` nodes sit in those while they wait for the very call that looks for an actor."""
+
+
 async def find(name: str, patience_s: float = PATIENCE_S) -> Any:
     """The handle of a named actor; waits while it is being replaced. Raises StoreUnavailable after `patience_s`."""
     loop = asyncio.get_running_loop()
     until = loop.time() + patience_s
     while True:
         try:
-            return await asyncio.to_thread(ray.get_actor, name, namespace=NAMESPACE)
+            return await loop.run_in_executor(_FINDER, functools.partial(ray.get_actor, name, namespace=NAMESPACE))
         except ValueError:
             if loop.time() > until:
                 raise StoreUnavailable(f"actor {name!r} did not come back within {patience_s:.0f} s") from None

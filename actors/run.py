@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from understudy.actors.channels import state_of
 from understudy.actors.checkpoint import Checkpoint, following, restore
-from understudy.actors.errors import CallerError, CodeError, StepLimitReached
+from understudy.actors.errors import CallerError, CodeError, StepLimitReached, tellable
 from understudy.actors.events import counters_of
 from understudy.actors.graph import Plan
 from understudy.actors.records import FINAL, Commit, Event, Interrupt, Loaded, NewCheckpoint, Receipt, Status
@@ -188,7 +188,7 @@ class Run:
     def _fail(self, told: Failed) -> list[Effect]:
         if self._open.pop(told.task.task_id, None) is None:
             return []
-        event = Event("node_failed", told.at, {**_who(told.task), "error": told.error})
+        event = Event("node_failed", told.at, {**_who(told.task), "error": tellable(told.error)})
         return self._end(told.at, "failed", f"node {told.task.node!r}: {told.error}", [event])
 
     def _cancel(self, told: CancelAsked) -> list[Effect]:
@@ -265,6 +265,7 @@ class Run:
         self, at: float, status: Status, error: str, events: list[Event], new: NewCheckpoint | None = None
     ) -> list[Effect]:
         assert status in FINAL
+        error = tellable(error)
         self.phase = "over"
         self._open = {}
         result = ""

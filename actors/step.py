@@ -95,9 +95,10 @@ def opening(plan: Plan, head: Checkpoint, run_input: str) -> Checkpoint:
 def _given(plan: Plan, name: str, value: Any) -> str:
     channel = _channel(plan, name, "the input")
     try:
-        return channel.encode(channel.adapter.validate_json(json.dumps(value)), "the input")
+        given = channel.adapter.validate_json(json.dumps(value))
     except ValidationError as error:
         raise InvalidWrite(f"the input's {name!r} is not {channel.type_name}: {error}") from None
+    return channel.encode(given, "the input")
 
 
 def result_of(plan: Plan, node: Node, returned: Any) -> TaskResult:
@@ -201,7 +202,7 @@ def _chosen(plan: Plan, source: str, choose: Any, targets: tuple[str, ...], stat
     who = f"the branch after {source!r}"
     try:
         choice = choose(state)
-    except Exception as error:
+    except BaseException as error:  # SystemExit too: it would end the actor, in every restart
         raise GraphError(f"{who} raised {type(error).__name__}: {error}") from error
     if choice is None:
         raise GraphError(f"{who} returned None; return one of {', '.join(targets)}")
