@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -163,6 +164,10 @@ def _entries(entries: Sequence[Entry]) -> Table:
     return _grid(rows)
 
 
+def counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
 def _verdict(report: Report) -> Text:
     verdicts = ", ".join(f"{count} {kind}" for kind, count in report.verdicts().items() if count)
     text = Text()
@@ -172,7 +177,7 @@ def _verdict(report: Report) -> Text:
         f"{len(report.entries)} of {len(report.entries) + len(report.failures)} audited ({verdicts or 'none'}), "
     )
     text.append(f"{report.tools} tool calls in {report.duration_s:.1f} s ({report.tools_per_s:.1f} a second).\n")
-    text.append(f"{len(report.kills)} actors killed, {report.restarts} restarts.")
+    text.append(f"{counted(len(report.kills), 'actor')} killed, {counted(report.restarts, 'restart')}.")
     recoveries = sorted(kill.recovery_s for kill in report.kills if kill.recovery_s is not None)
     if recoveries:
         least, most = f"{recoveries[0]:.2f}", f"{recoveries[-1]:.2f}"
@@ -181,12 +186,16 @@ def _verdict(report: Report) -> Text:
 
 
 def _paths(paths: Mapping[str, str]) -> Table:
-    """Whole, over several lines if need be: they are there to be copied."""
+    """Whole, over several lines if need be: they are there to be copied. A folder that all share is named once."""
+    folders = {str(PurePath(path).parent) for path in paths.values()}
+    rows = dict(paths)
+    if len(paths) > 1 and len(folders) == 1:
+        rows = {"report": folders.pop() + "/", "files": ", ".join(PurePath(path).name for path in paths.values())}
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    for what, path in paths.items():
-        table.add_row(what, Text(path))
+    for what, text in rows.items():
+        table.add_row(what, Text(text))
     return table
 
 

@@ -193,6 +193,11 @@ def test_the_last_view():
     text = "\n".join(lines(show.summary(report())))
     assert "Good: every distribution has exactly one row" in text
     assert "Back after 0.75 s" in text
+    assert "/out/report.md" in text
+    paths = {"markdown": "/out/report.md", "json": "/out/report.json", "ledger": "/out/ledger.jsonl"}
+    text = "\n".join(lines(show.summary(report(paths=paths))))
+    assert text.count("/out/") == 1
+    assert "report.md, report.json, ledger.jsonl" in text
     failed = "\n".join(lines(show.summary(report(failures=(Failure("dog", "r", "failed", "ToolDenied: no"),)))))
     assert "Not good" in failed
     assert "dog: failed: ToolDenied: no" in failed
