@@ -9,6 +9,7 @@ import hmac
 import importlib
 import json
 import sys
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +178,8 @@ def load_ref(ref: str, paths: tuple[str, ...] = ()) -> Graph:
     module_name, _, attribute = ref.partition(":")
     if not module_name or not attribute:
         raise CodeError(f"{ref!r} does not name a graph; write MODULE:GRAPH, e.g. flows.refund:graph")
+    if "/" in module_name:
+        raise _names_a_file(module_name, attribute)
     for path in reversed(paths):
         if path not in sys.path:
             sys.path.insert(0, path)
@@ -186,12 +189,16 @@ def load_ref(ref: str, paths: tuple[str, ...] = ()) -> Graph:
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             where = ", ".join(paths) or "the import path"
+            if module_name.endswith(".py"):
+                raise _names_a_file(module_name, attribute) from None
             raise CodeError(
                 f"there is no module {module_name!r} in {where}; run from the folder that holds it, or set PYTHONPATH"
             ) from None
         raise CodeError(f"module {module_name!r} cannot be imported: {error}") from error
     except Exception as error:
-        raise CodeError(f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        raise CodeError(
+            f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}{_place_of(error)}"
+        ) from error
     graph = getattr(module, attribute, None)
     if isinstance(graph, Graph):
         return graph
@@ -199,6 +206,20 @@ def load_ref(ref: str, paths: tuple[str, ...] = ()) -> Graph:
     hint = f"its graphs: {', '.join(graphs)}" if graphs else "it has no Graph"
     found = "has no attribute" if graph is None else f"holds a {type(graph).__name__} in"
     raise CodeError(f"module {module_name!r} {found} {attribute!r}; {hint}")
+
+
+def _names_a_file(path: str, attribute: str) -> CodeError:
+    named = path.removesuffix(".py").strip("./").replace("/", ".")
+    return CodeError(f"{path!r} is a file, and modules are named without .py; write {named}:{attribute}")
+
+
+def _place_of(error: Exception) -> str:
+    """Where the user's own code raised it, as ` (flows.py:12)`; a SyntaxError says that by itself."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen importlib")]
+    frames = [f for f in frames if "/understudy/actors/" not in f.filename and "/importlib/" not in f.filename]
+    if isinstance(error, SyntaxError) or not frames:
+        return ""
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
 
 
 def tool_code(tool: Tool[Any, Any]) -> ToolCode:

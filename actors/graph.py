@@ -261,10 +261,11 @@ def _problems(graph: Graph) -> list[str]:
         for target in targets:
             backward.setdefault(target, set()).add(source)
     ending = _reach({END}, backward)
+    stuck = [name for name in graph._nodes if name in reached and name not in ending]
+    # Where nothing follows at all is where the edge is missing; what merely leads there is cured with it.
     problems += [
         f"there is no way to END from {name!r}; add graph.edge({name!r}, END), or goto= if it returns a Command"
-        for name in graph._nodes
-        if name in reached and name not in ending
+        for name in [name for name in stuck if not onward[name]] or stuck
     ]
     return problems
 

@@ -91,7 +91,7 @@ class Tool(Generic[P, R]):
                     encoded[key] = adapter.dump_python(adapter.validate_python(item), mode="json")
                 except (ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
                     raise CallerError(
-                        f"tool {self.name!r}, argument {key!r}: {str(item)[:80]!r} does not fit: {error}"
+                        f"tool {self.name!r}, argument {key!r}: {str(item)[:80]!r} does not fit: {_reason(error)}"
                     ) from None
         return encoded
 
@@ -103,7 +103,7 @@ class Tool(Generic[P, R]):
         try:
             result: R = self._returns.validate_json(json.dumps(value))
         except ValueError as error:
-            raise CallerError(f"tool {self.name!r} answered {str(value)[:80]!r}: {error}") from None
+            raise CallerError(f"tool {self.name!r} answered {str(value)[:80]!r}: {_reason(error)}") from None
         return result
 
 
@@ -111,6 +111,16 @@ def _annotation(annotation: Any) -> Any:
     import inspect
 
     return Any if annotation is inspect.Parameter.empty or isinstance(annotation, str) else annotation
+
+
+def _reason(error: Exception) -> str:
+    """What pydantic found wrong, on one line: `lines.0.qty: Input should be a valid integer`."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return f"{type(error).__name__}: {error}"
+    found = error.errors(include_url=False, include_context=False, include_input=False)[:3]
+    return "; ".join(": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"]))) for item in found)
 
 
 @overload

@@ -117,19 +117,30 @@ class Run:
     async def resume(self, answer: Any, interrupt_id: str = "") -> RunRecord:
         """Answer the run's open question (name it if there are several), and let it go on.
 
-        Raises Conflict: there is none, there are several, or it has another answer already; NotFound.
+        An `unknown` call is answered with "retry", "fail" or {"value": what it returned}.
+        Raises Conflict: there is none, there are several, it has another answer already, or it is a call to be
+        approved; CallerError: the answer is not JSON, or does not fit; NotFound.
         """
         record = await self.record()
         questions = [i for i in open_questions(record) if i.kind in ("question", "unknown")]
         if not interrupt_id:
             if len(questions) != 1:
-                listed = ", ".join(f"{i.interrupt_id} (node {i.node!r})" for i in questions) or "none"
+                listed = ", ".join(f"{i.interrupt_id} (node {i.node!r})" for i in questions)
                 raise Conflict(
-                    f"run {self.run_id} is {record.status} and has {len(questions)} open questions: {listed}"
-                    + ("; name the one that you answer" if questions else "")
+                    f"run {self.run_id} is {record.status} and has {len(questions)} open questions: {listed}; name "
+                    f"the one that you answer"
+                    if questions
+                    else f"run {self.run_id} is {record.status} and asks nothing that could be answered"
                 )
             interrupt_id = questions[0].interrupt_id
-        return await self._store.resume(self.run_id, interrupt_id, json.dumps(answer), time.time())
+        kind = next((i.kind for i in record.interrupts if i.interrupt_id == interrupt_id), "")
+        if kind == "approval":
+            raise Conflict(f"{interrupt_id} is a call to be approved, not a question: approve or deny it")
+        if kind == "unknown" and answer not in ("retry", "fail") and not _is_value(answer):
+            raise CallerError(
+                f'an unknown call is answered with "retry", "fail" or {{"value": ...}}, not {answer!r:.80}'
+            )
+        return await self._store.resume(self.run_id, interrupt_id, _answer(answer), time.time())
 
     async def approve(self, call_id: str, *, note: str = "") -> RunRecord:
         """Allow a tool call that the policy asks about; good for this very call, once."""
@@ -145,9 +156,7 @@ class Run:
         if not any(i.interrupt_id == call_id for i in calls):
             listed = ", ".join(f"{i.interrupt_id} ({i.payload['tool']})" for i in calls) or "none"
             raise NotFound(f"run {self.run_id} has no call {call_id!r} to be approved; waiting calls: {listed}")
-        return await self._store.resume(
-            self.run_id, call_id, json.dumps({"approve": approve, "note": note}), time.time()
-        )
+        return await self._store.resume(self.run_id, call_id, _answer({"approve": approve, "note": note}), time.time())
 
     async def cancel(self) -> RunRecord:
         """Ask the run to end; it is cancelled soon. Asking twice is the same as once."""
@@ -202,6 +211,19 @@ class Run:
     async def _values(self, thread_id: str, checkpoint_id: str) -> dict[str, Any]:
         values = restore(await self._store.chain(thread_id, checkpoint_id)).values
         return {name: json.loads(text) for name, text in values.items()}
+
+
+def _is_value(answer: Any) -> bool:
+    return isinstance(answer, dict) and list(answer) == ["value"]
+
+
+def _answer(answer: Any) -> str:
+    """JSON of an answer. Raises CallerError for what every store could not hold, or give back as it is."""
+    try:
+        json.dumps(answer, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CallerError(f"the answer {answer!r:.80} is not JSON: {error}") from None
+    return json.dumps(answer)
 
 
 class Cluster:

@@ -52,8 +52,15 @@ def _yaml(text: str) -> Any:
     except RecursionError:
         raise Unreadable(f"it is nested too deeply; {DEPTH_MAX} levels are the most") from None
     except Exception as error:  # PyYAML lets KeyError, IndexError and others out, e.g. for `!!bool x` and `!!int ""`
-        words = " ".join(str(error).split()) or type(error).__name__
+        mark: Any = getattr(error, "problem_mark", None)
+        said = str(error) if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {_problem(error)}"
+        words = " ".join(said.split()) or type(error).__name__
         raise Unreadable(f"it is no YAML: {words[:300]}") from None
+
+
+def _problem(error: Any) -> str:
+    """PyYAML's words without its picture of the place: `while parsing a flow node, expected the node content, ...`."""
+    return ", ".join(part for part in (error.context, error.problem) if part)
 
 
 @cache

@@ -131,12 +131,14 @@ async def find_run(store: "Store", text: str) -> "Run":
     return Run(store, found[0])
 
 
-def parse_json(text: str, what: str) -> Any:
-    """Raises WrongUsage that shows how to quote."""
+def parse_json(text: str, what: str, example: Any = None) -> Any:
+    """Raises WrongUsage that shows how to quote: the text itself, or an example of what is wanted instead."""
     try:
         return json.loads(text)
     except ValueError as error:
         hint = f"; a text is written {shlex.quote(json.dumps(text))}" if _is_word(text) else ""
+        if example is not None:
+            hint = f"; write e.g. {shlex.quote(json.dumps(example))}"
         raise WrongUsage(f"{what} is not JSON: {error}{hint}") from None
 
 

@@ -90,7 +90,7 @@ async def explain(
     from understudy.policies.permission import Request, decide
     from understudy.policies.permission import explain as steps_of
 
-    values = parse_json(args, "--args")
+    values = parse_json(args, "--args", {"amount": 120})
     if not isinstance(values, dict):
         raise WrongUsage("--args has to be a JSON object, one member per argument")
     variables = parse_pairs(var or [], "--var")

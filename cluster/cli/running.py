@@ -108,7 +108,7 @@ def read_input(given: str) -> Any:
             given = Path(given[1:]).read_text()
         except OSError as error:
             raise WrongUsage(f"{what} cannot be read: {error.strerror}") from None
-    value = parse_json(given, what)
+    value = parse_json(given, what, {"order": "A1"})
     if not isinstance(value, dict):
         raise WrongUsage(f"{what} has to be a JSON object, one member per channel; it is {json.dumps(value)[:60]}")
     return value

@@ -377,7 +377,7 @@ def test_an_answer_lets_a_run_go_on(cli: Cli, url: str) -> None:
     assert "understudy up" in result.stderr  # nobody serves this store
     driven(url, asking, run_id)
     assert document(cli("show", run_id, "--json"))["result"]["notes"] == ["thought", "sure"]
-    assert "has 0 open questions" in failed(cli("resume", run_id, "1"))
+    assert "and asks nothing that could be answered" in failed(cli("resume", run_id, "1"))
     assert "no open question 'q'" in failed(cli("resume", run_id, "1", "--question", "q"))
 
 
@@ -412,6 +412,9 @@ def test_run_detached_is_durable_and_says_that_nobody_serves(cli: Cli, tmp_path:
     (tmp_path / "input.json").write_text('{"n": 4}')
     assert "another" in failed(cli("run", "flow_here:graph", "--input", "@input.json", "--key", "k", "--detach"))
     assert "does not fit graph" in failed(cli("run", "flow_here:graph", "--input", '{"n": "x"}', "--detach"))
+    wrong = cli("run", "flow_here:graph", "--input", "n=3")
+    assert wrong.exit_code == 2
+    assert """write e.g. '{"order": "A1"}'""" in wrong.stderr
     assert "its graphs: graph" in failed(cli("run", "flow_here:nix"))
 
 

@@ -81,7 +81,9 @@ def test_references_that_lead_nowhere_teach(tmp_path: Path):
             ("no_such_module_anywhere:graph", "there is no module 'no_such_module_anywhere'"),
             ("flow_of_test_code:graph", "has no attribute 'graph'; it has no Graph"),
             ("flow_of_test_code:value", "holds a int"),
-            ("broken_of_test_code:graph", "cannot be imported: ZeroDivisionError"),
+            ("broken_of_test_code:graph", r"cannot be imported: ZeroDivisionError: .* \(broken_of_test_code.py:1\)"),
+            ("flow_of_test_code.py:graph", "is a file, .*; write flow_of_test_code:graph"),
+            ("./acme/flows.py:graph", "is a file, .*; write acme.flows:graph"),
             ("understudy.cluster.demo.graph:grahp", "its graphs: graph"),
         ):
             with pytest.raises(CodeError, match=message):

@@ -39,6 +39,12 @@ def test_unreachable_node_and_missing_end_are_told_together():
     assert "graph.edge('a', END)" in text
 
 
+def test_a_missing_end_is_told_of_the_last_node_alone():
+    text = problems(build("a", "b").edge(START, "a").edge("a", "b"))
+    assert "no way to END from 'b'; add graph.edge('b', END)" in text
+    assert "from 'a'" not in text
+
+
 def test_nothing_after_start():
     assert "add graph.edge(START, 'a')" in problems(build("a").edge("a", END))
 
