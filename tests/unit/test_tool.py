@@ -1,0 +1,41 @@
+"""Tools: what crosses into the sandbox and back is checked, and what does not fit is told on one line."""
+
+import pytest
+from pydantic import BaseModel
+
+from understudy import tool
+from understudy.actors.errors import CallerError
+
+
+class Line(BaseModel):
+    name: str
+    qty: int
+
+
+@tool
+def order(lines: list[Line], note: str = "") -> Line:
+    return lines[0]
+
+
+def test_arguments_become_json_values_with_their_defaults():
+    assert order.encode({"lines": [Line(name="a", qty=1)]}) == {"lines": [{"name": "a", "qty": 1}], "note": ""}
+
+
+def test_an_argument_that_does_not_fit_is_told_with_its_place():
+    with pytest.raises(CallerError) as caught:
+        order.encode({"lines": [{"name": "a", "qty": "many"}]})
+    text = str(caught.value)
+    assert text.startswith("tool 'order', argument 'lines': ")
+    assert text.endswith("does not fit: 0.qty: Input should be a valid integer, unable to parse string as an integer")
+
+
+def test_an_argument_that_is_missing_is_told_with_the_signature():
+    with pytest.raises(CallerError, match=r"tool 'order': missing a required argument: 'lines'; it takes \(lines: "):
+        order.encode({})
+
+
+def test_an_answer_of_another_kind_is_told_on_one_line():
+    with pytest.raises(CallerError) as caught:
+        order.decode("no")
+    assert str(caught.value).startswith("tool 'order' answered 'no': Input should be ")
+    assert "\n" not in str(caught.value)
