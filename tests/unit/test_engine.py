@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import functools
+import math
 import operator
 import sys
 import time
@@ -10,14 +12,14 @@ from itertools import pairwise
 from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 from support.stage import Stage, YesPolicy
 from support.waiting import run_async, wait_until_async
 from understudy import END, START, Command, Context, Graph, Send, ToolDenied, ToolError, append, tool
 from understudy.actors.calls import Asked, Granted, Refused
 from understudy.actors.context import BlockingContext
-from understudy.actors.errors import CallerError, Fenced, InterruptExpired, StoreUnavailable
+from understudy.actors.errors import CallerError, Conflict, Fenced, InterruptExpired, StoreUnavailable
 from understudy.actors.events import counters_of
 from understudy.actors.records import FINAL
 from understudy.cluster.client import Run, RunFailed, open_questions
@@ -243,6 +245,115 @@ def test_a_node_that_swallows_its_cancellation_is_left_behind(monkeypatch: pytes
         let_go.set()
 
     run_async(played())
+
+
+@pytest.mark.parametrize("how", ["awaits a cancelled task", "cancels itself", "cancels itself and calls"])
+def test_a_node_that_is_cancelled_by_its_own_doing_fails(how: str):
+    """It counted as abandoned by us: nobody told the run, which was "running" for ever, its lease renewed."""
+    graph = Graph("own", Log)
+
+    @graph.node
+    async def own(state: Log, ctx: Context) -> None:
+        if how == "awaits a cancelled task":
+            task = asyncio.ensure_future(asyncio.sleep(60))
+            task.cancel()
+            await task
+        this = asyncio.current_task()
+        assert this is not None
+        this.cancel()
+        if how == "cancels itself":
+            await asyncio.sleep(60)
+        ctx.sleep(timedelta(days=1))
+
+    graph.edge(START, own).edge(own, END)
+    assert "CancelledError" in fails(graph)
+
+
+def test_a_reducer_and_a_branch_that_exit_fail_their_run():
+    def leaves(*_: Any) -> int:
+        sys.exit(3)
+
+    class Reduced(BaseModel):
+        number: Annotated[int, leaves] = 0
+
+    reduced = Graph("reduced", Reduced)
+    reduced.node(lambda state: {"number": 1}, name="write")
+    reduced.edge(START, "write").edge("write", END)
+    assert "SystemExit: 3" in fails(reduced)
+    branched = Graph("branched", Log)
+    branched.node(lambda state: None, name="look")
+    branched.edge(START, "look").branch("look", leaves, [END])
+    assert "the branch after 'look' raised SystemExit" in fails(branched)
+
+
+class Unsayable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+def nested(levels: int) -> Exception:
+    error: Exception = ValueError("inmost")
+    for _ in range(levels):
+        error = ExceptionGroup("group", [error])
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("a lone \ud800 and a \0"), r"ValueError: a lone \ud800 and a \x00 ("),
+        (ValueError("x" * 100_000), "x... (96000 characters more)"),
+        (Unsayable(), "Unsayable: (its message cannot be had: RuntimeError)"),
+        (nested(3000), "ExceptionGroup: group"),
+    ],
+    ids=["no text", "long", "unsayable", "deep"],
+)
+def test_a_run_that_fails_can_say_so(error: Exception, told: str):
+    """The commit of such a failure failed itself, in every restart, until the run was quarantined."""
+    graph = Graph("fails", Log)
+
+    @graph.node
+    async def raises(state: Log) -> None:
+        raise error
+
+    graph.edge(START, raises).edge(raises, END)
+    assert told in fails(graph)
+
+
+class Picky(BaseModel):
+    number: Any = None
+    even: Annotated[int, AfterValidator(lambda value: {2: 2}[value])] = 2
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ({"even": 3}, "wrote 3 to channel 'even'"),
+        ({"number": 10**5000}, "wrote a int (its repr raises ValueError) to channel 'number'"),
+        ({"number": functools.reduce(lambda inner, _: [inner], range(5000), [])}, "its repr raises RecursionError"),
+        ({"number": "\ud800"}, "to channel 'number'"),
+    ],
+    ids=["validator", "digits", "depth", "surrogate"],
+)
+def test_a_write_that_cannot_even_be_told_fails_the_run(written: dict[str, Any], told: str):
+    graph = Graph("picky", Picky)
+    graph.node(lambda state: written, name="write")
+    graph.edge(START, "write").edge("write", END)
+    assert told in fails(graph)
+
+
+def test_what_is_no_tool_and_what_is_no_text_is_told():
+    graph = Graph("wrong", Log)
+
+    @graph.node
+    async def call(state: Log, ctx: Context) -> None:
+        if state.note == "tool":
+            await ctx.call(fails)  # type: ignore[arg-type]
+        await ctx.interrupt({"question": "\ud800"})
+
+    graph.edge(START, call).edge(call, END)
+    assert "ctx.call wants a tool" in fails(graph, {"note": "tool"})
+    assert "the payload is not JSON" in fails(graph)
 
 
 def test_a_wrong_write_fails_the_run_and_keeps_the_state():
@@ -704,6 +815,64 @@ def test_an_approval_is_for_the_very_call_and_used_once():
         assert await stage.drive(run) == "failed"
         assert "a person said no: once is enough" in (await run.record()).error
         assert len(stage.sandboxes.calls) == 1
+
+    run_async(played())
+
+
+def test_answers_that_do_not_fit_are_refused():
+    """An approval that was "resumed" with null asked again and again, without end; with text, it was a silent no."""
+
+    async def played() -> None:
+        async def work(state: Log, ctx: Context) -> None:
+            await ctx.call(pay, order="A1")
+
+        policy = YesPolicy({"pay": lambda request, approved: Asked("ask-pay", "test", "money")})
+        stage = Stage(MemoryStore(), one_call(work), policy=policy).tools(pay)
+        run = await waiting(stage)
+        (call,) = await run.questions()
+        for answer in (None, "yes", {"approve": True}):
+            with pytest.raises(Conflict, match="approve or deny it"):
+                await run.resume(answer, call.interrupt_id)
+        await stage.store.resume(run.run_id, call.interrupt_id, "null", stage.clock())  # by whatever way it came there
+        assert await stage.drive(run) == "failed"
+
+        async def asks(state: Log, ctx: Context) -> None:
+            await ctx.interrupt("why?")
+
+        stage = Stage(MemoryStore(), one_call(asks))
+        run = await waiting(stage)
+        for answer in (math.nan, "\ud800", {1, 2}, object()):
+            with pytest.raises(CallerError, match="is not JSON"):
+                await run.resume(answer)
+
+    run_async(played())
+
+
+@pytest.mark.parametrize(("answer", "ends"), [("retry", "succeeded"), ("fail", "failed"), ({"value": {}}, "succeeded")])
+def test_an_unknown_call_takes_three_answers_and_no_other(answer: Any, ends: str):
+    """A typing error in "retry" was taken for a no."""
+
+    async def played() -> None:
+        async def work(state: Log, ctx: Context) -> None:
+            await ctx.call(pay, order="A1")
+
+        stage = Stage(MemoryStore(), one_call(work)).tools(pay)
+        stage.sandboxes.hold = asyncio.Event()
+        run = await stage.start()
+        driver = await stage.driver(run)
+        driving = asyncio.ensure_future(driver.drive())
+        await stage.sandboxes.called.wait()
+        driver.fence()
+        with pytest.raises(Fenced):
+            await driving
+        stage.sandboxes.hold = None
+        await stage.crash(run)
+        assert await stage.drive(run) == "waiting"
+        for wrong in ("Retry", None, {"valu": 1}, {"value": 1, "more": 2}):
+            with pytest.raises(CallerError, match='"retry", "fail" or'):
+                await run.resume(wrong)
+        await run.resume(answer)
+        assert await stage.drive(run) == ends
 
     run_async(played())
 
