@@ -325,7 +325,7 @@ def _end(receipt: Receipt, outcome: str, seconds: float, error: str) -> dict[str
 
 def finished_event(receipt: Receipt, outcome: Outcome, at: float) -> Event:
     """What the event log says of a call's end. The value itself is in the receipt."""
-    error = tellable(outcome.error if len(outcome.error) <= 500 else outcome.error[:497] + "...")
+    error = tellable(outcome.said if len(outcome.said) <= 500 else outcome.said[:497] + "...")
     return Event("tool_finished", at, _end(receipt, outcome.kind, round(outcome.duration_s, 6), error))
 
 

@@ -46,7 +46,7 @@ class Channel:
             text = self.adapter.dump_json(checked).decode()
         except Exception as error:  # a validator of the user's may raise anything
             raise InvalidWrite(
-                f"{writer} wrote {_short(value)} to channel {self.name!r} ({self.type_name}): {_reason(error)}"
+                f"{writer} wrote {_short(value)} to channel {self.name!r} ({self.type_name}): {reason_of(error)}"
             ) from None
         # A NaN becomes null, a set of a custom type a list: what cannot come back must not go in.
         try:
@@ -55,7 +55,7 @@ class Channel:
         except Exception as error:
             raise InvalidWrite(
                 f"{writer} wrote {_short(value)} to channel {self.name!r} ({self.type_name}), which is stored as "
-                f"{_short(text)} and cannot be read back: {_reason(error)}"
+                f"{_short(text)} and cannot be read back: {reason_of(error)}"
             ) from None
         if not same:
             raise InvalidWrite(
@@ -82,7 +82,7 @@ class Channel:
             value = self.reducer(self.decode(old), self.decode(new))
         except BaseException as error:  # SystemExit too: it would end the actor, in every restart
             raise InvalidWrite(
-                f"the reducer of channel {self.name!r} failed on the write of {writer}: {_reason(error)}"
+                f"the reducer of channel {self.name!r} failed on the write of {writer}: {reason_of(error)}"
             ) from error
         return self.encode(value, f"the reducer of channel {self.name!r}, after {writer},")
 
@@ -137,7 +137,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What was wrong, on one line: `lines.0.qty: Input should be a valid integer`."""
     if isinstance(error, ValidationError):
         parts = []
         for item in error.errors(include_url=False, include_input=False)[:3]:

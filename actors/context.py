@@ -158,6 +158,9 @@ class Context:
             raise CallerError(
                 f"ctx.interrupt in node {task.node!r}: the payload is not JSON ({error}); use .model_dump(mode='json')"
             ) from None
+        if not isinstance(duration, timedelta | None):
+            what = "ctx.sleep" if kind == "timer" else "the deadline of ctx.interrupt"
+            raise CallerError(f"{what} is a timedelta, not {duration!r:.80}; write e.g. timedelta(seconds=3)")
         deadline = None if duration is None else now + duration.total_seconds()
         asked = known or Interrupt(interrupt_id, task.task_id, task.node, kind, payload, "", now, deadline)
         self._ask(asked)

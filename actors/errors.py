@@ -60,7 +60,7 @@ class ToolError(UnderstudyError):
     """A tool call did not end well. `outcome` says how (see `understudy.actors.outcome.Outcome`)."""
 
     def __init__(self, tool: str, outcome: Any) -> None:
-        super().__init__(f"tool {tool!r}: {outcome.kind}: {outcome.error}")
+        super().__init__(f"tool {tool!r}: {outcome.kind}: {outcome.said}")
         self.tool = tool
         self.outcome = outcome
 

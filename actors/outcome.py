@@ -36,6 +36,11 @@ class Outcome:
     duration_s: float = 0.0
     peak_memory_bytes: int = 0
 
+    @property
+    def said(self) -> str:
+        """The error with its type, as Python would say it: a bare `3` or `'id'` means nothing to anybody."""
+        return ": ".join(part for part in (self.error_type, self.error) if part)
+
 
 @dataclass(frozen=True)
 class ToolCode:

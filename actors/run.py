@@ -189,7 +189,9 @@ class Run:
         if self._open.pop(told.task.task_id, None) is None:
             return []
         event = Event("node_failed", told.at, {**_who(told.task), "error": tellable(told.error)})
-        return self._end(told.at, "failed", f"node {told.task.node!r}: {told.error}", [event])
+        who = f"node {told.task.node!r}"  # which some errors say by themselves
+        error = told.error if told.error.startswith(f"{who} ") else f"{who}: {told.error}"
+        return self._end(told.at, "failed", error, [event])
 
     def _cancel(self, told: CancelAsked) -> list[Effect]:
         return self._end(told.at, "cancelled", "", [])

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from understudy.actors.channels import Channel, joined, state_of
+from understudy.actors.channels import Channel, joined, reason_of, state_of
 from understudy.actors.checkpoint import Change, Checkpoint, TaskSpec
 from understudy.actors.errors import GraphError, InvalidWrite
 from understudy.actors.graph import END, START, Command, Node, Plan, Send
@@ -76,6 +76,7 @@ def opening(plan: Plan, head: Checkpoint, run_input: str) -> Checkpoint:
         old = values.get(name) if head.checkpoint_id else None
         unsaved[name] = _change(channel, old, None, new, "the input")
         values[name] = channel.merge(old, new, "the input")
+    values = {name: values[name] for name in (*plan.channels, *values) if name in values}  # as the model has them
     opened = Checkpoint(
         checkpoint_id=head.checkpoint_id,
         run_id=head.run_id,
@@ -97,7 +98,7 @@ def _given(plan: Plan, name: str, value: Any) -> str:
     try:
         given = channel.adapter.validate_json(json.dumps(value))
     except ValidationError as error:
-        raise InvalidWrite(f"the input's {name!r} is not {channel.type_name}: {error}") from None
+        raise InvalidWrite(f"the input's {name!r} is not {channel.type_name}: {reason_of(error)}") from None
     return channel.encode(given, "the input")
 
 
@@ -205,7 +206,7 @@ def _chosen(plan: Plan, source: str, choose: Any, targets: tuple[str, ...], stat
     except BaseException as error:  # SystemExit too: it would end the actor, in every restart
         raise GraphError(f"{who} raised {type(error).__name__}: {error}") from error
     if choice is None:
-        raise GraphError(f"{who} returned None; return one of {', '.join(targets)}")
+        raise GraphError(f"{who} returned None; return one of {', '.join(map(_spelled, targets))}")
     return list(_specs(plan, choice, targets, who, "the branch's targets"))
 
 
@@ -217,7 +218,8 @@ def _specs(plan: Plan, goto: Any, allowed: tuple[str, ...], who: str, where: str
         name = target if isinstance(target, str) else getattr(target, "__name__", repr(target))
         if name not in allowed:
             raise GraphError(
-                f"{who} leads to {name!r}, which is not declared; add it to {where} ({', '.join(allowed) or 'empty'})"
+                f"{who} leads to {_spelled(name)}, which is not declared; add it to {where}, which names "
+                f"{', '.join(map(_spelled, allowed)) or 'nothing'}"
             )
         if send is None:
             yield TaskSpec(name)
@@ -227,10 +229,15 @@ def _specs(plan: Plan, goto: Any, allowed: tuple[str, ...], who: str, where: str
             yield TaskSpec(name, _arg(plan.nodes[name], send.arg, who))
 
 
+def _spelled(name: str) -> str:
+    """As it is written in a graph."""
+    return "END" if name == END else repr(name)
+
+
 def _arg(node: Node, value: Any, who: str) -> str:
     try:
         return node.arg_adapter.dump_json(node.arg_adapter.validate_python(value)).decode()
     except (ValidationError, ValueError, TypeError) as error:
         raise InvalidWrite(
-            f"{who} sends {str(value)[:80]!r} to node {node.name!r}, which cannot take it: {error}"
+            f"{who} sends {str(value)[:80]!r} to node {node.name!r}, which cannot take it: {reason_of(error)}"
         ) from None

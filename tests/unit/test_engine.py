@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import json
 import math
 import operator
 import sys
@@ -180,8 +181,47 @@ def test_a_command_writes_and_leads():
 
 def test_what_leads_nowhere_is_told():
     graph = chain("a", graph=Graph("nowhere", Log))
-    graph.branch("a", lambda state: "z", ["a"])
-    assert "leads to 'z', which is not declared" in fails(graph)
+    graph.branch("a", lambda state: "z", ["a", END])
+    said = fails(graph)
+    assert "the branch after 'a' leads to 'z', which is not declared; " in said
+    assert "add it to the branch's targets, which names 'a', END" in said
+
+
+def test_an_error_that_names_its_node_names_it_once():
+    graph = Graph("once", Log)
+    graph.node(lambda state: {"sene": ["a"]}, name="a")
+    graph.edge(START, "a").edge("a", END)
+    assert fails(graph).count("node 'a'") == 1
+
+
+def test_a_result_has_the_order_of_the_model():
+    class Ordered(BaseModel):
+        first: int
+        second: int = 2
+        third: int = 3
+
+    graph = Graph("ordered", Ordered)
+    graph.node(lambda state: {"second": 5}, name="a")
+    graph.edge(START, "a").edge("a", END)
+
+    async def played() -> None:
+        stage = Stage(MemoryStore(), graph)
+        run = await stage.start({"third": 7, "first": 1})
+        assert await stage.drive(run) == "succeeded"
+        assert list(json.loads((await run.record()).result)) == ["first", "second", "third"]
+
+    run_async(played())
+
+
+def test_a_duration_that_is_none_is_told():
+    async def nap(state: Log, ctx: Context) -> None:
+        await ctx.sleep(3)  # type: ignore[arg-type]
+
+    async def ask(state: Log, ctx: Context) -> None:
+        await ctx.interrupt("?", deadline=3)  # type: ignore[arg-type]
+
+    assert "ctx.sleep is a timedelta, not 3; write e.g. timedelta(seconds=3)" in fails(one_call(nap))
+    assert "the deadline of ctx.interrupt is a timedelta, not 3" in fails(one_call(ask))
 
 
 def test_a_step_limit_ends_a_loop():
@@ -652,7 +692,7 @@ def test_a_tool_that_fails_raises_with_its_outcome():
         stage = Stage(MemoryStore(), one_call(work)).tools(broken)
         run = await stage.start()
         assert await stage.drive(run) == "failed"
-        assert "ToolError: tool 'broken': error: out of paper" in (await run.record()).error
+        assert "ToolError: tool 'broken': error: RuntimeError: out of paper" in (await run.record()).error
 
     assert issubclass(ToolDenied, ToolError)
     run_async(played())
