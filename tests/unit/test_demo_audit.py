@@ -492,12 +492,12 @@ def test_a_crash_at_any_point_leaves_one_row_and_repeats_no_call(theatre: Theatr
             commits = 0
             save = driver._save
 
-            async def dies(commit: Any, save: Any = save) -> None:
+            async def dies(play: Any, commit: Any, save: Any = save) -> None:
                 nonlocal commits
                 commits += 1
                 if commits > 1:
                     raise RuntimeError("killed")
-                await save(commit)
+                await save(play, commit)
 
             driver._save = dies  # type: ignore[method-assign]
             try:
