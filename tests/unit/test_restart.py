@@ -1,4 +1,4 @@
-"""Trying again: a run that crashed, a node that raised. At once or soon, then more slowly, then not at all."""
+"""A run that crashed is tried again: at once, then more slowly, then not at all."""
 
 import pytest
 from hypothesis import given
@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 from understudy.policies.restart import Quarantine, Restart, RestartPolicy, decide_restart
 
 POLICY = RestartPolicy(intensity=5, period_s=60, backoff_base_s=0.1, backoff_factor=2, backoff_max_s=10)
-
-# Runs.
 
 
 def test_the_first_restart_is_immediate_and_the_next_ones_wait_longer() -> None:
@@ -65,8 +63,3 @@ def test_another_crash_never_brings_a_run_back_sooner(crashes: list[float], more
         assert isinstance(after, Quarantine)
     elif isinstance(after, Restart):
         assert 0 <= before.after_s <= after.after_s <= policy.backoff_max_s
-
-
-# Nodes.
-
-NAMES = ("ConnectionResetError", "ConnectionError", "OSError", "Exception", "BaseException", "object")
