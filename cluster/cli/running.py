@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 PANEL = "Start and steer runs"
 POLL_S = 0.1
+SERVICE_POLL_S = 2.0
 
 Note = Annotated[str, typer.Option(help="Kept with the answer.")]
 CallId = Annotated[
@@ -88,12 +89,16 @@ async def run(
                 say(f"nobody serves this store yet; {here.command('up')} takes the run up", "yellow")
             return 0
         say(f"run {started.run_id}", "bold")
+        watch = asyncio.ensure_future(_watch_service(here, cluster.store)) if cluster.host is None else None
         try:
             record = await _attend(here, cluster.store, started)
         except asyncio.CancelledError:
             serve = "" if cluster.host is None else f"; it goes on with {here.command('up')}"
             say(f"\nleft; the run stays{serve}\n  $ {here.command('events', started.run_id, '--follow')}", "yellow")
             raise
+        finally:
+            if watch is not None:
+                watch.cancel()
         return _conclude(here, record, as_json, served=cluster.host is None)
 
 
@@ -159,6 +164,18 @@ async def _is_served(here: Here) -> bool:
 
     async with here.store() as store:
         return await is_served(store, time.time())
+
+
+async def _watch_service(here: Here, store: "Store") -> None:
+    """Say it when whoever serves the store leaves (another `run` that ended, or `down`): nothing goes on then."""
+    from understudy.cluster.client import is_served
+
+    served = True
+    while True:
+        before, served = served, await is_served(store, time.time())
+        if before and not served:
+            say(f"nobody serves this store any more; the run stays, and {here.command('up')} takes it up", "yellow")
+        await asyncio.sleep(SERVICE_POLL_S)
 
 
 async def _report(here: Here, store: "Store", found: "Run", as_json: bool, done: str) -> None:

@@ -5,6 +5,7 @@ import json
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -21,9 +22,10 @@ from understudy.actors.events import Event
 from understudy.actors.records import STATUSES
 from understudy.actors.store import Store
 from understudy.cluster.cli import demo, machine, policy, reading, running  # noqa: F401 (they register commands)
-from understudy.cluster.cli.command import app
+from understudy.cluster.cli.command import Here, app
 from understudy.cluster.cli.view import event_line, short, span
 from understudy.cluster.client import Run
+from understudy.cluster.settings import read_settings
 from understudy.cluster.stores import open_store
 from understudy.policies.permission import Request
 
@@ -416,6 +418,21 @@ def test_run_detached_is_durable_and_says_that_nobody_serves(cli: Cli, tmp_path:
     assert wrong.exit_code == 2
     assert """write e.g. '{"order": "A1"}'""" in wrong.stderr
     assert "its graphs: graph" in failed(cli("run", "flow_here:nix"))
+
+
+def test_a_run_that_is_left_alone_says_so_once(cli: Cli, capsys: pytest.CaptureFixture[str], url: str) -> None:
+    async def watched(store: Store) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(running, "SERVICE_POLL_S", 0.0)
+            watch = asyncio.ensure_future(running._watch_service(Here(read_settings({"store": url})), store))
+            for alive in (True, False, False):
+                await store.beat("elsewhere:1:1", "{}", time.time() if alive else 0.0)
+                for _ in range(20):
+                    await asyncio.sleep(0.005)
+            watch.cancel()
+
+    on(url, watched)
+    assert capsys.readouterr().err.count("nobody serves this store any more; the run stays") == 1
 
 
 FLOW = """
