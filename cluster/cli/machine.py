@@ -74,7 +74,8 @@ async def down(here: Here, as_json: Json = False) -> None:
         return
     say("understudy is down" if stopped else "there was no daemon to end", "bold" if stopped else "dim")
     if unfinished:
-        say(f"{unfinished} unfinished runs stay durable; {here.command('up')} takes them up", "yellow")
+        runs, them = ("run stays", "it") if unfinished == 1 else ("runs stay", "them")
+        say(f"{unfinished} unfinished {runs} durable; {here.command('up')} takes {them} up", "yellow")
 
 
 @command(panel=PANEL)
