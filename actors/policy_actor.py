@@ -4,13 +4,13 @@ It thinks with `permission.decide` (pure) and keeps nothing that cannot be lost:
 and every decision is written to the run's event log by whoever acts on it, in the same move as the act (law 2).
 """
 
-import os
 import time
 
 from understudy.actors.calls import Asked, Granted, Refused, Verdict
 from understudy.actors.code import digest_of, open_blob
 from understudy.actors.errors import CodeError
 from understudy.actors.open import OpenStore
+from understudy.actors.process import name_of_this_process
 from understudy.actors.store import Store
 from understudy.policies.grant import Grant, sign
 from understudy.policies.permission import Allow, Ask, Deny, Policy, Request, decide
@@ -81,6 +81,6 @@ class PolicyActor:
             self._policies[digest] = from_canonical(data.decode())
         return self._policies[digest]
 
-    async def ready(self) -> int:
-        """The process id."""
-        return os.getpid()
+    async def ready(self) -> str:
+        """The name of the process."""
+        return name_of_this_process()

@@ -7,9 +7,9 @@ import asyncio
 import contextlib
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -24,6 +24,9 @@ NAMESPACE = "understudy"
 PATIENCE_S = 60.0
 """How long a call waits for an actor that is being replaced."""
 
+
+SLICES = 10
+T = TypeVar("T")
 
 _FINDER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="finds-actors")
 """Not the loop's own threads: `def` nodes sit in those while they wait for the very call that looks for an actor."""
@@ -40,6 +43,22 @@ async def find(name: str, patience_s: float = PATIENCE_S) -> Any:
             if loop.time() > until:
                 raise StoreUnavailable(f"actor {name!r} did not come back within {patience_s:.0f} s") from None
             await asyncio.sleep(0.05)
+
+
+async def in_time(call: Awaitable[T], within_s: float) -> T:
+    """The answer to a call. Raises TimeoutError if the other process hangs (law 10: Ray never says so).
+
+    The time is counted in slices, so that a pause of this very process is not taken for one of the other's.
+    """
+    asked = asyncio.ensure_future(call)
+    try:
+        for _ in range(SLICES):
+            done, _pending = await asyncio.wait({asked}, timeout=within_s / SLICES)
+            if done:
+                return asked.result()
+        raise TimeoutError(f"no answer within {within_s:.0f} s")
+    finally:
+        asked.cancel()
 
 
 def cause_of(error: RayTaskError) -> BaseException:

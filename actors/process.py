@@ -1,6 +1,8 @@
 """A process is named for ever by its host, its pid and when it was born; a pid alone is given again to others."""
 
+import contextlib
 import os
+import signal
 import socket
 
 
@@ -13,6 +15,19 @@ def is_dead(name: str) -> bool:
     """Whether the process of this name is known to be dead. Of other machines' processes nothing is known."""
     host, pid, started, *_ = (*name.split(":"), "", "")
     return host == socket.gethostname() and pid.isdigit() and born(int(pid)) != started
+
+
+def pid_of(name: str) -> int:
+    """The pid in a name."""
+    return int(name.split(":")[1])
+
+
+def end(name: str) -> None:
+    """Kill the process of this name, if it is one of this machine: also one that is stopped, which Ray cannot."""
+    host, pid, started, *_ = (*name.split(":"), "", "")
+    if host == socket.gethostname() and pid.isdigit() and started and born(int(pid)) == started:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(int(pid), signal.SIGKILL)
 
 
 def born(pid: int) -> str:

@@ -8,7 +8,6 @@ Laws kept here:
 """
 
 import asyncio
-import os
 import threading
 import time
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from understudy.actors.driver import Driver
 from understudy.actors.errors import CodeError, Fenced, StoreUnavailable
 from understudy.actors.open import OpenStore
 from understudy.actors.ports import Policies, Sandboxes
+from understudy.actors.process import name_of_this_process
 from understudy.actors.records import Status
 from understudy.actors.store import Store
 
@@ -59,15 +59,15 @@ class RunActor:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ticked = time.monotonic()
 
-    async def ready(self) -> int:
-        """Opens the store and starts renewing; the process id."""
+    async def ready(self) -> str:
+        """Opens the store and starts renewing; the name of the process."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._store = await self._config.open_store()
             self._library = Library(self._config.secret, self._store.get_blob)
             threading.Thread(target=self._renewing, name="leases", daemon=True).start()
             self._ticking = asyncio.ensure_future(self._tick())
-        return os.getpid()
+        return name_of_this_process()
 
     async def drive(self, run_id: str, epoch: int) -> Left:
         """Take a claimed run from where it stands to its end or its next wait."""

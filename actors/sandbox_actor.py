@@ -8,7 +8,6 @@ Laws kept here:
 
 import asyncio
 import dataclasses
-import os
 import time
 
 from understudy.actors.calls import Order, finished_event
@@ -17,6 +16,7 @@ from understudy.actors.errors import Fenced, StoreUnavailable
 from understudy.actors.events import counters_of
 from understudy.actors.open import OpenStore
 from understudy.actors.outcome import Outcome
+from understudy.actors.process import name_of_this_process
 from understudy.actors.records import Event, Receipt
 from understudy.actors.sandbox.backend import Backend, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
@@ -150,9 +150,9 @@ class SandboxActor:
         if work is not None:
             work.cancel()
 
-    async def ready(self) -> int:
-        """The process id."""
-        return os.getpid()
+    async def ready(self) -> str:
+        """The name of the process."""
+        return name_of_this_process()
 
     async def preflight(self) -> Preflight:
         """Whether this node really isolates: a call is made to find out."""

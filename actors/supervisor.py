@@ -21,14 +21,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from understudy.actors.errors import Conflict, Fenced, NotFound, StoreUnavailable
 from understudy.actors.events import counters_of
 from understudy.actors.open import OpenStore
 from understudy.actors.policy_actor import PolicyActor
-from understudy.actors.ports import NAMESPACE, cause_of
-from understudy.actors.process import is_dead, name_of_this_process
+from understudy.actors.ports import NAMESPACE, cause_of, in_time
+from understudy.actors.process import end, is_dead, name_of_this_process, pid_of
 from understudy.actors.records import Event, RunRecord
 from understudy.actors.run_actor import Left, RunActor, RunActorConfig
 from understudy.actors.sandbox_actor import SandboxActor
@@ -36,6 +36,8 @@ from understudy.actors.store import Store
 from understudy.policies.restart import Quarantine, RestartPolicy, decide_restart
 
 MEMBER = "supervisor"
+START_S = 120.0
+"""How long an actor may take to answer for the first time: a busy machine starts two a second."""
 IDLE_S = 60.0
 """A run actor beyond the spares that had no run for this long is let go."""
 
@@ -65,6 +67,7 @@ class Slot:
     """A run actor and what it has."""
 
     handle: Any
+    process: str = ""
     pid: int = 0
     ready: bool = False
     runs: dict[str, int] = field(default_factory=dict)
@@ -118,6 +121,7 @@ class Supervisor:
             "role": MEMBER,
             "host": self._host,
             "pid": os.getpid(),
+            "process": self.name,
             "actors": [{"pid": s.pid, "ready": s.ready, "runs": list(s.runs)} for s in self._slots if not s.retired],
             "services": self._services,
             "isolation": self._isolation,
@@ -133,13 +137,16 @@ class Supervisor:
         """Policy and sandbox actors are detached: they outlive a supervisor, and calls in them go on (law 5)."""
         config = self._config
         self._policy_name = f"{config.deployment}-policy"
-        self._policy = self._start_policy()
         self._sandbox_names = tuple(f"{config.deployment}-sandbox-{i}" for i in range(config.sandbox_actors))
+        # Those that a supervisor before this one has left are not given the time of a start: they may hang.
+        names = (self._policy_name, *self._sandbox_names)
+        first_s = {name: config.hang_after_s if _is_there(name) else START_S for name in names}
+        self._policy = self._start_policy()
         self._sandboxes = {name: self._start_sandbox(name) for name in self._sandbox_names}
         self._grow(max(1, config.spare_actors))
-        self._spawn(self._guard_policy())
+        self._spawn(self._guard_policy(first_s[self._policy_name]))
         for name in self._sandbox_names:
-            self._spawn(self._guard_sandbox(name))
+            self._spawn(self._guard_sandbox(name, first_s[name]))
 
     def _start_policy(self) -> Any:
         config = self._config
@@ -151,27 +158,35 @@ class Supervisor:
         actor = ray.remote(SandboxActor).options(**_detached(name))
         return actor.remote(name, config.open_store, config.secret, config.calls_per_sandbox)
 
-    async def _guard_policy(self) -> None:
+    async def _guard_policy(self, first_s: float) -> None:
         """Replace the policy actor whenever it is gone. Nothing runs meanwhile without its word."""
         while True:
-            await self._until_dead(self._policy_name, self._policy)
-            self._policy = self._start_policy()
+            await self._until_dead(self._policy_name, self._policy, first_s)
+            self._policy, first_s = self._start_policy(), START_S
 
-    async def _guard_sandbox(self, name: str) -> None:
-        with contextlib.suppress(RayActorError, RayTaskError):
-            preflight = await self._sandboxes[name].preflight.remote()
-            self._isolation = {"available": preflight.available, "reason": preflight.reason, "remedy": preflight.remedy}
+    async def _guard_sandbox(self, name: str, first_s: float) -> None:
         while True:
-            await self._until_dead(name, self._sandboxes[name])
-            self._sandboxes[name] = self._start_sandbox(name)
+            self._spawn(self._look_at_isolation(self._sandboxes[name]))
+            await self._until_dead(name, self._sandboxes[name], first_s)
+            self._sandboxes[name], first_s = self._start_sandbox(name), START_S
 
-    async def _until_dead(self, name: str, handle: Any) -> None:
-        """Returns when the actor is dead. It is asked again and again, as its methods all return."""
+    async def _look_at_isolation(self, sandbox: Any) -> None:
+        with contextlib.suppress(RayError):
+            preflight = await sandbox.preflight.remote()
+            self._isolation = {"available": preflight.available, "reason": preflight.reason, "remedy": preflight.remedy}
+
+    async def _until_dead(self, name: str, handle: Any, within_s: float) -> None:
+        """Returns when the actor is dead. It is asked again and again, as its methods all return; if it does not answer
+        in time it is killed, for every run would wait for it."""
+        process = ""
         while True:
             try:
-                self._services[name] = await handle.ready.remote()
-            except RayActorError:
+                process = await in_time(handle.ready.remote(), within_s)
+                self._services[name], within_s = pid_of(process), self._config.hang_after_s
+            except RayError:
                 return
+            except TimeoutError:
+                _kill(handle, process)
             await asyncio.sleep(0.2)
 
     async def _take_over(self) -> None:
@@ -248,10 +263,10 @@ class Supervisor:
 
     async def _warm(self, slot: Slot) -> None:
         try:
-            slot.pid = await slot.handle.ready.remote()
-            slot.ready = True
-        except (RayActorError, RayTaskError):
-            self._drop(slot)
+            slot.process = await in_time(slot.handle.ready.remote(), START_S)
+            slot.pid, slot.ready = pid_of(slot.process), True
+        except (RayActorError, RayTaskError, TimeoutError):
+            self._retire(slot)
             await asyncio.sleep(0.5)
         self._freed.set()
 
@@ -335,8 +350,7 @@ class Supervisor:
     def _retire(self, slot: Slot) -> None:
         """End an actor that is not fit any more. Its runs are requeued by their own pending calls."""
         self._drop(slot)
-        with contextlib.suppress(Exception):
-            ray.kill(slot.handle)
+        _kill(slot.handle, slot.process)
 
     # --- waiting ---
 
@@ -358,6 +372,21 @@ class Supervisor:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _is_there(name: str) -> bool:
+    try:
+        ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def _kill(actor: Any, process: str) -> None:
+    """End an actor. Ray asks its process to end, which one that is stopped does not hear."""
+    with contextlib.suppress(Exception):
+        ray.kill(actor)
+    end(process)
 
 
 def _detached(name: str) -> dict[str, Any]:

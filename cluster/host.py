@@ -177,6 +177,7 @@ class Host:
         from ray.exceptions import RayActorError, RayTaskError
 
         while True:
+            looking = asyncio.ensure_future(self._end_if_hanging(self._supervisor))
             try:
                 await self._supervisor.watch.remote()
             except RayActorError:
@@ -188,7 +189,31 @@ class Host:
                 with contextlib.suppress(Exception):
                     ray.kill(self._supervisor)
                 await asyncio.sleep(0.5)
+            finally:
+                looking.cancel()
             self._supervisor = self._new_supervisor(config)
+
+    async def _end_if_hanging(self, supervisor: Any) -> None:
+        """Kill a supervisor that answers no more, for example a stopped one; its pending call then fails."""
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        from understudy.actors.ports import in_time
+        from understudy.actors.process import end
+        from understudy.actors.supervisor import START_S
+
+        process, within_s = "", START_S
+        with contextlib.suppress(RayActorError, RayTaskError):
+            try:
+                while True:
+                    report = await in_time(supervisor.status.remote(), within_s)
+                    process, within_s = report["process"], self._settings.hang_after_s
+                    await asyncio.sleep(1.0)
+            except TimeoutError:
+                log.warning("the supervisor does not answer; it is killed")
+                with contextlib.suppress(Exception):
+                    ray.kill(supervisor)
+                end(process)
 
 
 def _ray_processes() -> "dict[str, list[subprocess.Popen[bytes]]]":

@@ -15,6 +15,7 @@ import pytest
 from pydantic import BaseModel
 
 from support import graphs
+from support.processes import is_alive
 from support.servers import RedisServer
 from support.waiting import run_async, wait_until_async
 from understudy import END, START, Context, Graph, RunFailed, connect, tool
@@ -218,7 +219,7 @@ def test_one_cluster_many_matters(redis_url: str, redis_server: RedisServer, fol
     """What needs no cluster of its own: hostile tools, approvals, quarantine, code by value, keys, changed code."""
 
     async def played() -> None:
-        async with cluster_on(redis_url, folder) as cluster:
+        async with cluster_on(redis_url, folder, hang_after_s=5.0) as cluster:
             await hostile_tools_are_stopped(cluster, redis_server.port, folder)
             await an_approved_call_is_made_once(cluster)
             await a_run_that_kills_its_actor_is_set_aside(cluster, folder)
@@ -230,6 +231,7 @@ def test_one_cluster_many_matters(redis_url: str, redis_server: RedisServer, fol
             await a_call_whose_sandbox_died_is_asked_about(cluster, folder)
             await the_policy_actor_is_replaced(cluster, folder)
             await the_supervisor_is_replaced(cluster, folder)
+            await who_is_stopped_for_good_is_replaced(cluster, folder)
             await agree(cluster)
 
     run_async(played(), 280)
@@ -435,3 +437,15 @@ async def the_supervisor_is_replaced(cluster: Cluster, folder: Path) -> None:
     assert kinds.count("tool_started") == 1
     causes = [e.data["cause"] async for e in run.events(follow=False) if e.kind == "crashed"]
     assert causes == ["supervisor_lost"]
+
+
+async def who_is_stopped_for_good_is_replaced(cluster: Cluster, folder: Path) -> None:
+    """Law 10: Ray never says that an actor hangs; every run waited for it, for ever."""
+    assert cluster.host is not None
+    supervisor = (await cluster.host.report())["pid"]
+    for pid in (await services(cluster, "policy"), await services(cluster, "sandbox"), supervisor):
+        os.kill(pid, signal.SIGSTOP)
+    run = await cluster.start(graphs.short, {"folder": str(folder), "name": "all stopped"})
+    await run.result(90)
+    assert lines(folder / "ledger").count("all stopped") == 1
+    assert not is_alive(supervisor)
