@@ -5,8 +5,10 @@ Where bubblewrap cannot work these tests fail; they never skip. `attempts.py` ho
 
 import asyncio
 import functools
+import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -564,7 +566,7 @@ def _run_without_root(folder: Path, python: str) -> None:
     for path in (folder, *folder.iterdir()):
         os.chown(path, HOST_ID, HOST_ID)
     command = [*WITHOUT_ROOT, python, str(script)]
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(_import_path())}
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(_packages_for_everybody(folder))}
     done = subprocess.run([*command, str(folder)], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
@@ -585,9 +587,16 @@ def _run_without_root(folder: Path, python: str) -> None:
     assert (folder / "ledger").read_text() == "x"
 
 
-def _import_path() -> list[str]:
-    packages = [path for path in sys.path if path.endswith("site-packages")]
-    return [str(Path(__file__).parents[2] / "src"), *packages]
+def _packages_for_everybody(within: Path) -> Path:
+    """What the worker imports, where an unprivileged user can read it: this clone may lie under /root."""
+    packages = within / "site-packages"  # by this name a sandbox shows it
+    bare = shutil.ignore_patterns("__pycache__")
+    for name in ("understudy", "cloudpickle"):
+        found = importlib.util.find_spec(name)
+        assert found is not None
+        assert found.origin is not None
+        shutil.copytree(Path(found.origin).parent, packages / name, ignore=bare)
+    return packages
 
 
 def _python_for_everybody() -> str:
