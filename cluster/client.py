@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from understudy.actors.channels import Channel
 from understudy.actors.checkpoint import restore, seed
 from understudy.actors.code import Code, digest_of, load_ref, locate, pickled, sign_blob
-from understudy.actors.errors import CallerError, Conflict, NotFound, UnderstudyError
+from understudy.actors.errors import CallerError, Conflict, NotFound, StoreUnavailable, UnderstudyError
 from understudy.actors.events import counters_of
 from understudy.actors.graph import Graph, Plan
 from understudy.actors.process import is_dead
@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 
 SILENT_AFTER_S = 5.0
 """A supervisor that gave no sign for this long is taken for gone."""
+
+
+STAND_BY_S = 1.0
+"""How often a cluster that is served by others looks whether it still is."""
 
 
 class RunFailed(UnderstudyError):
@@ -229,12 +233,13 @@ def _answer(answer: Any) -> str:
 class Cluster:
     """A store and whoever serves it. Made by `connect`."""
 
-    def __init__(self, store: Store, settings: Settings, host: "Host | None", policy: str = "") -> None:
+    def __init__(self, store: Store, settings: Settings, host: "Host | None") -> None:
         self.store = store
         self.settings = settings
         self.host = host
         """The embedded host, if this process holds it."""
-        self._policy = policy
+        self.policy = ""
+        """Digest of the policy of the runs that are started here without one of their own."""
 
     async def start(
         self,
@@ -271,7 +276,7 @@ class Cluster:
             input=text,
             digest=hashlib.sha256(named.encode()).hexdigest()[:32],
             key=key,
-            policy=self._policy if policy is None else await keep_policy(self.store, policy, self.settings.secret()),
+            policy=self.policy if policy is None else await keep_policy(self.store, policy, self.settings.secret()),
             labels=dict(labels or {}),
         )
         record = await create(self.store, new)
@@ -373,7 +378,7 @@ async def keep_policy(store: Store, policy: Path | str | Policy, secret: bytes) 
             text = canonical(load_policy(await asyncio.to_thread(policy.read_text), source=str(policy)))
         else:
             text = canonical(load_policy(policy, source="policy"))
-    except (OSError, PolicyError) as error:
+    except (OSError, UnicodeDecodeError, PolicyError) as error:
         raise CallerError(f"the policy cannot be used: {error}") from None
     data = text.encode()
     digest = digest_of(data)
@@ -396,6 +401,8 @@ async def connect(
 ) -> AsyncIterator[Cluster]:
     """A cluster to start runs on: the one that serves the store, or one that lives as long as this block.
 
+    If the one that serves the store leaves meanwhile, one is started here, and takes its runs up.
+
     Args:
         store: its URL; default, from the settings.
         policy: policy file (Path), text, or Policy for the runs started here.
@@ -407,17 +414,36 @@ async def connect(
     if store is not None and settings.store != store:
         settings = settings.model_copy(update={"store": store})
     opened = await open_store(settings.store_url, allow_volatile=settings.allow_volatile)
-    host = None
+    cluster = Cluster(opened, settings, None)
+    standing_by: asyncio.Task[None] | None = None
     try:
-        digest = "" if policy is None else await keep_policy(opened, policy, settings.secret())
+        cluster.policy = "" if policy is None else await keep_policy(opened, policy, settings.secret())
         if embedded or (embedded is None and not await is_served(opened, time.time())):
-            # Here and not above: it imports Ray, which takes a second, and most commands never need it.
-            from understudy.cluster.host import Host
-
-            host = Host(settings)
-            await host.start()
-        yield Cluster(opened, settings, host, digest)
+            await _serve(cluster)
+        elif embedded is None:
+            standing_by = asyncio.ensure_future(_stand_by(cluster))
+        yield cluster
     finally:
-        if host is not None:
-            await host.stop()
+        if standing_by is not None:
+            standing_by.cancel()
+            await asyncio.wait([standing_by])
+        if cluster.host is not None:
+            await cluster.host.stop()
         await opened.close()
+
+
+async def _serve(cluster: Cluster) -> None:
+    # Here and not above: it imports Ray, which takes a second, and most commands never need it.
+    from understudy.cluster.host import Host
+
+    cluster.host = Host(cluster.settings)
+    await cluster.host.start()
+
+
+async def _stand_by(cluster: Cluster) -> None:
+    """The understudy's understudy: serve the store from here once whoever does it has left."""
+    while cluster.host is None:
+        await asyncio.sleep(STAND_BY_S)
+        with contextlib.suppress(StoreUnavailable):
+            if not await is_served(cluster.store, time.time()):
+                await _serve(cluster)

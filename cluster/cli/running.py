@@ -113,6 +113,8 @@ def read_input(given: str) -> Any:
             given = Path(given[1:]).read_text()
         except OSError as error:
             raise WrongUsage(f"{what} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise WrongUsage(f"{what} cannot be read: it is no text ({error.reason})") from None
     value = parse_json(given, what, {"order": "A1"})
     if not isinstance(value, dict):
         raise WrongUsage(f"{what} has to be a JSON object, one member per channel; it is {json.dumps(value)[:60]}")
@@ -174,7 +176,7 @@ async def _watch_service(here: Here, store: "Store") -> None:
     while True:
         before, served = served, await is_served(store, time.time())
         if before and not served:
-            say(f"nobody serves this store any more; the run stays, and {here.command('up')} takes it up", "yellow")
+            say("whoever served this store has left; it is served from here, for the time of this command", "yellow")
         await asyncio.sleep(SERVICE_POLL_S)
 
 

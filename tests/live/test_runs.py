@@ -5,9 +5,10 @@ import os
 import random
 import signal
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from support.waiting import run_async, wait_until_async
 from understudy import END, START, Context, Graph, RunFailed, connect, tool
 from understudy.actors.events import counters_of
 from understudy.actors.records import RunRecord
-from understudy.cluster.client import Cluster, Run
+from understudy.cluster.client import Cluster, Run, is_served
 from understudy.cluster.settings import Settings
 from understudy.policies.policy_file import load_policy
 
@@ -213,6 +214,30 @@ def test_a_human_is_waited_for_while_everything_is_down(
     redis_server.kill()
     redis_server.start()
     run_async(answered(run_id), 150)
+
+
+def test_whoever_follows_takes_over_when_the_host_leaves(folder: Path) -> None:
+    """A second `connect` relies on the first one's supervisor; when that leaves, it serves the store itself."""
+
+    async def played() -> None:
+        store = f"sqlite://{folder}/state/test.db"
+        settings = Settings(state_dir=folder / "state", store=store, run_actors=2)
+        async with AsyncExitStack() as follower:
+            async with connect(settings=settings, embedded=True) as host:
+
+                async def served() -> bool:
+                    return await is_served(host.store, time.time())
+
+                await wait_until_async(served, 30, "the first one to serve")
+                cluster = await follower.enter_async_context(connect(settings=settings))
+                assert cluster.host is None
+                run = await cluster.start(graphs.paused, {"folder": str(folder)})
+                await running(run)
+            (folder / "go").touch()
+            assert (await run.result(60)).seen
+            assert cluster.host is not None
+
+    run_async(played(), 150)
 
 
 def test_one_cluster_many_matters(redis_url: str, redis_server: RedisServer, folder: Path) -> None:

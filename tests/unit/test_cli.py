@@ -18,6 +18,7 @@ from support.servers import promtool_check_metrics
 from support.stage import Stage, YesPolicy
 from understudy import END, START, Context, Graph, append, tool
 from understudy.actors.calls import Asked, Granted, Verdict
+from understudy.actors.errors import CallerError
 from understudy.actors.events import Event
 from understudy.actors.records import STATUSES
 from understudy.actors.store import Store
@@ -179,6 +180,35 @@ def test_wrong_usage_is_two_and_says_what(cli: Cli, words: list[str]) -> None:
     assert result.stdout == ""
     assert result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["policy", "check", "binary"], "it is no text"),
+        (["run", "flow:graph", "--input", "@binary"], "it is no text"),
+        (["run", "flow:graph", "--input", "[" * 5000], "nested too deep"),
+        (["ps", "--store", "redis://:secret@127.0.0.1:99999/0"], "Port out of range"),
+    ],
+    ids=["policy", "input file", "deep input", "port"],
+)
+def test_what_is_wrong_with_an_argument_is_not_called_a_bug_of_ours(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
+) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    monkeypatch.chdir(tmp_path)
+    result = cli(*words)
+    assert result.exit_code in (1, 2)
+    assert told in result.stderr
+    assert "bug of ours" not in result.stderr
+    assert "secret" not in result.stderr
+
+
+def test_a_settings_file_that_is_no_text_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "understudy.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(CallerError, match=r"understudy.toml cannot be read"):
+        read_settings(environ={"UNDERSTUDY_STATE_DIR": str(tmp_path / "state")})
 
 
 def test_a_word_that_is_no_json_is_shown_quoted(cli: Cli) -> None:
@@ -432,7 +462,7 @@ def test_a_run_that_is_left_alone_says_so_once(cli: Cli, capsys: pytest.CaptureF
             watch.cancel()
 
     on(url, watched)
-    assert capsys.readouterr().err.count("nobody serves this store any more; the run stays") == 1
+    assert capsys.readouterr().err.count("whoever served this store has left; it is served from here") == 1
 
 
 FLOW = """
