@@ -113,7 +113,7 @@ def check_policy(settings: Settings) -> Check:
         return Check("policy", "ok", "none for the deployment; each run brings its own, and no rule means no")
     try:
         policy = load_policy(settings.policy.read_text(), source=str(settings.policy))
-    except (OSError, PolicyError) as error:
+    except (OSError, UnicodeDecodeError, PolicyError) as error:
         return Check("policy", "fail", str(error), f"mend {settings.policy}: `understudy policy check` tries it")
     return Check("policy", "ok", f"{settings.policy}: {policy.name!r}, {len(policy.rules)} rules")
 

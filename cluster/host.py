@@ -41,7 +41,7 @@ def deployment_policy(settings: Settings) -> str:
         return ""
     try:
         return canonical(load_policy(settings.policy.read_text(), source=str(settings.policy)))
-    except (OSError, PolicyError) as error:
+    except (OSError, UnicodeDecodeError, PolicyError) as error:
         raise CallerError(f"the policy {settings.policy} cannot be used: {error}") from None
 
 

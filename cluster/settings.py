@@ -110,7 +110,7 @@ def read_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[s
         if path.is_file():
             try:
                 found = tomllib.loads(path.read_text())
-            except (OSError, tomllib.TOMLDecodeError) as error:
+            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
                 raise CallerError(f"{path} cannot be read: {error}") from None
             values |= found
             origin |= dict.fromkeys(found, str(path))

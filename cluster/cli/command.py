@@ -135,6 +135,8 @@ def parse_json(text: str, what: str, example: Any = None) -> Any:
     """Raises WrongUsage that shows how to quote: the text itself, or an example of what is wanted instead."""
     try:
         return json.loads(text)
+    except RecursionError:
+        raise WrongUsage(f"{what} is not JSON that can be read: it is nested too deep") from None
     except ValueError as error:
         hint = f"; a text is written {shlex.quote(json.dumps(text))}" if _is_word(text) else ""
         if example is not None:

@@ -40,6 +40,8 @@ def read_policy(path: Path, variables: Mapping[str, str]) -> "Policy":
         return load_policy(path.read_text(), source=str(path), variables=variables)
     except OSError as error:
         raise CallerError(f"policy {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise CallerError(f"policy {path} cannot be read: it is no text ({error.reason})") from None
     except PolicyError as error:
         raise CallerError(str(error)) from None
 

@@ -61,9 +61,13 @@ class Address:
         database = query.get("db", "") if is_unix else parts.path.strip("/") or query.get("db", "")
         if not (database or "0").isdigit():
             raise CallerError(f"store URL {_without_secrets(url)!r}: {database!r} is no database number, e.g. /0")
+        try:
+            port = parts.port or 6379
+        except ValueError as error:
+            raise CallerError(f"store URL {_without_secrets(url)!r}: {error}") from None
         return cls(
             host="" if is_unix else parts.hostname or "localhost",
-            port=parts.port or 6379,
+            port=port,
             path=parts.path if is_unix else "",
             db=int(database or 0),
             username=urllib.parse.unquote(parts.username or ""),
