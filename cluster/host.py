@@ -10,6 +10,7 @@ import functools
 import hashlib
 import logging
 import os
+import shutil
 import subprocess
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,8 @@ class Host:
         self._watching: asyncio.Task[None] | None = None
         self._supervisor: Any = None
         self._ours = False
+        self._session = ""
+        """Ray's folder of logs and sockets, of the Ray that was started here."""
         self.guard: Guard | None = None
 
     async def start(self) -> None:
@@ -133,7 +136,7 @@ class Host:
                 ray.init(address=self._settings.ray_address, namespace="understudy", log_to_driver=False)
             else:
                 self.guard = Guard()
-                ray.init(
+                context = ray.init(
                     address="local",
                     namespace="understudy",
                     include_dashboard=False,
@@ -144,6 +147,7 @@ class Host:
                     _node_ip_address="127.0.0.1",
                 )
                 self._ours = True
+                self._session = context.address_info["session_dir"]
             # Ray prints a paragraph on stdout for every actor that dies. Deaths are told by our events and our log, and
             # stdout belongs to the program (`--json` prints one document). There is no public switch.
             if hasattr(ray._private.worker, "_worker_logs_enabled"):
@@ -160,6 +164,7 @@ class Host:
             self._ours = False
             if self.guard is not None:
                 self.guard.end()
+            shutil.rmtree(self._session, ignore_errors=True)  # Ray keeps the logs of every session for ever (law 8)
         else:
             with contextlib.suppress(Exception):
                 ray.kill(self._supervisor)
