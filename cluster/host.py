@@ -136,7 +136,7 @@ class Host:
                 ray.init(address=self._settings.ray_address, namespace="understudy", log_to_driver=False)
             else:
                 self.guard = Guard()
-                context = ray.init(
+                context: Any = ray.init(
                     address="local",
                     namespace="understudy",
                     include_dashboard=False,
