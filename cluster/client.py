@@ -296,6 +296,8 @@ class Cluster:
             loaded = load_ref(graph)
             found = locate(loaded)
             return Code(ref=graph, paths=found.paths if found else ()), loaded
+        if not isinstance(graph, Graph):
+            raise CallerError(f"start takes a Graph or MODULE:GRAPH, not {graph!r}")
         located = locate(graph)
         if located is not None:
             return located, graph
@@ -334,6 +336,8 @@ def input_text(plan: Plan, given: BaseModel | Mapping[str, Any] | None) -> str:
             model: BaseModel = given
         elif isinstance(given, BaseModel):
             raise CallerError(f"graph {plan.name!r} takes a {plan.state.__name__}, not a {type(given).__name__}")
+        elif given is not None and not isinstance(given, Mapping):
+            raise CallerError(f"the input of graph {plan.name!r} is {given!r}; give a {plan.state.__name__} or a dict")
         else:
             for name in given or {}:
                 _channel(plan, name, "the input")

@@ -942,6 +942,11 @@ def test_a_typo_in_the_input_is_seen():
         play(chain("a"), {"notee": "x"})
 
 
+def test_an_input_of_another_kind_is_refused():
+    with pytest.raises(CallerError, match=r"the input of graph 'chain' is \[1\]; give a Log or a dict"):
+        play(chain("a"), [1])
+
+
 def test_runs_of_a_thread_are_serial_and_share_its_state():
     async def played() -> None:
         graph = Graph("thread", Log)
