@@ -159,24 +159,24 @@ YES, NO, UNCLEAR = "yes", "no", "unclear"
         ("matches", "a|ab", "ab", YES),
         ("matches", ".*", "x" * (MATCHED_TEXT_MAX + 1), UNCLEAR),
         ("matches", ".*", 5, UNCLEAR),
-        ("under", "/work", "/work", YES),
-        ("under", "/work", "/work/a/b", YES),
-        ("under", "/work", "/work/", YES),
-        ("under", "/work/", "/work/a", YES),
-        ("under", "/work", "/workshop", NO),
-        ("under", "/work", "/work/../etc/passwd", NO),
-        ("under", "/work", "/work/a/../../etc", NO),
-        ("under", "/work", "/etc/../work/a", YES),
-        ("under", "/work", "//work//./a", YES),
+        ("under", "/srv", "/srv", YES),
+        ("under", "/srv", "/srv/a/b", YES),
+        ("under", "/srv", "/srv/", YES),
+        ("under", "/srv/", "/srv/a", YES),
+        ("under", "/srv", "/workshop", NO),
+        ("under", "/srv", "/srv/../etc/passwd", NO),
+        ("under", "/srv", "/srv/a/../../etc", NO),
+        ("under", "/srv", "/etc/../srv/a", YES),
+        ("under", "/srv", "//srv//./a", YES),
         ("under", "/etc", "//etc/passwd", YES),
         ("under", "/etc", "///etc/passwd", YES),
         ("under", "/", "/anything", YES),
         ("under", ["/a", "/b"], "/b/c", YES),
-        ("under", "/work", "work/a", UNCLEAR),
-        ("under", "/work", "~/a", UNCLEAR),
-        ("under", "/work", "", UNCLEAR),
-        ("under", "/work", "/work/\0/../../etc", UNCLEAR),
-        ("under", "/work", ["/work"], UNCLEAR),
+        ("under", "/srv", "work/a", UNCLEAR),
+        ("under", "/srv", "~/a", UNCLEAR),
+        ("under", "/srv", "", UNCLEAR),
+        ("under", "/srv", "/srv/\0/../../etc", UNCLEAR),
+        ("under", "/srv", ["/srv"], UNCLEAR),
         ("exists", True, None, YES),
         ("exists", False, None, NO),
     ],
@@ -246,12 +246,12 @@ def test_within_a_policy_files_add_up_and_named_limits_take_the_least() -> None:
 
 
 def test_across_layers_only_what_both_grant_is_left() -> None:
-    above = policy(rule("x", "allow", read=("/work", "/etc"), write=("/tmp/out",), limits={"wall_s": 5.0}))
-    below = policy(rule("x", "allow", read=("/work/a", "/tmp/out"), write=("/work/b", "/tmp"), limits={"cpu_s": 1.0}))
+    above = policy(rule("x", "allow", read=("/srv", "/etc"), write=("/tmp/out",), limits={"wall_s": 5.0}))
+    below = policy(rule("x", "allow", read=("/srv/a", "/tmp/out"), write=("/srv/b", "/tmp"), limits={"cpu_s": 1.0}))
     for layers in ([above, below], [below, above]):
         decision = decide(layers, request())
         assert isinstance(decision, Allow)
-        assert decision.profile == Profile(("/work/a", "/work/b"), ("/tmp/out",), Limits(wall_s=5.0, cpu_s=1.0))
+        assert decision.profile == Profile(("/srv/a", "/srv/b"), ("/tmp/out",), Limits(wall_s=5.0, cpu_s=1.0))
 
 
 # Words.
@@ -414,13 +414,13 @@ def test_a_decision_costs_microseconds() -> None:
 
     If all twenty speak of the tool, and every condition has to be looked at, it is 30 us.
     """
-    conditions = (when("path", "under", "/work"), when("amount", "le", 100))
+    conditions = (when("path", "under", "/srv"), when("amount", "le", 100))
     some = policy(
         *(rule(f"d{n}", "deny", when("path", "matches", f"/etc/{n}/.*")) for n in range(3)),
-        *(rule(f"a{n}", "allow", *conditions, read=("/work",), tool="p*") for n in range(4)),
+        *(rule(f"a{n}", "allow", *conditions, read=("/srv",), tool="p*") for n in range(4)),
         *(rule(f"o{n}", "allow", *conditions, tool=f"other_{n}*") for n in range(13)),
     )
-    asked = request(path="/work/a", amount=50)
+    asked = request(path="/srv/a", amount=50)
     best_s = float("inf")
     for _ in range(20):
         began = time.perf_counter()

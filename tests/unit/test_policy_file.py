@@ -34,7 +34,7 @@ rules:
     when: {currency: {in: [EUR, USD]}, order.id: {matches: "[A-Z][0-9]+"}}
     alternative: send an offer
 """
-VARIABLES = {"environment": "/work/env"}
+VARIABLES = {"environment": "/srv/env"}
 
 
 def load(text: str, **variables: str) -> Any:
@@ -60,16 +60,16 @@ def test_a_file_becomes_a_policy() -> None:
     policy = load(EXAMPLE)
     assert (policy.name, policy.version) == ("demo", "1")
     metadata, pay = policy.rules
-    assert (metadata.read, metadata.write) == (("/work/env",), ())
+    assert (metadata.read, metadata.write) == (("/srv/env",), ())
     assert (pay.tools, pay.graphs, pay.labels, pay.alternative) == (
         ("pay", "refund_*"),
         ("shop*",),
         {"env": "prod"},
         "send an offer",
     )
-    request = Request("read_metadata", {"path": "/work/env/x", "depth": 0}, "r", "g", "d")
+    request = Request("read_metadata", {"path": "/srv/env/x", "depth": 0}, "r", "g", "d")
     limits = Limits(10.0, 1.5, 512 * 2**20, 32, 64, 64 * 2**20, 2**20)
-    assert decide([policy], request) == Allow("metadata", "demo", Profile(("/work/env",), (), limits))
+    assert decide([policy], request) == Allow("metadata", "demo", Profile(("/srv/env",), (), limits))
     assert isinstance(decide([policy], Request("read_metadata", {"path": "/etc", "depth": 0}, "r", "g", "d")), Deny)
 
 
@@ -93,7 +93,7 @@ def test_the_digest_is_of_the_meaning() -> None:
     data = yaml.safe_load(EXAMPLE.replace("10s", "10000ms").replace("512MiB", "0.5GiB"))
     assert load(json.dumps(data)).digest == policy.digest
     assert load(EXAMPLE.replace("10s", "11s")).digest != policy.digest
-    assert load(EXAMPLE, environment="/work/other").digest != policy.digest
+    assert load(EXAMPLE, environment="/srv/other").digest != policy.digest
     assert load(EXAMPLE.replace("[A-Z]", "[A-Y]")).digest != policy.digest
 
 
