@@ -15,6 +15,7 @@ from support.waiting import wait_until
 # Set before anything is started, so that every process of this test run inherits it.
 RUN = os.environ[MARK] = uuid4().hex
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray on loopback, whoever imports it first
 
 GRACE_S = 10
 
