@@ -53,6 +53,8 @@ async def _residence(
     store: Store, run: RunRecord, clock: Clock, dice: random.Random, applied: list[tuple[str, int, int]]
 ) -> None:
     loaded = await store.load(run.run_id)
+    if loaded.run.epoch != run.epoch:
+        return  # taken away between claim and load: to go on would be to act under the new owner's epoch
     run = loaded.run
     step, head, seq = len(loaded.run.head and loaded.chain), run.head, run.seq
     step = loaded.chain[-1].step if loaded.chain else 0
