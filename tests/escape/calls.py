@@ -1,6 +1,7 @@
 """Making one sandboxed call from a test: a function by value, and how it ended."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -9,6 +10,7 @@ from escape import attempts, tools
 from support.waiting import run_async
 from understudy.actors.outcome import Outcome, ToolCall, ToolCode
 from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
+from understudy.actors.sandbox.runtime import this_runtime
 from understudy.policies.profile import Limits, Profile
 
 NOTHING = Profile()
@@ -42,3 +44,9 @@ def tried(function: Callable[..., Any], profile: Profile = NOTHING, **args: Any)
 
 def limited(**limits: Any) -> Profile:
     return Profile(limits=Limits(**limits))
+
+
+def shown_below(folder: str) -> list[str]:
+    """What of a folder a sandbox has to show, because the interpreter or this very clone lies in it."""
+    places = [Path(place) for _, place in this_runtime().folders]
+    return sorted({place.relative_to(folder).parts[0] for place in places if place.is_relative_to(folder)})

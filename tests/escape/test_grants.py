@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from escape import attempts, tools
-from escape.calls import NOTHING, by_value, limited, outcome_of, tried
+from escape.calls import NOTHING, by_value, limited, outcome_of, shown_below, tried
 
 from support.waiting import run_async
 from understudy.actors.outcome import Outcome, ToolCall, ToolCode
@@ -174,7 +174,7 @@ def test_ordinary_libraries_work() -> None:
         "threads": [1, 2],
         "processes": [3, 4],
         "sqlite": 5,
-        "files": ["archive.tar.gz", "copy", "unpacked"],
+        "files": sorted(["archive.tar.gz", "copy", "unpacked", *shown_below("/tmp")]),
         "python": 0,
         "lock": True,
     }
