@@ -72,7 +72,6 @@ class Slot:
     ready: bool = False
     runs: dict[str, int] = field(default_factory=dict)
     """Epoch by run id."""
-    retired: bool = False
     idle_since: float = 0.0
 
 
@@ -122,7 +121,7 @@ class Supervisor:
             "host": self._host,
             "pid": os.getpid(),
             "process": self.name,
-            "actors": [{"pid": s.pid, "ready": s.ready, "runs": list(s.runs)} for s in self._slots if not s.retired],
+            "actors": [{"pid": s.pid, "ready": s.ready, "runs": list(s.runs)} for s in self._slots],
             "services": self._services,
             "isolation": self._isolation,
         }
@@ -201,7 +200,6 @@ class Supervisor:
 
     async def _tick(self, now: float) -> None:
         assert self._store is not None
-        free = self._free_places()
         ceiling = self._config.run_actors * self._config.runs_per_actor
         due = await self._store.due(now, limit=max(1, ceiling))
         for run_id, epoch in due.overdue:
@@ -211,8 +209,11 @@ class Supervisor:
                 self._retire(slot)
         ready = [run_id for run_id, ready_at in self._returning.items() if ready_at <= now]
         ready += [run_id for run_id in due.ready if run_id not in self._returning]
-        for run_id in ready[:free]:
-            slot = min((s for s in self._slots if self._fits(s)), key=lambda s: len(s.runs))
+        for run_id in ready:
+            # Looked for anew each time: an actor may have gone since, with the places that it had left.
+            slot = min((s for s in self._slots if self._fits(s)), key=lambda s: len(s.runs), default=None)
+            if slot is None:
+                break
             self._returning.pop(run_id, None)
             try:
                 run = await self._store.claim(run_id, f"{self.name}/{slot.pid}", self._config.lease_s, now)
@@ -222,14 +223,11 @@ class Supervisor:
         self._resize(len(ready))
 
     def _fits(self, slot: Slot) -> bool:
-        return slot.ready and not slot.retired and len(slot.runs) < self._config.runs_per_actor
-
-    def _free_places(self) -> int:
-        return sum(self._config.runs_per_actor - len(s.runs) for s in self._slots if s.ready and not s.retired)
+        return slot.ready and len(slot.runs) < self._config.runs_per_actor
 
     def _resize(self, wanted: int) -> None:
         """As many actors as there is work for, and the spares, up to the limit."""
-        here = [slot for slot in self._slots if not slot.retired]
+        here = list(self._slots)
         idle = sum(1 for slot in here if not slot.runs)
         missing = self._config.spare_actors + -(-wanted // self._config.runs_per_actor) - idle
         room = self._config.run_actors + self._config.spare_actors - len(here)
@@ -343,7 +341,6 @@ class Supervisor:
     # --- actors going away ---
 
     def _drop(self, slot: Slot) -> None:
-        slot.retired = True
         if slot in self._slots:
             self._slots.remove(slot)
 
