@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from understudy.actors.code import tool_code
+from understudy.actors.by_value import tool_code
 from understudy.actors.effects import call_digest, effect_key, read_outcome, write_outcome
 from understudy.actors.errors import CallerError, EffectMismatch, Suspended, tellable
 from understudy.actors.events import counters_of

@@ -17,8 +17,6 @@ from typing import Any
 
 from understudy.actors.errors import CodeError
 from understudy.actors.graph import Graph
-from understudy.actors.outcome import ToolCode
-from understudy.actors.tool import Tool
 
 
 @dataclass(frozen=True)
@@ -80,38 +78,6 @@ def _import_paths(name: str, module: Any) -> tuple[str, ...]:
         folder = folder.parent
     installed = any(part in ("site-packages", "dist-packages") for part in folder.parts)
     return () if installed or name.split(".")[0] == "understudy" else (str(folder),)
-
-
-def pickled(thing: Any) -> bytes:
-    """A cloudpickle that needs none of the user's own modules where it is loaded."""
-    import cloudpickle
-
-    mine = [module for module in list(sys.modules.values()) if _is_users(module)]
-    for module in mine:
-        cloudpickle.register_pickle_by_value(module)
-    # A model that is defined inside a function remembers every local of it (pydantic, for forward references): an open
-    # store or a loop among them cannot be pickled, and none of it is needed.
-    model: Any = getattr(thing, "state", None)
-    remembered = model.__dict__.get("__pydantic_parent_namespace__") if isinstance(model, type) else None
-    try:
-        if remembered:
-            model.__pydantic_parent_namespace__ = None
-        return bytes(cloudpickle.dumps(thing))
-    finally:
-        if remembered:
-            model.__pydantic_parent_namespace__ = remembered
-        for module in mine:
-            cloudpickle.unregister_pickle_by_value(module)
-
-
-def _is_users(module: Any) -> bool:
-    name = getattr(module, "__name__", "")
-    file = getattr(module, "__file__", None)
-    if not file or name == "__main__" or name.split(".")[0] == "understudy" or name not in sys.modules:
-        return False
-    path = str(Path(file).resolve())
-    inside = any(path.startswith(str(Path(prefix).resolve()) + "/") for prefix in (sys.prefix, sys.base_prefix))
-    return not inside and "site-packages" not in path and "dist-packages" not in path
 
 
 def digest_of(data: bytes) -> str:
@@ -220,15 +186,3 @@ def _place_of(error: Exception) -> str:
     if isinstance(error, SyntaxError) or not frames:
         return ""
     return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
-
-
-def tool_code(tool: Tool[Any, Any]) -> ToolCode:
-    """By reference for tools of installed packages, which the sandbox can see; by value for the user's own."""
-    module = sys.modules.get(tool.fn.__module__)
-    holder: Any = module
-    for part in tool.fn.__qualname__.split("."):
-        holder = getattr(holder, part, None)
-    importable = isinstance(holder, Tool) or holder is tool.fn
-    if importable and module is not None and tool.fn.__module__ != "__main__" and not _is_users(module):
-        return ToolCode(ref=f"{tool.fn.__module__}:{tool.fn.__qualname__}")
-    return ToolCode(blob=pickled(tool.fn))

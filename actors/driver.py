@@ -22,7 +22,7 @@ from understudy.actors.checkpoint import Checkpoint
 from understudy.actors.context import BlockingContext, Context
 from understudy.actors.errors import CallerError, Fenced, tellable
 from understudy.actors.events import COMMIT_BUCKETS_S, histogram
-from understudy.actors.graph import Node, Plan
+from understudy.actors.plan import Node, Plan
 from understudy.actors.records import Commit, Loaded, Status
 from understudy.actors.run import (
     Abandon,

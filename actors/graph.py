@@ -1,104 +1,22 @@
-"""A graph is what a user builds: nodes, edges, branches over a typed state; its plan is the validated, frozen form.
+"""A graph is what a user builds: nodes, edges, branches over a typed state; `plan()` validates and freezes it.
 
 Nodes are ordinary functions, `async def` or `def`, of the state, of the state and the context, or of nothing. They
 return what they write: a dict by channel, an instance of the state model (its set fields), a `Command`, or None.
 """
 
 import difflib
-import hashlib
 import inspect
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
 
-from understudy.actors.channels import Channel, channels_of
+from understudy.actors.channels import channels_of
 from understudy.actors.errors import GraphError
+from understudy.actors.plan import END, START, Branch, Join, Node, Plan, Target
 
-START = "__start__"
-END = "__end__"
-
-Target = str | Callable[..., Any]
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True)
-class Send:
-    """Run `node` once with `arg` in the place of the state; several of them fan out in one superstep."""
-
-    node: Target
-    arg: Any
-
-
-@dataclass(frozen=True)
-class Command:
-    """What a node returns to write and to say where to go: a node name, END, Sends, or a list of them."""
-
-    update: Mapping[str, Any] | BaseModel | None = None
-    goto: Target | Send | Sequence[Target | Send] | None = None
-
-
-@dataclass(frozen=True)
-class Node:
-    """A function of the graph, and how it wants to be called."""
-
-    name: str
-    fn: Callable[..., Any]
-    takes_state: bool
-    context_name: str
-    """Name of its context parameter; empty when it takes none."""
-    is_async: bool
-    arg_adapter: TypeAdapter[Any]
-    """Of the first parameter: reads what a Send carries."""
-    takes_model: bool
-    """The first parameter is the state model (or is not annotated): without a Send it gets the state."""
-    goto: tuple[str, ...]
-    """Where its Commands may lead, as declared."""
-
-
-@dataclass(frozen=True)
-class Branch:
-    source: str
-    choose: Callable[[Any], Any]
-    targets: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Join:
-    """An edge from several nodes: its target runs once all of them have finished."""
-
-    sources: tuple[str, ...]
-    target: str
-
-    @property
-    def name(self) -> str:
-        return "+".join(self.sources) + ">" + self.target
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A validated graph. Nothing in it changes any more."""
-
-    name: str
-    version: str
-    state: type[BaseModel]
-    channels: Mapping[str, Channel]
-    nodes: Mapping[str, Node]
-    edges: Mapping[str, tuple[str, ...]]
-    branches: tuple[Branch, ...]
-    joins: tuple[Join, ...]
-    step_limit: int
-    retain_s: float
-    """Seconds that a thread is kept after its last run ended; negative: for ever."""
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Digest of the state's JSON schema: tells a checkpoint of another model when it is loaded (law 6)."""
-        schema = json.dumps(self.state.model_json_schema(), sort_keys=True, default=str)
-        return hashlib.sha256(schema.encode()).hexdigest()[:16]
 
 
 @dataclass

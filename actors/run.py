@@ -19,7 +19,7 @@ from understudy.actors.channels import state_of
 from understudy.actors.checkpoint import Checkpoint, following, restore
 from understudy.actors.errors import CallerError, CodeError, StepLimitReached, tellable
 from understudy.actors.events import counters_of
-from understudy.actors.graph import Plan
+from understudy.actors.plan import Plan
 from understudy.actors.records import FINAL, Commit, Event, Interrupt, Loaded, NewCheckpoint, Receipt, Status
 from understudy.actors.step import Task, TaskResult, apply, opening, tasks_of
 

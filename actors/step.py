@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from understudy.actors.channels import Channel, joined, reason_of, state_of
 from understudy.actors.checkpoint import Change, Checkpoint, TaskSpec
 from understudy.actors.errors import GraphError, InvalidWrite
-from understudy.actors.graph import END, START, Command, Node, Plan, Send
+from understudy.actors.plan import END, START, Command, Node, Plan, Send
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from understudy.actors.by_value import pickled
 from understudy.actors.channels import Channel
 from understudy.actors.checkpoint import restore, seed
-from understudy.actors.code import Code, digest_of, load_ref, locate, pickled, sign_blob
+from understudy.actors.code import Code, digest_of, load_ref, locate, sign_blob
 from understudy.actors.errors import CallerError, Conflict, NotFound, StoreUnavailable, UnderstudyError
 from understudy.actors.events import counters_of
-from understudy.actors.graph import Graph, Plan
+from understudy.actors.graph import Graph
+from understudy.actors.plan import Plan
 from understudy.actors.process import is_dead
 from understudy.actors.records import (
     CheckpointRow,

@@ -13,8 +13,9 @@ from pydantic import BaseModel
 
 from understudy.actors.context import Context
 from understudy.actors.errors import ToolDenied
-from understudy.actors.graph import END, START, Graph, Send
+from understudy.actors.graph import Graph
 from understudy.actors.outcome import Outcome
+from understudy.actors.plan import END, START, Send
 from understudy.actors.tool import Tool
 from understudy.cluster.demo import scoring
 from understudy.cluster.demo.audit import ASK_FROM, Approval, Audit, Findings, Imported, Metadata

@@ -15,7 +15,7 @@ async def open_store(url: str, *, allow_volatile: bool = False) -> Store:
     scheme = url.partition("://")[0] if "://" in url else ""
     match scheme:
         case "memory":
-            from understudy.cluster.stores.memory import MemoryStore
+            from understudy.actors.memory import MemoryStore
 
             return MemoryStore()
         case "sqlite":

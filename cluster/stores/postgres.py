@@ -15,6 +15,22 @@ from typing import Any, Self
 
 from understudy.actors.errors import CallerError
 from understudy.actors.events import sample
+from understudy.actors.messages import (
+    CRASHES_MAX,
+    MEMBER_SILENT_S,
+    RETAIN_S,
+    answer_conflict,
+    fenced,
+    key_conflict,
+    no_blob,
+    no_checkpoint,
+    no_interrupt,
+    no_run,
+    not_ready,
+    seed_conflict,
+    seq_gap,
+    thread_in_use,
+)
 from understudy.actors.records import (
     FINAL,
     STATUSES,
@@ -33,22 +49,6 @@ from understudy.actors.records import (
     Status,
 )
 from understudy.actors.store import StoreInfo
-from understudy.cluster.stores.messages import (
-    CRASHES_MAX,
-    MEMBER_SILENT_S,
-    RETAIN_S,
-    answer_conflict,
-    fenced,
-    key_conflict,
-    no_blob,
-    no_checkpoint,
-    no_interrupt,
-    no_run,
-    not_ready,
-    seed_conflict,
-    seq_gap,
-    thread_in_use,
-)
 from understudy.cluster.stores.postgres_client import Connection, Connections
 from understudy.cluster.stores.postgres_listener import Listener
 from understudy.cluster.stores.rows import (

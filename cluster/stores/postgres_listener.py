@@ -8,7 +8,7 @@ import asyncio
 
 import psycopg
 
-from understudy.cluster.stores.bell import Bell
+from understudy.actors.bell import Bell
 from understudy.cluster.stores.postgres_client import Connection, Connections
 
 AWAY_S = 0.5

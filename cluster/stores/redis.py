@@ -13,7 +13,22 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from understudy.actors.bell import Bell
 from understudy.actors.events import sample
+from understudy.actors.messages import (
+    answer_conflict,
+    fenced,
+    key_conflict,
+    new_record,
+    no_blob,
+    no_checkpoint,
+    no_interrupt,
+    no_run,
+    not_ready,
+    seed_conflict,
+    seq_gap,
+    thread_in_use,
+)
 from understudy.actors.records import (
     FINAL,
     PARTITIONS,
@@ -35,21 +50,6 @@ from understudy.actors.records import (
     partition_of_thread,
 )
 from understudy.actors.store import StoreInfo
-from understudy.cluster.stores.bell import Bell
-from understudy.cluster.stores.messages import (
-    answer_conflict,
-    fenced,
-    key_conflict,
-    new_record,
-    no_blob,
-    no_checkpoint,
-    no_interrupt,
-    no_run,
-    not_ready,
-    seed_conflict,
-    seq_gap,
-    thread_in_use,
-)
 from understudy.cluster.stores.redis_client import Address, Arg, Link, RedisClient, pack
 from understudy.cluster.stores.redis_codec import (
     BEATS,

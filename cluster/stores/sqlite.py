@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, Self, TypeVar
 from urllib.parse import parse_qsl
 
+from understudy.actors.bell import Bell
 from understudy.actors.errors import CallerError, Fenced, StoreUnavailable, UnderstudyError
 from understudy.actors.records import (
     Begun,
@@ -40,7 +41,6 @@ from understudy.actors.records import (
 )
 from understudy.actors.store import StoreInfo
 from understudy.cluster.stores import sqlite_verbs as verbs
-from understudy.cluster.stores.bell import Bell
 from understudy.cluster.stores.statements import script
 from understudy.cluster.stores.worker import Worker
 

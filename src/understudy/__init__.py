@@ -17,8 +17,9 @@ if TYPE_CHECKING:
         ToolError,
         UnderstudyError,
     )
-    from understudy.actors.graph import END, START, Command, Graph, Send
+    from understudy.actors.graph import Graph
     from understudy.actors.outcome import Outcome
+    from understudy.actors.plan import END, START, Command, Send
     from understudy.actors.tool import tool
     from understudy.cluster.client import Cluster, Run, RunFailed, connect
     from understudy.cluster.version import __version__
@@ -27,8 +28,9 @@ _HOMES = {
     "actors.channels": ("add", "append"),
     "actors.context": ("BlockingContext", "Context"),
     "actors.errors": ("CallerError", "InterruptExpired", "ToolDenied", "ToolError", "UnderstudyError"),
-    "actors.graph": ("END", "START", "Command", "Graph", "Send"),
+    "actors.graph": ("Graph",),
     "actors.outcome": ("Outcome",),
+    "actors.plan": ("END", "START", "Command", "Send"),
     "actors.tool": ("tool",),
     "cluster.client": ("Cluster", "Run", "RunFailed", "connect"),
     "cluster.version": ("__version__",),

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from conformance.store_suite import World
 
+from understudy.actors.memory import MemoryStore
 from understudy.actors.store import Store
 from understudy.cluster.stores import open_store
-from understudy.cluster.stores.memory import MemoryStore
 
 BACKENDS = ("memory", "sqlite", "redis", "postgres")
 

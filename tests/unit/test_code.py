@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from support.waiting import run_async
 from understudy import END, START, Graph, tool
-from understudy.actors.code import Code, Library, digest_of, load_ref, locate, open_blob, pickled, sign_blob, tool_code
+from understudy.actors.by_value import pickled, tool_code
+from understudy.actors.code import Code, Library, digest_of, load_ref, locate, open_blob, sign_blob
 from understudy.actors.errors import CodeError
 from understudy.cluster.demo import tools as installed
 from understudy.cluster.demo.graph import graph as installed_graph

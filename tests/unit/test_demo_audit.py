@@ -18,6 +18,7 @@ from support.stage import Stage, YesPolicy
 from support.waiting import run_async
 from understudy.actors.calls import Refused
 from understudy.actors.errors import CallerError
+from understudy.actors.memory import MemoryStore
 from understudy.actors.outcome import Outcome
 from understudy.actors.tool import Tool
 from understudy.cluster.client import Run, RunFailed, open_questions
@@ -33,7 +34,6 @@ from understudy.cluster.demo.tools import (
     read_startup,
     verify_files,
 )
-from understudy.cluster.stores.memory import MemoryStore
 from understudy.policies.permission import Allow, Deny, Request, decide
 from understudy.policies.policy_file import load_policy
 

@@ -22,9 +22,9 @@ from understudy.actors.calls import Asked, Granted, Refused
 from understudy.actors.context import BlockingContext
 from understudy.actors.errors import CallerError, Conflict, Fenced, InterruptExpired, StoreUnavailable
 from understudy.actors.events import counters_of
+from understudy.actors.memory import MemoryStore
 from understudy.actors.records import FINAL
 from understudy.cluster.client import Run, RunFailed, open_questions
-from understudy.cluster.stores.memory import MemoryStore
 
 
 class Log(BaseModel):

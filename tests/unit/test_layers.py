@@ -26,6 +26,7 @@ PURE_ACTORS = (
     "events",
     "graph",
     "outcome",
+    "plan",
     "records",
     "run",
     "step",

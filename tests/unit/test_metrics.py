@@ -22,11 +22,11 @@ from support.processes import find_program
 from support.servers import promtool_check_metrics
 from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.events import TOOL_BUCKETS_S, histogram, sample
+from understudy.actors.memory import MemoryStore
 from understudy.actors.records import STATUSES
 from understudy.actors.store import Store
 from understudy.cluster.exporter import Exporter, patience_of
 from understudy.cluster.metrics import FAMILIES, encode, metrics_of, parse_sample, store_away
-from understudy.cluster.stores.memory import MemoryStore
 
 DEPLOY = Path(__file__).parents[2] / "cluster" / "deploy"
 COUNTS = {status: n for n, status in enumerate(STATUSES)}

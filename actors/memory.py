@@ -9,8 +9,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from understudy.actors.bell import Bell
 from understudy.actors.errors import Fenced
 from understudy.actors.events import sample
+from understudy.actors.messages import (
+    CRASHES_MAX,
+    MEMBER_SILENT_S,
+    RETAIN_S,
+    answer_conflict,
+    fenced,
+    key_conflict,
+    new_record,
+    no_blob,
+    no_checkpoint,
+    no_interrupt,
+    no_run,
+    not_ready,
+    seed_conflict,
+    seq_gap,
+    thread_in_use,
+)
 from understudy.actors.records import (
     FINAL,
     STATUSES,
@@ -30,24 +48,6 @@ from understudy.actors.records import (
     Status,
 )
 from understudy.actors.store import StoreInfo
-from understudy.cluster.stores.bell import Bell
-from understudy.cluster.stores.messages import (
-    CRASHES_MAX,
-    MEMBER_SILENT_S,
-    RETAIN_S,
-    answer_conflict,
-    fenced,
-    key_conflict,
-    new_record,
-    no_blob,
-    no_checkpoint,
-    no_interrupt,
-    no_run,
-    not_ready,
-    seed_conflict,
-    seq_gap,
-    thread_in_use,
-)
 
 
 @dataclass
