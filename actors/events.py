@@ -90,6 +90,8 @@ KINDS: Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, float]]] = {
     "tool_started": _none,  # tool, key, sandbox
     "tool_finished": _tool_finished,  # tool, key, outcome, seconds, error
     "cancel_asked": _none,
+    "retried": _none,
+    "message": _none,  # n, message_id
     "finished": _finished,  # status, error
 }
 

@@ -12,42 +12,53 @@ from typing import Any
 from understudy.actors.bell import Bell
 from understudy.actors.errors import Fenced
 from understudy.actors.events import sample
-from understudy.actors.messages import (
-    CRASHES_MAX,
-    MEMBER_SILENT_S,
-    RETAIN_S,
-    answer_conflict,
-    fenced,
-    key_conflict,
-    new_record,
-    no_blob,
-    no_checkpoint,
-    no_interrupt,
-    no_run,
-    not_ready,
-    seed_conflict,
-    seq_gap,
-    thread_in_use,
-)
 from understudy.actors.records import (
     FINAL,
     STATUSES,
     Begun,
     CheckpointRow,
+    Chunk,
     Commit,
     Committed,
     Counters,
     Due,
     Event,
     Loaded,
+    Message,
     NewCheckpoint,
     NewRun,
     Receipt,
     Renewed,
+    RunDump,
     RunRecord,
     Status,
+    ThreadDump,
 )
-from understudy.actors.store import StoreInfo
+from understudy.actors.refusals import (
+    CRASHES_MAX,
+    MEMBER_SILENT_S,
+    RETAIN_S,
+    answer_conflict,
+    child_answer,
+    fenced,
+    key_conflict,
+    mailbox_full,
+    new_record,
+    no_blob,
+    no_checkpoint,
+    no_interrupt,
+    no_mailbox,
+    no_run,
+    no_thread,
+    not_ready,
+    not_retryable,
+    seed_conflict,
+    seq_gap,
+    thread_busy,
+    thread_in_use,
+    thread_went_on,
+)
+from understudy.actors.store import BLOB_KEPT_S, CHUNKS_MAX, MAILBOX_MAX, StoreInfo
 
 
 @dataclass
@@ -61,6 +72,13 @@ class _Run:
     writes: dict[str, str] = field(default_factory=dict)
     receipts: dict[tuple[str, str], Receipt] = field(default_factory=dict)
     """By checkpoint and key."""
+    messages: list[Message] = field(default_factory=list)
+    sent: dict[str, int] = field(default_factory=dict)
+    """The n of every message ever sent, by message id."""
+    listens_after: int | None = None
+    chunks: list[Chunk] = field(default_factory=list)
+    streamed: int = 0
+    """The n of the last chunk."""
 
 
 @dataclass
@@ -78,7 +96,7 @@ class MemoryStore:
         self._runs: dict[str, _Run] = {}
         self._threads: dict[str, _Thread] = {}
         self._counters: dict[str, float] = {}
-        self._blobs: dict[str, bytes] = {}
+        self._blobs: dict[str, tuple[float, bytes]] = {}
         self._beats: dict[str, tuple[float, str]] = {}
         self._bell = Bell()
 
@@ -95,6 +113,12 @@ class MemoryStore:
                 return other.record
         if run.seed and thread.runs:
             raise seed_conflict(run)
+        for other in [other for other in thread.runs if not other.record.final]:
+            if run.busy == "reject":
+                raise thread_busy(run, other.record.run_id)
+            if run.busy != "enqueue":
+                other.record = replace(other.record, rollback=run.busy == "rollback")
+                self._cancel(other, now)
         behind = any(not other.record.final for other in thread.runs)
         made = _Run(new_record(run, now), due_at=None if behind else now)
         thread.runs.append(made)
@@ -120,7 +144,8 @@ class MemoryStore:
         run = self._found(run_id)
         if run.due_at is None or run.due_at > now:
             raise not_ready(run.record)
-        head = run.record.head if run.record.seq else self._threads[run.record.thread_id].head
+        fresh = run.record.seq == 0
+        head = self._threads[run.record.thread_id].head if fresh else run.record.head
         epoch = run.record.epoch + 1
         run.due_at = None
         run.record = replace(
@@ -130,6 +155,7 @@ class MemoryStore:
             owner=owner,
             lease_until=now + lease_s,
             head=head,
+            base=head if fresh else run.record.base,
             not_before=0.0,
             updated_at=now,
         )
@@ -141,9 +167,13 @@ class MemoryStore:
         head = run.record.head
         chain = self._chain(run.record.thread_id, head) if head else ()
         receipts = {key: receipt for (at, key), receipt in run.receipts.items() if at == head}
-        return Loaded(run.record, tuple(chain), dict(run.writes), receipts)
+        return Loaded(run.record, tuple(chain), dict(run.writes), receipts, tuple(run.messages))
 
-    async def commit(self, commit: Commit) -> Committed:
+    async def commit(self, *commits: Commit) -> Committed:
+        *_, last = [self._commit(commit) for commit in commits]
+        return last
+
+    def _commit(self, commit: Commit) -> Committed:
         run = self._owned(commit.run_id, commit.epoch, "commit")
         if (commit.epoch, commit.seq) == (run.seq_epoch, run.record.seq):
             self._count({sample("checkpoint_commits_total", result="duplicate"): 1.0})
@@ -167,6 +197,7 @@ class MemoryStore:
             run.record = replace(run.record, interrupts=(), answers={})
         else:
             run.writes.update(commit.writes)
+        run.messages = [message for message in run.messages if message.n not in commit.taken]
         self._note(run, commit.events, commit.counters)
         self._count({sample("checkpoint_commits_total", result="ok"): 1.0})
         if commit.status == "waiting":
@@ -219,6 +250,8 @@ class MemoryStore:
     async def resume(self, run_id: str, interrupt_id: str, answer: str, now: float) -> RunRecord:
         run = self._found(run_id)
         given = run.record.answers.get(interrupt_id)
+        if run.record.final:
+            raise no_interrupt(run_id, interrupt_id)
         if given is not None:
             if given != answer:
                 raise answer_conflict(run_id, interrupt_id)
@@ -233,17 +266,56 @@ class MemoryStore:
 
     async def cancel(self, run_id: str, now: float) -> RunRecord:
         run = self._found(run_id)
-        record = run.record
-        if record.status == "running":
-            if not record.cancel_asked:
-                run.record = replace(record, cancel_asked=True, updated_at=now)
-                self._note(run, [Event("cancel_asked", now)])
-        elif not record.final:
-            run.record = replace(record, epoch=record.epoch + 1, cancel_asked=True, updated_at=now)
-            counted = sample("runs_finished_total", graph=record.graph, status="cancelled")
-            self._note(run, [Event("finished", now, {"status": "cancelled"})], {counted: 1.0})
-            self._end(run, "cancelled", now, RETAIN_S)
+        self._cancel(run, now)
         return run.record
+
+    async def retry(self, run_id: str, now: float) -> RunRecord:
+        run = self._found(run_id)
+        record = run.record
+        if not record.final:
+            return record
+        if record.status not in ("failed", "quarantined"):
+            raise not_retryable(record)
+        thread = self._threads[record.thread_id]
+        for other in thread.runs:
+            if not other.record.final:
+                raise thread_went_on(record, f"has the unfinished run {other.record.run_id}")
+        if thread.head != record.head:
+            raise thread_went_on(record, f"is at checkpoint {thread.head!r} by now, after another run")
+        run.record = replace(record, epoch=record.epoch + 1, error="", crashes=(), detected_at=0.0, updated_at=now)
+        thread.expires_at = None
+        self._note(run, [Event("retried", now)])
+        self._queue(run, now)
+        return run.record
+
+    # --- messages and streams ---
+
+    async def send(self, run_id: str, message_id: str, body: str, now: float) -> int:
+        run = self._found(run_id)
+        if run.record.final:
+            raise no_mailbox(run.record)
+        if message_id in run.sent:
+            return run.sent[message_id]
+        if len(run.messages) >= MAILBOX_MAX:
+            raise mailbox_full(run_id, len(run.messages))
+        n = run.sent[message_id] = len(run.sent) + 1
+        run.messages.append(Message(n, message_id, body, now))
+        self._note(run, [Event("message", now, {"n": n, "message_id": message_id})])
+        if run.record.status == "waiting" and run.listens_after is not None and n > run.listens_after:
+            self._queue(run, now)
+        return n
+
+    async def stream(self, run_id: str, epoch: int, chunks: Sequence[Chunk]) -> None:
+        run = self._runs.get(run_id)
+        if run is None or run.record.epoch != epoch or run.record.status != "running":
+            raise fenced(run_id, epoch, "stream")
+        for chunk in chunks:
+            run.streamed += 1
+            run.chunks.append(replace(chunk, n=run.streamed))
+        del run.chunks[:-CHUNKS_MAX]
+
+    async def chunks(self, run_id: str, after: int = 0, limit: int = 1000) -> list[Chunk]:
+        return [chunk for chunk in self._found(run_id).chunks if chunk.n > after][:limit]
 
     # --- effects ---
 
@@ -297,6 +369,10 @@ class MemoryStore:
         run = self._runs.get(run_id)
         return run.receipts.get((checkpoint_id, key)) if run else None
 
+    async def receipts(self, run_id: str) -> list[Receipt]:
+        run = self._runs.get(run_id)
+        return sorted(run.receipts.values(), key=lambda r: (r.at, r.key)) if run else []
+
     # --- reading ---
 
     async def run(self, run_id: str) -> RunRecord:
@@ -326,13 +402,13 @@ class MemoryStore:
 
     # --- around it ---
 
-    async def put_blob(self, digest: str, data: bytes) -> None:
-        self._blobs.setdefault(digest, data)
+    async def put_blob(self, digest: str, data: bytes, now: float) -> None:
+        self._blobs[digest] = (now, self._blobs[digest][1] if digest in self._blobs else data)
 
     async def get_blob(self, digest: str) -> bytes:
         if digest not in self._blobs:
             raise no_blob(digest)
-        return self._blobs[digest]
+        return self._blobs[digest][1]
 
     async def beat(self, member: str, data: str, now: float) -> None:
         self._beats[member] = (now, data)
@@ -346,7 +422,22 @@ class MemoryStore:
         past = [i for i in past if all(run.record.final for run in self._threads[i].runs)]
         for thread_id in past:
             await self.delete_thread(thread_id)
+        named = {digest for run in self._runs.values() for digest in run.record.blobs}
+        self._blobs = {d: kept for d, kept in self._blobs.items() if d in named or kept[0] > now - BLOB_KEPT_S}
         return len(past)
+
+    async def prune(self, thread_id: str, checkpoint_ids: Sequence[str]) -> int:
+        thread = self._threads.get(thread_id, _Thread())
+        kept = {thread.head}
+        for run in thread.runs:
+            if not run.record.final:
+                kept |= {run.record.head, run.record.base}
+        gone = {i for i in checkpoint_ids if i in thread.checkpoints and i not in kept}
+        for checkpoint_id in gone:
+            del thread.checkpoints[checkpoint_id]
+        for run in thread.runs:
+            run.receipts = {place: r for place, r in run.receipts.items() if place[0] not in gone}
+        return len(gone)
 
     async def delete_thread(self, thread_id: str) -> None:
         for run in self._threads.get(thread_id, _Thread()).runs:
@@ -354,6 +445,59 @@ class MemoryStore:
                 raise thread_in_use(thread_id, run.record.run_id)
         for run in self._threads.pop(thread_id, _Thread()).runs:
             del self._runs[run.record.run_id]
+
+    # --- from one store to another ---
+
+    async def threads(self, after: str = "", limit: int = 1000) -> list[str]:
+        return sorted((i for i in self._threads if i.encode() > after.encode()), key=str.encode)[:limit]
+
+    async def dump(self, thread_id: str) -> ThreadDump:
+        if thread_id not in self._threads:
+            raise no_thread(thread_id)
+        thread = self._threads[thread_id]
+        runs = [
+            RunDump(
+                record=run.record,
+                seq_epoch=run.seq_epoch,
+                due_at=run.due_at,
+                events=tuple(run.events),
+                writes=dict(run.writes),
+                receipts=tuple(await self.receipts(run.record.run_id)),
+                messages=tuple(run.messages),
+                sent=dict(run.sent),
+                listens_after=run.listens_after,
+            )
+            for run in thread.runs
+        ]
+        return ThreadDump(thread_id, thread.head, thread.expires_at, tuple(runs), tuple(thread.checkpoints.values()))
+
+    async def adopt(self, dump: ThreadDump) -> bool:
+        if dump.thread_id in self._threads:
+            return False
+        thread = _Thread(dump.head, dump.expires_at, [], {row.checkpoint_id: row for row in dump.checkpoints})
+        for told in dump.runs:
+            run = _Run(
+                record=told.record,
+                due_at=told.due_at,
+                seq_epoch=told.seq_epoch,
+                events=list(told.events),
+                writes=dict(told.writes),
+                receipts={(receipt.checkpoint_id, receipt.key): receipt for receipt in told.receipts},
+                messages=list(told.messages),
+                sent=dict(told.sent),
+                listens_after=told.listens_after,
+            )
+            thread.runs.append(run)
+            self._runs[told.record.run_id] = run
+        self._threads[dump.thread_id] = thread
+        self._bell.ring()
+        return True
+
+    async def blobs(self) -> list[str]:
+        return sorted(self._blobs)
+
+    async def count(self, counters: Counters) -> None:
+        self._count(counters)
 
     async def info(self) -> StoreInfo:
         return StoreInfo("memory", "memory://", durable=False, detail={"runs": str(len(self._runs))})
@@ -380,8 +524,10 @@ class MemoryStore:
 
     def _sleep(self, run: _Run, commit: Commit) -> None:
         answered = any(i.interrupt_id in run.record.answers for i in commit.interrupts if not i.settled)
+        run.listens_after = commit.listens_after
+        heard = commit.listens_after is not None and any(m.n > commit.listens_after for m in run.messages)
         run.record = replace(run.record, status="waiting", owner="", lease_until=0.0, interrupts=commit.interrupts)
-        if answered or run.record.cancel_asked:
+        if answered or heard or run.record.cancel_asked:
             self._queue(run, commit.at)
         elif commit.wake_at:
             run.record = replace(run.record, not_before=commit.wake_at)
@@ -396,15 +542,42 @@ class MemoryStore:
         self._bell.ring()
 
     def _end(self, run: _Run, status: Status, at: float, retain_s: float) -> None:
-        run.due_at, run.writes = None, {}
-        run.record = replace(
-            run.record, status=status, owner="", lease_until=0.0, not_before=0.0, interrupts=(), answers={}
-        )
+        run.due_at, run.messages = None, []
+        run.record = replace(run.record, status=status, owner="", lease_until=0.0, not_before=0.0)
         thread = self._threads[run.record.thread_id]
+        if status in ("succeeded", "cancelled"):
+            run.writes = {}
+            run.record = replace(run.record, interrupts=(), answers={})
+        if status == "cancelled" and run.record.rollback and run.record.head != run.record.base:
+            thread.head = run.record.base
         thread.expires_at = None if retain_s < 0 else at + retain_s
         first = next((other for other in thread.runs if not other.record.final), None)
         if first and first.record.status == "queued" and first.due_at is None:
             self._ready(first, at)
+        self._tell_parent(run.record, at)
+
+    def _tell_parent(self, child: RunRecord, at: float) -> None:
+        parent = self._runs.get(child.parent)
+        if parent is None or parent.record.final or child.parent_interrupt in parent.record.answers:
+            return
+        answer = child_answer(child.status, child.error, child.result)
+        parent.record = replace(parent.record, answers={**parent.record.answers, child.parent_interrupt: answer})
+        self._note(parent, [Event("answered", at, {"interrupt_id": child.parent_interrupt})])
+        is_open = any(i.interrupt_id == child.parent_interrupt and not i.settled for i in parent.record.interrupts)
+        if is_open and parent.record.status == "waiting":
+            self._queue(parent, at)
+
+    def _cancel(self, run: _Run, now: float) -> None:
+        record = run.record
+        if record.status == "running":
+            if not record.cancel_asked:
+                run.record = replace(record, cancel_asked=True, updated_at=now)
+                self._note(run, [Event("cancel_asked", now)])
+        elif not record.final:
+            run.record = replace(record, epoch=record.epoch + 1, cancel_asked=True, updated_at=now)
+            counted = sample("runs_finished_total", graph=record.graph, status="cancelled")
+            self._note(run, [Event("finished", now, {"status": "cancelled"})], {counted: 1.0})
+            self._end(run, "cancelled", now, RETAIN_S)
 
     def _store_checkpoint(self, run: _Run, new: NewCheckpoint, at: float) -> None:
         thread = self._threads[run.record.thread_id]

@@ -79,6 +79,11 @@ class CheckpointRow(NewCheckpoint):
     at: float = 0.0
 
 
+Busy = Literal["enqueue", "reject", "interrupt", "rollback"]
+"""A start on a thread with unfinished runs: it stands behind them; it is refused; it cancels them and keeps what they
+committed; it cancels them, and the thread goes back to what it was before them."""
+
+
 @dataclass(frozen=True)
 class NewRun:
     """What `create` needs. `code` and `policy` name blobs or references; the store does not look into them."""
@@ -98,17 +103,29 @@ class NewRun:
     labels: Mapping[str, str] = field(default_factory=dict)
     seed: NewCheckpoint | None = None
     """A fork starts its own new thread from this snapshot."""
+    busy: "Busy" = "enqueue"
+    """What becomes of the thread's unfinished runs, see `Busy`."""
+    parent: str = ""
+    """Id of the run that started this one as its child (on a thread of the same partition), or empty."""
+    parent_interrupt: str = ""
+    """The interrupt of the parent that the end of this run answers."""
+    blobs: tuple[str, ...] = ()
+    """Digests of the blobs that the run needs: they are kept as long as it is."""
+
+
+InterruptKind = Literal["question", "approval", "timer", "unknown", "repeat", "child", "message"]
 
 
 @dataclass(frozen=True)
 class Interrupt:
     """A durable question. `kind`: `question` (ctx.interrupt), `approval` (policy says ask), `timer` (ctx.sleep),
-    `unknown` (a tool call whose end is not known)."""
+    `unknown` (an effect whose end is not known), `repeat` (a fork comes to an effect of its origin), `child` (the end
+    of a child run), `message` (ctx.receive: any message wakes the run)."""
 
     interrupt_id: str
     task_id: str
     node: str
-    kind: Literal["question", "approval", "timer", "unknown"]
+    kind: "InterruptKind"
     payload: Any
     digest: str = ""
     """What an approval is bound to: tool, its version and the arguments. An answer is good for this digest only."""
@@ -117,6 +134,10 @@ class Interrupt:
     settled: bool = False
     """A timer that has fired, or a question whose deadline has passed: kept until the superstep ends, so that the node
     that runs again finds it answered by time."""
+    schema: Any = None
+    """JSON schema that an answer has to fit; None: any."""
+    on_timeout: Any = None
+    """JSON values: what happens when the deadline passes (see `Context.interrupt`)."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +180,13 @@ class RunRecord:
     error: str
     result: str
     """JSON; empty until the run has one."""
+    base: str = ""
+    """The thread's head when the run was first claimed: what a rollback goes back to."""
+    rollback: bool = False
+    """If the run is cancelled, its thread goes back to `base`."""
+    parent: str = ""
+    parent_interrupt: str = ""
+    blobs: tuple[str, ...] = ()
 
     @property
     def final(self) -> bool:
@@ -166,11 +194,14 @@ class RunRecord:
 
 
 def open_questions(record: RunRecord) -> list[Interrupt]:
-    """What a run waits for a person to say: timers and answered questions left out; none unless it waits."""
+    """What a run waits for a person to say: what time, children or messages answer is left out. None unless it
+    waits."""
     if record.status != "waiting":
         return []
     return [
-        i for i in record.interrupts if not i.settled and i.kind != "timer" and i.interrupt_id not in record.answers
+        i
+        for i in record.interrupts
+        if not i.settled and i.kind not in ("timer", "child", "message") and i.interrupt_id not in record.answers
     ]
 
 
@@ -199,6 +230,10 @@ class Commit:
     error: str = ""
     retain_s: float = 7 * 86400.0
     """With a final status: how long the thread is kept after it, in seconds; negative: for ever."""
+    taken: tuple[int, ...] = ()
+    """Messages that the finished tasks have received, by n: they leave the mailbox."""
+    listens_after: int | None = None
+    """With status waiting: a message with a larger n wakes the run; None: no message does."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +254,8 @@ class Loaded:
     """Pending writes of the head, by task id."""
     receipts: Mapping[str, "Receipt"]
     """Receipts of effects begun after the head, by effect key."""
+    messages: tuple["Message", ...] = ()
+    """The mailbox: what was sent and not taken, in order."""
 
 
 ReceiptState = Literal["started", "done", "unknown"]
@@ -244,6 +281,68 @@ class Receipt:
     outcome: str = ""
     """JSON of the Outcome, once done."""
     at: float = 0.0
+    place: str = ""
+    """Where in the run it stands, in words that hold in a fork too: step/task/node/name/index (see effects.py)."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """What somebody sent to a run. `n` counts from 1 in the order of sending and is given by the store."""
+
+    n: int
+    message_id: str
+    """Made by the sender: sent again, it is the same message."""
+    body: str
+    """JSON."""
+    at: float
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a node streamed: shown to whoever follows the run, at once, and part of no commit."""
+
+    task_id: str
+    node: str
+    attempt: str
+    """Names one attempt of the task; chunks of another attempt before it are withdrawn."""
+    data: str
+    """JSON."""
+    at: float
+    withdrawn: bool = False
+    """Says, instead of data, that what this attempt of the task streamed is not part of the run any more."""
+    n: int = 0
+    """Its cursor: grows along a run. Given by the store."""
+
+
+@dataclass(frozen=True)
+class RunDump:
+    """All that a store has of a run, for another store."""
+
+    record: RunRecord
+    seq_epoch: int
+    """Epoch of the owner that made its last commit."""
+    due_at: float | None
+    """When it may be claimed; None: not before something else happens."""
+    events: tuple[Event, ...]
+    writes: Mapping[str, str]
+    receipts: tuple[Receipt, ...]
+    messages: tuple[Message, ...]
+    sent: Mapping[str, int]
+    """The n of every message that was ever sent to it, by message id."""
+    listens_after: int | None
+
+
+@dataclass(frozen=True)
+class ThreadDump:
+    """All that a store has of a thread, for another store."""
+
+    thread_id: str
+    head: str
+    expires_at: float | None
+    runs: tuple[RunDump, ...]
+    """In the order of `create`."""
+    checkpoints: tuple[CheckpointRow, ...]
+    """In the order of storing."""
 
 
 @dataclass(frozen=True)

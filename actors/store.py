@@ -4,17 +4,24 @@ Laws kept here (numbers as in the design):
 1. One owner. Every write to a run carries an epoch; one that is not the run's current epoch raises `Fenced`, changes
    nothing but the counter `fence_rejections_total{op=...}`.
 2. One commit. Each verb is atomic: all of it or nothing, in one round trip. `create`, `commit`, `begin`, `finish`,
-   `requeue`, `resume` and `cancel` may be sent twice (a client that lost the reply sends again) and apply once; the
-   second answer may then be that of the state it finds (`requeue`: Fenced, `finish`: False).
+   `requeue`, `resume`, `cancel`, `retry`, `send` and `adopt` may be sent twice (a client that lost the reply sends
+   again) and apply once; the second answer may then be that of the state it finds (`requeue`: Fenced, `finish`: False).
 8. Bounded. Whatever is written belongs to a thread, and `sweep` and `delete_thread` leave nothing of it behind.
 9. Crash-only. A store may be closed by SIGKILL at any line; opening it is all the recovery there is.
 
-A run that becomes final, by any verb, gives its lease back, loses its pending writes, interrupts and answers, releases
-the next run of its thread, and sets how long the thread is kept: by `retain_s` of the commit, else 7 days. The last
-run of a thread decides; while one is unfinished the thread is not swept. Receipts stay as long as the thread.
+A run that becomes final, by any verb, gives its lease back, releases the next run of its thread, and sets how long the
+thread is kept: by `retain_s` of the commit, else 7 days. The last run of a thread decides; while one is unfinished the
+thread is not swept. Receipts stay as long as their checkpoint. One that succeeded or was cancelled loses its pending
+writes, interrupts and answers, and every final one its mailbox; one that failed or was quarantined keeps the others,
+for `retry`. A cancelled run with `rollback` that has made a checkpoint sets the head of its thread back to its `base`.
 
-Only these verbs set `updated_at` of a run (to `now` or the commit's `at`): create, claim, commit, requeue, resume and
-cancel. Whoever owns a run that was deleted meanwhile is told Fenced, not NotFound.
+If a run that becomes final has a parent that is not final, the end is an answer to the parent's interrupt
+`parent_interrupt`, whether it is open yet or not: JSON `{"status": ..., "error": ..., "result": ...}` (see
+`refusals.child_answer`), kept unless there is one already, with the event `answered` {interrupt_id} in the parent's
+log. A parent that waits with that interrupt open becomes ready. In the same move; parent and child share a partition.
+
+Only these verbs set `updated_at` of a run (to `now` or the commit's `at`): create, claim, commit, requeue, resume,
+cancel and retry. Whoever owns a run that was deleted meanwhile is told Fenced, not NotFound.
 
 All verbs are coroutines and may be called from one event loop at a time. Times are seconds since the epoch and come
 from the caller; clocks of clients and supervisors should agree to within a second or so. A store that does not answer
@@ -28,6 +35,7 @@ from typing import Protocol
 from understudy.actors.records import (
     Begun,
     CheckpointRow,
+    Chunk,
     Commit,
     Committed,
     Counters,
@@ -39,7 +47,12 @@ from understudy.actors.records import (
     Renewed,
     RunRecord,
     Status,
+    ThreadDump,
 )
+
+MAILBOX_MAX = 10_000
+CHUNKS_MAX = 10_000
+BLOB_KEPT_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -63,8 +76,10 @@ class Store(Protocol):
         one thread are serial, in the order of `create`). A run that starts a thread with `seed` has it as its head;
         another one starts from the thread's head at the time it is claimed.
         Sending the same run_id again returns the stored run (before anything else is looked at). Until a claim, `head`
-        is empty, or the seed's id. Thread ids and keys are any text.
-        Raises Conflict: the key belongs to a run with another digest; or `seed` on a thread that is not new.
+        is empty, or the seed's id. Thread ids and keys are any text. With `busy` other than enqueue, and unfinished
+        runs on the thread: `reject` raises Conflict; `interrupt` does what `cancel` does to each of them; `rollback` as
+        well, and sets their `rollback`.
+        Raises Conflict: the key belongs to a run with another digest; `seed` on a thread that is not new; `reject`.
         """
 
     async def due(self, now: float, limit: int) -> Due:
@@ -80,7 +95,7 @@ class Store(Protocol):
 
     async def claim(self, run_id: str, owner: str, lease_s: float, now: float) -> RunRecord:
         """Take a ready run: status running, epoch + 1, lease until now + lease_s, `not_before` 0. Appends the event
-        `claimed` {owner, epoch}. Sets `head` to the thread's head if the run has made no commit yet.
+        `claimed` {owner, epoch}. Sets `head` and `base` to the thread's head if the run has made no commit yet.
 
         Raises Conflict if the run is not ready (someone else was faster, or it is final), NotFound.
         """
@@ -91,8 +106,11 @@ class Store(Protocol):
         The chain belongs to the run's `head`; writes and receipts are those of this run only.
         """
 
-    async def commit(self, commit: Commit) -> Committed:
+    async def commit(self, *commits: Commit) -> Committed:
         """Move a run forward (law 2): checkpoint, pending writes, status, questions, events and counters at once.
+
+        Several commits are one run's, and follow one another: one round trip, in order, each whole or not at all, none
+        after one that was refused. The answer is the last one's.
 
         The epoch has to be the run's and the seq one more than the stored one; the same (epoch, seq) again is a
         duplicate and changes nothing. A checkpoint becomes the run's and the thread's head, and clears the pending
@@ -102,6 +120,8 @@ class Store(Protocol):
         `error` what the commit says. Counts `checkpoint_commits_total{result="ok"|"duplicate"}`.
         With status running and no checkpoint, interrupts stay as they are. `writes` that come with a checkpoint belong
         to the superstep that it ends, and are not kept. A duplicate is told even after the status it brought.
+        `taken` messages leave the mailbox. With status waiting and `listens_after`, a message with a larger n that is
+        there already queues the run at once, and one that comes later does then.
         Raises Fenced (also for a run that is not running), AssertionError for a seq with a gap, or one that an earlier
         owner used (a bug of ours).
         """
@@ -138,8 +158,8 @@ class Store(Protocol):
         `answered` {interrupt_id}; counts nothing.
 
         The first answer stands: the same answer (text) again changes nothing, another one raises Conflict. Raises
-        NotFound if the run has no such open interrupt: one that is stored with it and not `settled`. A run may be
-        answered while it is queued or running; a waiting one becomes ready now, and its `not_before` 0.
+        NotFound if the run has no such open interrupt: one that is stored with it and not `settled`; a final run has
+        none. A run may be answered while it is queued or running; a waiting one becomes ready now, and its `not_before` 0.
         """
 
     async def cancel(self, run_id: str, now: float) -> RunRecord:
@@ -147,6 +167,31 @@ class Store(Protocol):
         {status: "cancelled"}, counter `runs_finished_total{graph=...,status="cancelled"}`, kept 7 days); a running
         one gets `cancel_asked`, which its owner learns from `renew` and `commit`, and, the first time, the event
         `cancel_asked` {}. A final run stays as it is. `cancel_asked` is set in both. Raises NotFound."""
+
+    async def retry(self, run_id: str, now: float) -> RunRecord:
+        """Take a failed or quarantined run up again from its head: queued, epoch + 1, `error` empty, `crashes` empty;
+        pending writes, interrupts and answers as they were. Appends the event `retried` {}. The thread is kept.
+
+        A run that is not final stays as it is. Raises NotFound; Conflict: it succeeded or was cancelled; its thread has
+        an unfinished run; or the thread's head is not the run's any more (another run went on: fork instead).
+        """
+
+    # --- messages and streams ------------------------------------------------------------------------------------
+
+    async def send(self, run_id: str, message_id: str, body: str, now: float) -> int:
+        """Put a message (JSON) into the mailbox of a run, behind the others; its n. The same message_id again changes
+        nothing, also after it was taken. Appends the event `message` {n, message_id}. A run that waits and listens (see
+        `commit`) becomes ready, its `not_before` 0.
+        Raises NotFound; Conflict: the run is final, or its mailbox holds `MAILBOX_MAX` messages.
+        """
+
+    async def stream(self, run_id: str, epoch: int, chunks: Sequence[Chunk]) -> None:
+        """Append chunks (law 1: of the owner only). Cheap: they may be lost with the store's process, and only the last
+        `CHUNKS_MAX` of a run are kept. Raises Fenced: not the run's epoch, or the run is not running; counts nothing.
+        """
+
+    async def chunks(self, run_id: str, after: int = 0, limit: int = 1000) -> list[Chunk]:
+        """Chunks with n > after, in order; from the oldest that is kept. Raises NotFound."""
 
     # --- effects -----------------------------------------------------------------------------------------------
 
@@ -188,6 +233,9 @@ class Store(Protocol):
     async def receipt(self, run_id: str, key: str, checkpoint_id: str) -> Receipt | None:
         """The record of one effect; None if there is none, or no such run."""
 
+    async def receipts(self, run_id: str) -> list[Receipt]:
+        """All receipts of a run, oldest first (by `at`, then key). Empty for an unknown run."""
+
     # --- reading -----------------------------------------------------------------------------------------------
 
     async def run(self, run_id: str) -> RunRecord:
@@ -213,8 +261,8 @@ class Store(Protocol):
 
     # --- around it ---------------------------------------------------------------------------------------------
 
-    async def put_blob(self, digest: str, data: bytes) -> None:
-        """Keep bytes under their digest; the same again changes nothing."""
+    async def put_blob(self, digest: str, data: bytes, now: float) -> None:
+        """Keep bytes under their digest; the same again changes only the time at which it was put last."""
 
     async def get_blob(self, digest: str) -> bytes:
         """Raises NotFound."""
@@ -226,13 +274,37 @@ class Store(Protocol):
         """The last sign of each member: (time, JSON text). Members silent for a day are dropped by `sweep`."""
 
     async def sweep(self, now: float) -> int:
-        """Delete the threads whose time has passed; the number of them. Drops silent members, see `beats`."""
+        """Delete the threads whose time has passed; the number of them. Drops silent members, see `beats`, and blobs
+        that no run names and that were put last `BLOB_KEPT_S` ago or more (law 8)."""
+
+    async def prune(self, thread_id: str, checkpoint_ids: Sequence[str]) -> int:
+        """Delete these checkpoints with the receipts that hang on them; the number of them. The caller knows that no
+        chain needs them (`policies.retention`). Those that are the thread's head, or the head or base of an unfinished
+        run, are kept."""
 
     async def delete_thread(self, thread_id: str) -> None:
         """Delete a thread and all of its runs; not one key stays. Raises Conflict while a run of it is not final.
 
         A thread that is not there is deleted already: no error.
         """
+
+    # --- from one store to another -------------------------------------------------------------------------------
+
+    async def threads(self, after: str = "", limit: int = 1000) -> list[str]:
+        """Ids of all threads, in the order of their UTF-8 bytes, from behind `after`."""
+
+    async def dump(self, thread_id: str) -> ThreadDump:
+        """All there is of a thread but its chunks, as of one moment. Raises NotFound."""
+
+    async def adopt(self, dump: ThreadDump) -> bool:
+        """Take a thread from another store over as it is, ids, epochs and leases included; counts nothing. False, and
+        no change, if a thread of this id is there already."""
+
+    async def blobs(self) -> list[str]:
+        """Digests of all blobs."""
+
+    async def count(self, counters: Counters) -> None:
+        """Add to the counters, as every verb does that is given some."""
 
     async def info(self) -> StoreInfo: ...
 

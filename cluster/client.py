@@ -311,7 +311,7 @@ class Cluster:
                 f"as a global name"
             ) from error
         digest = digest_of(data)
-        await self.store.put_blob(digest, sign_blob(data, self.settings.secret()))
+        await self.store.put_blob(digest, sign_blob(data, self.settings.secret()), time.time())
         return Code(blob=digest), graph
 
 
@@ -388,7 +388,7 @@ async def keep_policy(store: Store, policy: Path | str | Policy, secret: bytes) 
         raise CallerError(f"the policy cannot be used: {error}") from None
     data = text.encode()
     digest = digest_of(data)
-    await store.put_blob(digest, sign_blob(data, secret))
+    await store.put_blob(digest, sign_blob(data, secret), time.time())
     return digest
 
 

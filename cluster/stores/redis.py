@@ -15,20 +15,6 @@ from typing import Any
 
 from understudy.actors.bell import Bell
 from understudy.actors.events import sample
-from understudy.actors.messages import (
-    answer_conflict,
-    fenced,
-    key_conflict,
-    new_record,
-    no_blob,
-    no_checkpoint,
-    no_interrupt,
-    no_run,
-    not_ready,
-    seed_conflict,
-    seq_gap,
-    thread_in_use,
-)
 from understudy.actors.records import (
     FINAL,
     PARTITIONS,
@@ -48,6 +34,20 @@ from understudy.actors.records import (
     Status,
     partition_of_run,
     partition_of_thread,
+)
+from understudy.actors.refusals import (
+    answer_conflict,
+    fenced,
+    key_conflict,
+    new_record,
+    no_blob,
+    no_checkpoint,
+    no_interrupt,
+    no_run,
+    not_ready,
+    seed_conflict,
+    seq_gap,
+    thread_in_use,
 )
 from understudy.actors.store import StoreInfo
 from understudy.cluster.stores.redis_client import Address, Arg, Link, RedisClient, pack

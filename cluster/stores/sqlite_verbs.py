@@ -11,22 +11,6 @@ from typing import Any
 
 from understudy.actors.errors import Fenced
 from understudy.actors.events import sample
-from understudy.actors.messages import (
-    CRASHES_MAX,
-    MEMBER_SILENT_S,
-    RETAIN_S,
-    answer_conflict,
-    fenced,
-    key_conflict,
-    no_blob,
-    no_checkpoint,
-    no_interrupt,
-    no_run,
-    not_ready,
-    seed_conflict,
-    seq_gap,
-    thread_in_use,
-)
 from understudy.actors.records import (
     FINAL,
     STATUSES,
@@ -45,6 +29,22 @@ from understudy.actors.records import (
     Renewed,
     RunRecord,
     Status,
+)
+from understudy.actors.refusals import (
+    CRASHES_MAX,
+    MEMBER_SILENT_S,
+    RETAIN_S,
+    answer_conflict,
+    fenced,
+    key_conflict,
+    no_blob,
+    no_checkpoint,
+    no_interrupt,
+    no_run,
+    not_ready,
+    seed_conflict,
+    seq_gap,
+    thread_in_use,
 )
 from understudy.cluster.stores.rows import (
     checkpoint_of,

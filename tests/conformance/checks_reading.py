@@ -149,9 +149,9 @@ async def check_the_same_checkpoint_id_on_two_threads(world: World) -> None:
 async def check_blobs(world: World) -> None:
     store, other = await world.open(), await world.open()
     data = bytes(range(256)) * 5000
-    await store.put_blob("sha256:ab", data)
-    await other.put_blob("sha256:ab", data)
-    await store.put_blob("empty", b"")
+    await store.put_blob("sha256:ab", data, T)
+    await other.put_blob("sha256:ab", data, T)
+    await store.put_blob("empty", b"", T)
     assert await other.get_blob("sha256:ab") == data
     assert await other.get_blob("empty") == b""
     with pytest.raises(NotFound, match="sha256:cd"):

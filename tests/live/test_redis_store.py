@@ -178,7 +178,7 @@ def test_what_outlives_threads_stays(redis_server: RedisServer, redis_url: str) 
     async def go() -> None:
         store = await RedisStore.open(redis_url)
         run = await owned(store)
-        await store.put_blob("b1", bytes(range(256)))
+        await store.put_blob("b1", bytes(range(256)), T)
         await store.beat("member", "{}", T)
         await store.commit(commit_of(run, 1, status="succeeded", retain_s=10))
         assert await store.sweep(T + 10.5) == 0

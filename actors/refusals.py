@@ -4,6 +4,8 @@ Each names the thing, the value and the remedy. Also what else is the same every
 a run.
 """
 
+import json
+
 from understudy.actors.errors import Conflict, Fenced, NotFound
 from understudy.actors.records import Commit, NewRun, RunRecord
 
@@ -37,6 +39,37 @@ def answer_conflict(run_id: str, interrupt_id: str) -> Conflict:
 
 def thread_in_use(thread_id: str, run_id: str) -> Conflict:
     return Conflict(f"thread {thread_id!r} still has run {run_id}, which is not final; cancel it first")
+
+
+def thread_busy(run: NewRun, other: str) -> Conflict:
+    return Conflict(
+        f"thread {run.thread_id!r} is busy with run {other}; wait for it, or start with busy='enqueue', 'interrupt' or "
+        f"'rollback'"
+    )
+
+
+def not_retryable(run: RunRecord) -> Conflict:
+    return Conflict(
+        f"run {run.run_id} is {run.status}; only a failed or quarantined run can be retried: fork it instead"
+    )
+
+
+def thread_went_on(run: RunRecord, why: str) -> Conflict:
+    return Conflict(f"run {run.run_id} cannot be retried, as its thread {run.thread_id!r} {why}; fork it instead")
+
+
+def no_mailbox(run: RunRecord) -> Conflict:
+    return Conflict(f"run {run.run_id} is {run.status} and takes no messages any more; start another one")
+
+
+def mailbox_full(run_id: str, size: int) -> Conflict:
+    return Conflict(
+        f"the mailbox of run {run_id} holds {size} messages, which is its limit; wait until some are received"
+    )
+
+
+def no_thread(thread_id: str) -> NotFound:
+    return NotFound(f"there is no thread {thread_id!r} in this store")
 
 
 def no_run(run_id: str) -> NotFound:
@@ -94,4 +127,13 @@ def new_record(run: NewRun, now: float) -> RunRecord:
         updated_at=now,
         error="",
         result="",
+        base=run.seed.checkpoint_id if run.seed else "",
+        parent=run.parent,
+        parent_interrupt=run.parent_interrupt,
+        blobs=run.blobs,
     )
+
+
+def child_answer(status: str, error: str = "", result: str = "") -> str:
+    """What a child's end answers to its parent. `result` is JSON, or empty for none."""
+    return f'{{"status":"{status}","error":{json.dumps(error)},"result":{result or "null"}}}'
