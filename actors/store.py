@@ -159,7 +159,7 @@ class Store(Protocol):
 
         The first answer stands: the same answer (text) again changes nothing, another one raises Conflict. Raises
         NotFound if the run has no such open interrupt: one that is stored with it and not `settled`; a final run has
-        none. A run may be answered while it is queued or running; a waiting one becomes ready now, and its `not_before` 0.
+        none. A run may be answered while it is queued or running; a waiting one becomes ready now, its `not_before` 0.
         """
 
     async def cancel(self, run_id: str, now: float) -> RunRecord:
