@@ -8,7 +8,7 @@ Laws kept here:
 
 import asyncio
 import json
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -103,6 +103,10 @@ class Place:
     answers: Mapping[str, Any]
 
 
+async def _at_once() -> None:
+    """What a run stands on whose commits are awaited anyway."""
+
+
 @dataclass
 class Caller:
     """Makes calls for the nodes of one run."""
@@ -113,6 +117,8 @@ class Caller:
     clock: Any
     token: Any
     """Makes a new unguessable token."""
+    durable: Callable[[], Awaitable[None]] = _at_once
+    """Returns once all that this attempt stands on is durable. Awaited before anything leaves the system (law 3)."""
     released: bool = False
     """The run has, or will have, another owner: calls under way are that one's, and are not ended from here."""
 
@@ -245,6 +251,7 @@ class Caller:
         self, place: Place, tool: Tool[Any, Any], digest: str, key: str, rule: str, policy: str, reason: str
     ) -> Outcome:
         """A refusal is an outcome with a receipt: the node that runs again gets the same answer."""
+        await self.durable()
         now, run = self.clock(), place.run
         outcome = Outcome("denied", error=reason)
         receipt = Receipt(
@@ -270,6 +277,7 @@ class Caller:
     async def _execute(
         self, place: Place, tool: Tool[Any, Any], args: dict[str, Any], digest: str, key: str, granted: Granted
     ) -> Outcome | Receipt:
+        await self.durable()
         now, run = self.clock(), place.run
         receipt = Receipt(
             key=key,
