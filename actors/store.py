@@ -1,4 +1,6 @@
-"""A store is whatever passes tests/conformance: it keeps runs so that one owner at a time moves each forward.
+"""A store keeps runs so that one owner at a time moves each forward; it is whatever passes the conformance suite.
+
+The suite is `understudy.cluster.testing.conformance`, and memory.py the store that reads like this text.
 
 Laws kept here (numbers as in the design):
 1. One owner. Every write to a run carries an epoch; one that is not the run's current epoch raises `Fenced`, changes

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conformance.store_suite import World
 
 from understudy.actors.memory import MemoryStore
 from understudy.actors.store import Store
 from understudy.cluster.stores import open_store
+from understudy.cluster.testing.conformance.suite import World
 
 BACKENDS = ("memory", "sqlite", "redis", "postgres")
 

@@ -8,12 +8,20 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from conformance.store_suite import T, World, checkpoint, commit_of, event, new_run, question, receipt_of
-
 from understudy.actors.errors import UnderstudyError
 from understudy.actors.memory import MemoryStore
 from understudy.actors.records import RunRecord, run_id_on
 from understudy.actors.store import Store
+from understudy.cluster.testing.conformance.suite import (
+    T,
+    World,
+    checkpoint,
+    commit_of,
+    event,
+    new_run,
+    question,
+    receipt_of,
+)
 
 THREADS = ("a", "b", "thread ünï")
 NAMES = ("1", "2", "3", "4", "5")

@@ -8,13 +8,13 @@ from typing import Any
 
 import psycopg
 import pytest
-from conformance.store_suite import T, commit_of, create, owned
 
 from support.servers import PostgresServer
 from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.records import run_id_on
 from understudy.cluster.stores import open_store
 from understudy.cluster.stores.postgres import PostgresStore
+from understudy.cluster.testing.conformance.suite import T, commit_of, create, owned
 
 
 def using(url: str, check: Callable[[PostgresStore], Awaitable[None]]) -> None:

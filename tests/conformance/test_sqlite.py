@@ -9,15 +9,15 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from conformance.store_suite import T, commit_of, create, owned
 
 from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.cluster.stores import open_store
 from understudy.cluster.stores.sqlite import SqliteStore
+from understudy.cluster.testing.conformance.suite import T, commit_of, create, owned
 
 WRITER = """
 import asyncio, sys
-from conformance.store_suite import T, commit_of, owned
+from understudy.cluster.testing.conformance.suite import T, commit_of, owned
 from understudy.cluster.stores import open_store
 
 async def main(url, name, commits):

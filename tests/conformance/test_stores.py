@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 from conformance.conftest import MakeWorld
-from conformance.store_suite import Check, World, checks
+
+from understudy.cluster.testing.conformance.suite import Check, World, checks
 
 
 def run_on(world: World, check: Check) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import hiredis
 import pytest
-from conformance.store_suite import T, World, checks, create, new_run
 from redis.crc import key_slot
 
 from support.servers import RedisServer
@@ -31,6 +30,7 @@ from understudy.cluster.stores.redis import RedisStore
 from understudy.cluster.stores.redis_client import RedisClient
 from understudy.cluster.stores.redis_safety import RedisInfo, check_safety
 from understudy.cluster.stores.redis_scripts import SCRIPTS
+from understudy.cluster.testing.conformance.suite import T, World, checks, create, new_run
 
 pytestmark = pytest.mark.live
 

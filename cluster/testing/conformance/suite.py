@@ -1,7 +1,7 @@
 """What every store has to pass. A check is a coroutine that gets a `World`: one empty store, and clients to it.
 
 Concurrency is tested with several clients of one store, as River's driver suite does. No check sleeps or looks at a
-clock: times are arguments. `checks()` lists all of them; `test_stores.py` runs them on each backend.
+clock: times are arguments. `checks()` lists all of them.
 """
 
 from collections.abc import Awaitable, Callable
@@ -53,7 +53,7 @@ def checks() -> list[Check]:
     """All checks, in the order of their files."""
     found: list[Check] = []
     for name in MODULES:
-        module = import_module(f"conformance.checks_{name}")
+        module = import_module(f"{__package__}.checks_{name}")
         found += [value for key, value in vars(module).items() if key.startswith("check_")]
     return found
 

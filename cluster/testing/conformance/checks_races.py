@@ -3,11 +3,19 @@
 import asyncio
 import random
 
-from conformance.store_suite import T, World, checkpoint, commit_of, create, event, new_run, question
-
 from understudy.actors.errors import Conflict, Fenced
 from understudy.actors.records import RunRecord
 from understudy.actors.store import Store
+from understudy.cluster.testing.conformance.suite import (
+    T,
+    World,
+    checkpoint,
+    commit_of,
+    create,
+    event,
+    new_run,
+    question,
+)
 
 THREADS = 3
 RUNS = 12

@@ -5,7 +5,10 @@ import time
 from dataclasses import replace
 
 import pytest
-from conformance.store_suite import (
+
+from understudy.actors.errors import Conflict, NotFound
+from understudy.actors.records import STATUSES, run_id_on
+from understudy.cluster.testing.conformance.suite import (
     T,
     World,
     checkpoint,
@@ -18,9 +21,6 @@ from conformance.store_suite import (
     question,
     receipt_of,
 )
-
-from understudy.actors.errors import Conflict, NotFound
-from understudy.actors.records import STATUSES, run_id_on
 
 DAY = 86400.0
 

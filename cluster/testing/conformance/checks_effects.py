@@ -4,7 +4,11 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from conformance.store_suite import (
+
+from understudy.actors.errors import Fenced
+from understudy.actors.records import Begun, Receipt, run_id_on
+from understudy.actors.store import Store
+from understudy.cluster.testing.conformance.suite import (
     T,
     World,
     checkpoint,
@@ -17,10 +21,6 @@ from conformance.store_suite import (
     question,
     receipt_of,
 )
-
-from understudy.actors.errors import Fenced
-from understudy.actors.records import Begun, Receipt, run_id_on
-from understudy.actors.store import Store
 
 DONE = '{"kind": "ok", "value": "é"}'
 

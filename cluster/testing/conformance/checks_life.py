@@ -3,7 +3,11 @@
 import asyncio
 
 import pytest
-from conformance.store_suite import (
+
+from understudy.actors.errors import Conflict, Fenced, NotFound
+from understudy.actors.events import sample
+from understudy.actors.records import Due, NewRun, Renewed, run_id_on
+from understudy.cluster.testing.conformance.suite import (
     T,
     World,
     checkpoint,
@@ -16,10 +20,6 @@ from conformance.store_suite import (
     owned,
     question,
 )
-
-from understudy.actors.errors import Conflict, Fenced, NotFound
-from understudy.actors.events import sample
-from understudy.actors.records import Due, NewRun, Renewed, run_id_on
 
 # --- create --------------------------------------------------------------------------------------------------------
 

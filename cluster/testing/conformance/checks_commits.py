@@ -1,7 +1,10 @@
 """Checks: commit and load."""
 
 import pytest
-from conformance.store_suite import (
+
+from understudy.actors.errors import Fenced, NotFound
+from understudy.actors.records import Committed, Due, Event, Interrupt, run_id_on
+from understudy.cluster.testing.conformance.suite import (
     T,
     World,
     checkpoint,
@@ -13,9 +16,6 @@ from conformance.store_suite import (
     owned,
     question,
 )
-
-from understudy.actors.errors import Fenced, NotFound
-from understudy.actors.records import Committed, Due, Event, Interrupt, run_id_on
 
 
 async def check_commit_moves_everything_at_once(world: World) -> None:
