@@ -170,12 +170,14 @@ class MemoryStore:
         return Loaded(run.record, tuple(chain), dict(run.writes), receipts, tuple(run.messages))
 
     async def commit(self, *commits: Commit) -> Committed:
-        *_, last = [self._commit(commit) for commit in commits]
+        together = {commit.seq for commit in commits}
+        *_, last = [self._commit(commit, together) for commit in commits]
         return last
 
-    def _commit(self, commit: Commit) -> Committed:
+    def _commit(self, commit: Commit, together: set[int]) -> Committed:
         run = self._owned(commit.run_id, commit.epoch, "commit")
-        if (commit.epoch, commit.seq) == (run.seq_epoch, run.record.seq):
+        stored = run.record.seq
+        if commit.epoch == run.seq_epoch and commit.seq <= stored and stored in together:
             self._count({sample("checkpoint_commits_total", result="duplicate"): 1.0})
             return Committed(duplicate=True, cancel_asked=run.record.cancel_asked)
         if run.record.status != "running":

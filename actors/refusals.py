@@ -135,5 +135,6 @@ def new_record(run: NewRun, now: float) -> RunRecord:
 
 
 def child_answer(status: str, error: str = "", result: str = "") -> str:
-    """What a child's end answers to its parent. `result` is JSON, or empty for none."""
-    return f'{{"status":"{status}","error":{json.dumps(error)},"result":{result or "null"}}}'
+    """What a child's end answers to its parent. `result` is JSON, or empty for none. Escaped as little as can be, which
+    is what SQL and Lua do too."""
+    return f'{{"status":"{status}","error":{json.dumps(error, ensure_ascii=False)},"result":{result or "null"}}}'

@@ -112,7 +112,8 @@ class Store(Protocol):
         """Move a run forward (law 2): checkpoint, pending writes, status, questions, events and counters at once.
 
         Several commits are one run's, and follow one another: one round trip, in order, each whole or not at all, none
-        after one that was refused. The answer is the last one's.
+        after one that was refused. The answer is the last one's. Sent again as they were, those that were applied are
+        duplicates: if the stored (epoch, seq) is among them, it and the ones before it.
 
         The epoch has to be the run's and the seq one more than the stored one; the same (epoch, seq) again is a
         duplicate and changes nothing. A checkpoint becomes the run's and the thread's head, and clears the pending
