@@ -2,7 +2,8 @@
 
 Laws kept here:
 1. A `Fenced` answer stops everything quietly; tool calls under way are left to whoever owns the run now.
-3. Effects are performed in order: a commit is durable before the tasks that depend on it start.
+3. A commit is on its way before the tasks that depend on it start, and has landed before anything leaves the system:
+   their calls, their questions, the run itself (see flight.py).
 9. There is nothing to do at the end: a driver that vanishes at any line leaves a run that another one can take up.
 """
 
@@ -22,8 +23,9 @@ from understudy.actors.checkpoint import Checkpoint
 from understudy.actors.context import BlockingContext, Context
 from understudy.actors.errors import CallerError, Fenced, tellable
 from understudy.actors.events import COMMIT_BUCKETS_S, histogram
+from understudy.actors.flight import Flight
 from understudy.actors.plan import Node, Plan
-from understudy.actors.records import Commit, Loaded, Status
+from understudy.actors.records import Committed, Loaded, Status
 from understudy.actors.run import (
     Abandon,
     CancelAsked,
@@ -62,10 +64,12 @@ class Driver:
     _inbox: asyncio.Queue[Input | BaseException] = field(default_factory=asyncio.Queue)
     _work: dict[asyncio.Task[None], Context] = field(default_factory=dict)
     _threads: int = 0
+    _flight: Flight = field(init=False)
 
     async def drive(self) -> Status:
         """Until the run leaves; its status then. Raises Fenced (stop quietly), StoreUnavailable, CodeError."""
         run = Run(self.plan, self.loaded)
+        self._flight = Flight(self.store, functools.partial(self._landed, run), self._inbox.put_nowait)
         told: Input | BaseException = Started(self.clock())
         try:
             while True:
@@ -74,16 +78,20 @@ class Driver:
                 for effect in run.handle(told):
                     match effect:
                         case Save(commit):
-                            await self._save(run, commit)
+                            if self._flight.is_full:
+                                await self._flight.landed()
+                            self._flight.send(commit)
                         case Execute(tasks, checkpoint):
                             for task in tasks:
                                 self._start(run, task, checkpoint)
                         case Abandon():
                             await self._abandon()
                         case Leave(status):
+                            await self._flight.landed()
                             return status
                 told = await self._inbox.get()
         finally:
+            self._flight.stop()
             for work, context in self._work.items():
                 context.release()
                 work.cancel()
@@ -96,12 +104,10 @@ class Driver:
         """The lease is lost: stop, and touch nothing."""
         self._inbox.put_nowait(Fenced(f"run {self.loaded.run.run_id} has another owner"))
 
-    async def _save(self, run: Run, commit: Commit) -> None:
-        began = time.perf_counter()
-        done = await self.store.commit(commit)
+    def _landed(self, run: Run, committed: Committed, seconds: float) -> None:
         # Counted with the next commit, as one cannot count itself.
-        run.observed = histogram("checkpoint_commit_seconds", COMMIT_BUCKETS_S, time.perf_counter() - began)
-        if done.cancel_asked:
+        run.observe(histogram("checkpoint_commit_seconds", COMMIT_BUCKETS_S, seconds))
+        if committed.cancel_asked:
             self.cancel()
 
     async def _abandon(self) -> None:
@@ -125,7 +131,9 @@ class Driver:
             receipts=run.receipts_of(task),
             answers={key: json.loads(text) for key, text in record.answers.items()},
         )
-        caller = Caller(self.store, self.policy, self.sandboxes, self.clock, lambda: uuid.uuid4().hex)
+        caller = Caller(
+            self.store, self.policy, self.sandboxes, self.clock, lambda: uuid.uuid4().hex, self._flight.landed
+        )
         mine = {i.interrupt_id: i for i in record.interrupts if i.task_id == task.task_id}
         context = Context(place, caller, self.clock, mine)
         work = asyncio.ensure_future(self._attempt(task, checkpoint, context))

@@ -111,7 +111,7 @@ class Run:
     phase: Phase = "loaded"
     checkpoint: Checkpoint = field(init=False)
     seq: int = field(init=False)
-    observed: dict[str, float] = field(default_factory=dict)
+    _observed: dict[str, float] = field(default_factory=dict)
     """Counters that the shell wants to go with the next commit."""
     _open: dict[str, Task] = field(default_factory=dict)
     """Tasks at work."""
@@ -296,6 +296,8 @@ class Run:
             events = [Event("recovered", at, {"seconds": round(seconds, 6)}), *events]
             self._recovered_at = 0.0
         events, self._held = [*self._held, *events], []
+        counters = counters_of(self.plan.name, events) | self._observed
+        self._observed = {}
         self.seq += 1
         return Save(
             Commit(
@@ -310,7 +312,7 @@ class Run:
                 interrupts=interrupts,
                 wake_at=wake_at,
                 events=tuple(events),
-                counters=counters_of(self.plan.name, events) | self.observed,
+                counters=counters,
                 result=result,
                 error=error,
                 retain_s=self.plan.retain_s,
@@ -331,6 +333,11 @@ class Run:
             ) from None
 
     # --- for the shell ---
+
+    def observe(self, counters: Mapping[str, float]) -> None:
+        """Add to the counters of the next commit."""
+        for name, amount in counters.items():
+            self._observed[name] = self._observed.get(name, 0.0) + amount
 
     def receipts_of(self, task: Task) -> dict[str, Receipt]:
         """Receipts of a task's earlier attempts, by effect key."""
