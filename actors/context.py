@@ -123,6 +123,9 @@ class Context:
         return index
 
     def _begin(self, work: Coroutine[Any, Any, R]) -> "asyncio.Task[R]":
+        if self.over:  # a thread that nobody could stop, e.g. past the node's timeout
+            work.close()
+            raise asyncio.CancelledError("nobody wants what this attempt does any more")
         task = asyncio.ensure_future(work)
         self._work.add(task)
         task.add_done_callback(_mark_seen)

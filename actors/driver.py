@@ -29,12 +29,14 @@ from understudy.actors.records import Committed, Loaded, Status
 from understudy.actors.run import (
     Abandon,
     CancelAsked,
+    Elapsed,
     Execute,
     Failed,
     Finished,
     Input,
     Leave,
     Paused,
+    Remind,
     Run,
     Save,
     Started,
@@ -64,6 +66,7 @@ class Driver:
     _inbox: asyncio.Queue[Input | BaseException] = field(default_factory=asyncio.Queue)
     _work: dict[asyncio.Task[None], Context] = field(default_factory=dict)
     _threads: int = 0
+    _reminders: list[asyncio.TimerHandle] = field(default_factory=list)
     _flight: Flight = field(init=False)
 
     async def drive(self) -> Status:
@@ -84,6 +87,9 @@ class Driver:
                         case Execute(tasks, checkpoint):
                             for task in tasks:
                                 self._start(run, task, checkpoint)
+                        case Remind(task, after_s):
+                            told_then = functools.partial(self._elapsed, task)
+                            self._reminders.append(asyncio.get_running_loop().call_later(after_s, told_then))
                         case Abandon():
                             await self._abandon()
                         case Leave(status):
@@ -92,6 +98,8 @@ class Driver:
                 told = await self._inbox.get()
         finally:
             self._flight.stop()
+            for reminder in self._reminders:
+                reminder.cancel()
             for work, context in self._work.items():
                 context.release()
                 work.cancel()
@@ -157,11 +165,16 @@ class Driver:
         failure: BaseException | None = None
         returned: Any = None
         try:
-            returned = await self._call(node, task, checkpoint, context)
+            async with asyncio.timeout(node.timeout_s) as limit:
+                returned = await self._call(node, task, checkpoint, context)
         except BaseException as error:  # also Suspended, and SystemExit, which would end the whole actor from here
             if isinstance(error, asyncio.CancelledError) and context.over:
                 raise
             failure = error  # a CancelledError of the node's own, e.g. of something it awaited, is its failure
+            if limit.expired():
+                failure = TimeoutError(f"the node took longer than its {node.timeout_s:g} s")
+                context.stop()
+                self.dirty = self.dirty or not node.is_async  # its thread goes on
         await context.settle()
         waits = any(not interrupt.settled for interrupt in context.asked.values())
         if context.lost is not None:
@@ -169,14 +182,14 @@ class Driver:
         if waits:
             self._tell(Paused(self.clock(), task, tuple(context.asked.values())))
         elif failure is not None:
-            self._tell(Failed(self.clock(), task, describe(failure)))
+            self._tell(Failed(self.clock(), task, describe(failure), types_of(failure)))
         else:
             try:
                 result = result_of(self.plan, node, returned)
             except CallerError as error:
                 self._tell(Failed(self.clock(), task, str(error)))
             except Exception as error:  # of the user's own model: its validators may raise anything
-                self._tell(Failed(self.clock(), task, describe(error)))
+                self._tell(Failed(self.clock(), task, describe(error), types_of(error)))
             else:
                 self._tell(Finished(self.clock(), task, result, time.perf_counter() - began))
 
@@ -203,8 +216,19 @@ class Driver:
         if not future.cancelled():
             future.exception()
 
+    def _elapsed(self, task: Task) -> None:
+        self._tell(Elapsed(self.clock(), task))
+
     def _tell(self, told: Input) -> None:
         self._inbox.put_nowait(told)
+
+
+def types_of(error: BaseException, depth: int = 0) -> tuple[str, ...]:
+    """Names of the exception's classes, its own first; of a group, those of what is in it too."""
+    names = [cls.__name__ for cls in type(error).__mro__]
+    if isinstance(error, BaseExceptionGroup) and depth < GROUPS_MAX:
+        names += [name for inner in error.exceptions[:GROUPS_MAX] for name in types_of(inner, depth + 1)]
+    return tuple(dict.fromkeys(names))
 
 
 def describe(error: BaseException, depth: int = 0) -> str:

@@ -7,7 +7,8 @@ return what they write: a dict by channel, an instance of the state model (its s
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
@@ -15,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter
 from understudy.actors.channels import channels_of
 from understudy.actors.errors import GraphError
 from understudy.actors.plan import END, START, Branch, Join, Node, Plan, Target
+from understudy.policies.retry import Retry
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,17 +43,36 @@ class Graph:
     _branches: list[Branch] = field(default_factory=list, repr=False)
     _plan: Plan | None = field(default=None, repr=False, compare=False)
 
-    def node(self, fn: F | None = None, *, name: str = "", goto: Iterable[Target] = ()) -> Any:
+    def node(
+        self,
+        fn: F | None = None,
+        *,
+        name: str = "",
+        goto: Iterable[Target] = (),
+        retry: Retry | None = None,
+        timeout: timedelta | None = None,
+        fallback: Target = "",
+    ) -> Any:
         """Add a function as a node; as a decorator, with or without arguments.
 
         Args:
             name: its name; default, the function's.
             goto: the nodes (and END) that its Commands may lead to. Needed if it returns Commands with a `goto`.
-        Raises GraphError: the name is taken, or the parameters are not understood.
+            retry: when it is tried again after an exception; calls that went well are not made again. Default: never.
+            timeout: how long one try may take; it then fails with a TimeoutError. A `def` node cannot be stopped: its
+                thread is left behind, and what it asks of the context from then on is refused.
+            fallback: the node that comes, in the place of those that follow, once this one is given up. It is given a
+                `Failure` if its first parameter is annotated so, else the state. Default: the run fails.
+        Raises GraphError: the name is taken, or a parameter is not understood.
         """
         if fn is None:
-            return lambda inner: self.node(inner, name=name, goto=goto)
-        node = _node(name or fn.__name__, fn, self.state, tuple(_name(target) for target in goto))
+            return lambda inner: self.node(inner, name=name, goto=goto, retry=retry, timeout=timeout, fallback=fallback)
+        node = replace(
+            _node(name or fn.__name__, fn, self.state, tuple(_name(target) for target in goto)),
+            retry=_retry(name or fn.__name__, retry),
+            timeout_s=_seconds(name or fn.__name__, timeout),
+            fallback=_name(fallback) if fallback else "",
+        )
         if node.name in self._nodes:
             raise GraphError(f"graph {self.name!r} has a node {node.name!r} already; give this one another name=")
         if node.name in (START, END):
@@ -101,6 +122,20 @@ class Graph:
                 retain_s=self.retain_s,
             )
         return self._plan
+
+
+def _retry(node: str, retry: object) -> Retry | None:
+    if retry is not None and not isinstance(retry, Retry):
+        raise GraphError(f"node {node!r}: retry is {retry!r}; write e.g. retry=Retry(attempts=3)")
+    return retry
+
+
+def _seconds(node: str, timeout: object) -> float | None:
+    if timeout is None:
+        return None
+    if not isinstance(timeout, timedelta) or timeout <= timedelta(0):
+        raise GraphError(f"node {node!r}: timeout is {timeout!r}; write e.g. timeout=timedelta(seconds=30)")
+    return timeout.total_seconds()
 
 
 def _name(target: Target) -> str:
@@ -159,6 +194,7 @@ def _problems(graph: Graph) -> list[str]:
     links = [(s, t) for sources, t in graph._edges for s in sources]
     links += [(branch.source, target) for branch in graph._branches for target in branch.targets]
     links += [(name, target) for name, node in graph._nodes.items() for target in node.goto]
+    links += [(name, node.fallback) for name, node in graph._nodes.items() if node.fallback]
     for source, target in links:
         for name, reserved in ((source, START), (target, END)):
             if name != reserved and name not in graph._nodes:

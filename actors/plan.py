@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from understudy.actors.channels import Channel
+from understudy.policies.retry import Retry
 
 START = "__start__"
 END = "__end__"
@@ -52,6 +53,12 @@ class Node:
     """The first parameter is the state model (or is not annotated): without a Send it gets the state."""
     goto: tuple[str, ...]
     """Where its Commands may lead, as declared."""
+    retry: Retry | None = None
+    """When it is tried again after an exception; None: never."""
+    timeout_s: float | None = None
+    """Seconds that one try may take; None: as long as it wants."""
+    fallback: str = ""
+    """The node that comes instead of its followers once it is given up; empty: the run fails."""
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,17 @@ The manner is h11's and Restate's: input in, effects out, no I/O (see `h11/_stat
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from understudy.actors.attempts import Attempt, Failure, next_attempt
 from understudy.actors.channels import state_of
 from understudy.actors.checkpoint import Checkpoint, following, restore
 from understudy.actors.errors import CallerError, CodeError, StepLimitReached, tellable
 from understudy.actors.events import counters_of
 from understudy.actors.plan import Plan
 from understudy.actors.records import FINAL, Commit, Event, Interrupt, Loaded, NewCheckpoint, Receipt, Status
-from understudy.actors.step import Task, TaskResult, apply, opening, tasks_of
+from understudy.actors.step import Task, TaskResult, apply, fallback_of, opening, tasks_of
 
 # --- inputs: what a run is told ------------------------------------------------------------------------------------
 
@@ -45,11 +46,13 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A task raised; its node's retries are used up."""
+    """A task raised."""
 
     at: float
     task: Task
     error: str
+    types: tuple[str, ...] = ()
+    """Class names of the exception's MRO, itself first."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,19 @@ class Paused:
 
 
 @dataclass(frozen=True)
+class Elapsed:
+    """The time has come for the next try of a task."""
+
+    at: float
+    task: Task
+
+
+@dataclass(frozen=True)
 class CancelAsked:
     at: float
 
 
-Input = Started | Finished | Failed | Paused | CancelAsked
+Input = Started | Finished | Failed | Paused | Elapsed | CancelAsked
 
 # --- effects: what is to be done, in order -------------------------------------------------------------------------
 
@@ -77,6 +88,14 @@ class Execute:
 
     tasks: tuple[Task, ...]
     checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class Remind:
+    """Tell `Elapsed` of this task after so many seconds."""
+
+    task: Task
+    after_s: float
 
 
 @dataclass(frozen=True)
@@ -98,7 +117,9 @@ class Leave:
     status: Status
 
 
-Effect = Execute | Save | Abandon | Leave
+Effect = Execute | Remind | Save | Abandon | Leave
+RESIDENT_S = 5.0
+"""A wait for the next try that is longer is none in the actor: the run leaves, and comes back."""
 Phase = Literal["loaded", "stepping", "over"]
 
 
@@ -120,6 +141,10 @@ class Run:
     _results: dict[str, TaskResult] = field(default_factory=dict)
     _asked: dict[str, tuple[Interrupt, ...]] = field(default_factory=dict)
     """Open questions by task."""
+    _attempts: dict[str, Attempt] = field(default_factory=dict)
+    """Of tasks that have failed before, by id."""
+    _later: dict[str, float] = field(default_factory=dict)
+    """When tasks are due whose next try is so far away that the run leaves meanwhile."""
     _held: list[Event] = field(default_factory=list)
     """Events that go with the next commit."""
     _recovered_at: float = 0.0
@@ -145,12 +170,21 @@ class Run:
     def _start(self, told: Started) -> list[Effect]:
         record = self.loaded.run
         self.phase = "stepping"
+        tried = {task_id: Attempt.read(body) for task_id, body in self.loaded.writes.items()}
+        self._attempts = {task_id: attempt for task_id, attempt in tried.items() if attempt is not None}
+        done = {task_id: body for task_id, body in self.loaded.writes.items() if task_id not in self._attempts}
+        self._results = {task_id: TaskResult.read(body) for task_id, body in done.items()}
+        try:
+            self._check_schema()
+            if self.checkpoint.run_id != record.run_id:
+                self.checkpoint = opening(self.plan, self.checkpoint, record.input)
+        except CallerError:
+            if record.cancel_asked:  # what cannot be taken up can still be cancelled
+                return self._end(told.at, "cancelled", "", [])
+            raise
         if record.cancel_asked:
+            self._tasks = tasks_of(self.checkpoint, record.run_id)
             return self._cancel(CancelAsked(told.at))
-        self._check_schema()
-        if self.checkpoint.run_id != record.run_id:
-            self.checkpoint = opening(self.plan, self.checkpoint, record.input)
-        self._results = {task_id: TaskResult.read(body) for task_id, body in self.loaded.writes.items()}
         if record.detected_at:
             self._recovered_at = told.at
         return self._superstep(told.at, [], None)
@@ -158,7 +192,6 @@ class Run:
     def _finish(self, told: Finished) -> list[Effect]:
         if self._open.pop(told.task.task_id, None) is None:
             return []
-        self._results[told.task.task_id] = told.result
         event = Event(
             "node_finished",
             told.at,
@@ -169,9 +202,13 @@ class Run:
                 "seconds": round(told.seconds, 6),
             },
         )
-        if any(task.task_id not in self._results for task in self._tasks):
-            return self._progress(told, event, {told.task.task_id: told.result.body()})
-        return self._close(told.at, event)
+        return self._took(told.at, told.task, told.result, event)
+
+    def _took(self, at: float, task: Task, result: TaskResult, event: Event) -> list[Effect]:
+        self._results[task.task_id] = result
+        if any(other.task_id not in self._results for other in self._tasks):
+            return self._progress(at, event, {task.task_id: result.body()})
+        return self._close(at, event)
 
     def _pause(self, told: Paused) -> list[Effect]:
         if self._open.pop(told.task.task_id, None) is None:
@@ -188,13 +225,59 @@ class Run:
     def _fail(self, told: Failed) -> list[Effect]:
         if self._open.pop(told.task.task_id, None) is None:
             return []
-        event = Event("node_failed", told.at, {**_who(told.task), "error": tellable(told.error)})
-        who = f"node {told.task.node!r}"  # which some errors say by themselves
+        task, node = told.task, self.plan.nodes[told.task.node]
+        attempt = self._attempts.get(task.task_id, Attempt(0))
+        tries = attempt.number - attempt.since + 1
+        data = {**_who(task), "error": tellable(told.error), "attempt": attempt.number}
+        again = next_attempt(node, attempt, told.at, told.types, task.task_id)
+        if again is not None:
+            data["again_at"] = round(again.due, 3)
+            return self._try_again(told, again, Event("node_failed", told.at, data))
+        event = Event("node_failed", told.at, data)
+        who = f"node {task.node!r}"  # which some errors say by themselves
         error = told.error if told.error.startswith(f"{who} ") else f"{who}: {told.error}"
-        return self._end(told.at, "failed", error, [event])
+        if node.fallback:
+            failure = Failure(task.node, told.error, next(iter(told.types), ""), tries)
+            result = TaskResult({}, (fallback_of(self.plan, node, failure),))
+            return self._took(told.at, task, result, event)
+        if tries > 1:
+            error += f" (tried {tries} times)"
+        # The next owner, if somebody has the run retried, makes the calls again that failed.
+        kept = Attempt(attempt.number + 1, attempt.number + 1).body()
+        return self._end(told.at, "failed", error, [event], writes={task.task_id: kept})
+
+    def _try_again(self, told: Failed, again: Attempt, event: Event) -> list[Effect]:
+        task_id = told.task.task_id
+        self._attempts[task_id] = again
+        writes = {task_id: again.body()}
+        if again.due - told.at <= RESIDENT_S:
+            self._open[task_id] = told.task
+            saved = self._save(told.at, "running", [event], writes=writes)
+            return [saved, Remind(told.task, again.due - told.at)]
+        self._later[task_id] = again.due
+        return self._progress(told.at, event, writes)
+
+    def _again(self, told: Elapsed) -> list[Effect]:
+        if told.task.task_id not in self._open:
+            return []
+        task = replace(told.task, attempt=self._attempts[told.task.task_id].number)
+        self._open[task.task_id] = task
+        return [Execute((task,), self.checkpoint)]
 
     def _cancel(self, told: CancelAsked) -> list[Effect]:
-        return self._end(told.at, "cancelled", "", [])
+        """What had finished is kept: a last checkpoint, after which nothing comes."""
+        finished = [(task, self._results[task.task_id]) for task in self._tasks if task.task_id in self._results]
+        if not finished:
+            return self._end(told.at, "cancelled", "", [])
+        try:
+            values, changes, _, _ = apply(self.plan, self.checkpoint, finished)
+        except CallerError:  # writes that do not go together, or a branch that leads nowhere: nothing is kept of them
+            return self._end(told.at, "cancelled", "", [])
+        self.checkpoint, new = following(
+            self.checkpoint, self.loaded.run.run_id, values, changes, (), {}, self.plan.fingerprint
+        )
+        event = Event("checkpoint", told.at, {"checkpoint_id": new.checkpoint_id, "step": new.step})
+        return self._end(told.at, "cancelled", "", [event], new)
 
     # --- what they share ---
 
@@ -212,7 +295,14 @@ class Run:
         open_questions = [] if new else self._open_questions(at)
         blocked = {interrupt.task_id for interrupt in open_questions}
         self._asked = {task_id: tuple(i for i in open_questions if i.task_id == task_id) for task_id in blocked}
-        due = tuple(t for t in self._tasks if t.task_id not in self._results and t.task_id not in blocked)
+        self._attempts = {t.task_id: self._attempts[t.task_id] for t in self._tasks if t.task_id in self._attempts}
+        self._later = {i: attempt.due for i, attempt in self._attempts.items() if attempt.due > at}
+        blocked |= set(self._later)
+        due = tuple(
+            replace(t, attempt=self._attempts[t.task_id].number) if t.task_id in self._attempts else t
+            for t in self._tasks
+            if t.task_id not in self._results and t.task_id not in blocked
+        )
         self._open = {task.task_id: task for task in due}
         saved: list[Effect] = [self._save(at, "running", events, checkpoint=new)] if new else []
         if due:
@@ -245,18 +335,19 @@ class Run:
         self.checkpoint, new = following(
             self.checkpoint, self.loaded.run.run_id, values, changes, frontier, arrived, self.plan.fingerprint
         )
-        self._results = {}
+        self._results, self._attempts = {}, {}
         events.append(Event("checkpoint", at, {"checkpoint_id": new.checkpoint_id, "step": new.step}))
         return self._superstep(at, events, new)
 
-    def _progress(self, told: Finished, event: Event, writes: Mapping[str, str]) -> list[Effect]:
-        if not self._open:  # the others of this superstep wait for answers
-            return self._wait(told.at, [event], writes)
-        return [self._save(told.at, "running", [event], writes=writes)]
+    def _progress(self, at: float, event: Event, writes: Mapping[str, str]) -> list[Effect]:
+        if not self._open:  # the others of this superstep wait for answers, or for their next try
+            return self._wait(at, [event], writes)
+        return [self._save(at, "running", [event], writes=writes)]
 
     def _wait(self, at: float, events: list[Event], writes: Mapping[str, str] | None = None) -> list[Effect]:
         interrupts = tuple(i for task in self._tasks for i in self._asked.get(task.task_id, ()))
         times = [i.deadline for i in interrupts if i.deadline is not None]
+        times += self._later.values()
         self.phase = "over"
         saved = self._save(
             at, "waiting", events, writes=writes or {}, interrupts=interrupts, wake_at=min(times, default=0.0)
@@ -264,7 +355,13 @@ class Run:
         return [saved, Leave("waiting")]
 
     def _end(
-        self, at: float, status: Status, error: str, events: list[Event], new: NewCheckpoint | None = None
+        self,
+        at: float,
+        status: Status,
+        error: str,
+        events: list[Event],
+        new: NewCheckpoint | None = None,
+        writes: Mapping[str, str] | None = None,
     ) -> list[Effect]:
         assert status in FINAL
         error = tellable(error)
@@ -275,7 +372,7 @@ class Run:
             pairs = (f"{json.dumps(name)}:{text}" for name, text in self.checkpoint.values.items())
             result = "{" + ",".join(pairs) + "}"
         events = [*events, Event("finished", at, {"status": status, "error": error})]
-        saved = self._save(at, status, events, checkpoint=new, result=result, error=error)
+        saved = self._save(at, status, events, checkpoint=new, writes=writes, result=result, error=error)
         return [Abandon(), saved, Leave(status)]
 
     def _save(
@@ -370,6 +467,7 @@ TABLE: Mapping[tuple[Phase, type[Any]], Callable[[Run, Any], list[Effect]]] = {
     ("stepping", Finished): Run._finish,
     ("stepping", Failed): Run._fail,
     ("stepping", Paused): Run._pause,
+    ("stepping", Elapsed): Run._again,
     ("stepping", CancelAsked): Run._cancel,
     # over: late news of abandoned tasks change nothing
 }

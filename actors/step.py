@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from understudy.actors.attempts import Failure
 from understudy.actors.channels import Channel, joined, reason_of, state_of
 from understudy.actors.checkpoint import Change, Checkpoint, TaskSpec
 from understudy.actors.errors import GraphError, InvalidWrite
@@ -26,6 +27,8 @@ class Task:
     node: str
     arg: str | None
     step: int
+    attempt: int = 0
+    """Which try this is, from 0."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,14 @@ def _specs(plan: Plan, goto: Any, allowed: tuple[str, ...], who: str, where: str
             raise GraphError(f"{who} sends to END; send to a node, or lead to END without an argument")
         else:
             yield TaskSpec(name, _arg(plan.nodes[name], send.arg, who))
+
+
+def fallback_of(plan: Plan, node: Node, failure: Failure) -> TaskSpec:
+    """The task that comes once a node is given up."""
+    target = plan.nodes[node.fallback]
+    if target.takes_model or not target.takes_state:
+        return TaskSpec(target.name)
+    return TaskSpec(target.name, _arg(target, failure, f"the failure of node {node.name!r}"))
 
 
 def _spelled(name: str) -> str:

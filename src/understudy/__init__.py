@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from understudy.actors.attempts import Failure
     from understudy.actors.channels import add, append
     from understudy.actors.context import BlockingContext, Context
     from understudy.actors.errors import (
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from understudy.actors.tool import tool
     from understudy.cluster.client import Cluster, Run, RunFailed, connect
     from understudy.cluster.version import __version__
+    from understudy.policies.retry import Retry
 
 _HOMES = {
+    "actors.attempts": ("Failure",),
     "actors.channels": ("add", "append"),
     "actors.context": ("BlockingContext", "Context"),
     "actors.errors": ("CallerError", "InterruptExpired", "ToolDenied", "ToolError", "UnderstudyError"),
@@ -34,6 +37,7 @@ _HOMES = {
     "actors.tool": ("tool",),
     "cluster.client": ("Cluster", "Run", "RunFailed", "connect"),
     "cluster.version": ("__version__",),
+    "policies.retry": ("Retry",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -45,9 +49,11 @@ __all__ = [
     "Cluster",
     "Command",
     "Context",
+    "Failure",
     "Graph",
     "InterruptExpired",
     "Outcome",
+    "Retry",
     "Run",
     "RunFailed",
     "Send",

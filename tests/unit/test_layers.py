@@ -19,6 +19,7 @@ ROOMS = ("policies", "actors", "cluster")  # each may import those before it
 
 # Everything in policies/ is pure, and of actors/ these. Add yours.
 PURE_ACTORS = (
+    "attempts",
     "channels",
     "checkpoint",
     "effects",
