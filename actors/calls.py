@@ -12,11 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from understudy.actors.by_value import tool_code
 from understudy.actors.effects import call_digest, effect_key, read_outcome, write_outcome
 from understudy.actors.errors import CallerError, EffectMismatch, Suspended, tellable
 from understudy.actors.events import counters_of
-from understudy.actors.outcome import Outcome, ToolCall
+from understudy.actors.outcome import Outcome, ToolCall, ToolCode
 from understudy.actors.records import Event, Interrupt, Receipt, RunRecord
 from understudy.actors.step import Task
 from understudy.actors.store import Store
@@ -74,6 +73,9 @@ class SandboxPort(Protocol):
 
     def pick(self) -> str:
         """Name of the sandbox actor for the next call."""
+
+    def code_of(self, tool: Tool[Any, Any]) -> ToolCode:
+        """How the sandboxes find the tool's function."""
 
     async def execute(self, order: Order) -> Outcome | Receipt:
         """Make the call; or, if its key is on record already, answer that receipt. Raises Fenced, SandboxDied."""
@@ -293,7 +295,7 @@ class Caller:
         )
         decided = _decision(tool.name, "allow", granted.rule, granted.policy, granted.reason, digest)
         order = Order(
-            call=ToolCall(key=key, tool=tool.name, code=_code(tool), args=args),
+            call=ToolCall(key=key, tool=tool.name, code=self.sandboxes.code_of(tool), args=args),
             token=granted.token,
             receipt=receipt,
             epoch=run.epoch,
@@ -307,13 +309,6 @@ class Caller:
             return await self.store.receipt(run.run_id, key, place.checkpoint_id) or await self._execute(
                 place, tool, args, digest, key, granted
             )
-
-
-def _code(tool: Tool[Any, Any]) -> Any:
-    code = tool.__dict__.get("_shipped")
-    if code is None:
-        code = tool.__dict__["_shipped"] = tool_code(tool)
-    return code
 
 
 def _decision(tool: str, decision: str, rule: str, policy: str, reason: str, digest: str) -> dict[str, Any]:

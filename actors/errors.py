@@ -5,6 +5,7 @@ A lost lease: stop quietly (`Fenced`). Ours: an assertion, a crash, a restart. A
 and the remedy.
 """
 
+import json
 from typing import Any
 
 
@@ -70,6 +71,30 @@ class ToolError(UnderstudyError):
 
 class ToolDenied(ToolError):
     """The policy, or a person, refused the call; nothing was executed."""
+
+
+class RunFailed(UnderstudyError):
+    """A run ended without a result. `record` has its status and error."""
+
+    def __init__(self, record: Any) -> None:
+        super().__init__(f"run {record.run_id} of graph {record.graph!r} is {record.status}: {record.error or '-'}")
+        self.record = record
+
+
+class AnswerNeeded(CallerError):
+    """A run inline asks a person something, and no answer was given. `questions`: (run record, interrupt) of each."""
+
+    def __init__(self, questions: Any) -> None:
+        asked = "; ".join(
+            f"node {i.node!r} of graph {record.graph!r} asks ({i.kind}) {json.dumps(i.payload)[:500]}"
+            for record, i in questions
+        )
+        node = questions[0][1].node
+        super().__init__(
+            f"{asked}. Give answers={{{node!r}: <answer>}} (by node, tool or interrupt id) or answers=lambda question: "
+            f"<answer>; with the same store and key the run goes on from here"
+        )
+        self.questions = tuple(questions)
 
 
 class InterruptExpired(UnderstudyError):

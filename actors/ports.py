@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from understudy.actors.by_value import tool_code
 from understudy.actors.calls import Order, SandboxDied, Verdict
 from understudy.actors.errors import StoreUnavailable
-from understudy.actors.outcome import Outcome
+from understudy.actors.outcome import Outcome, ToolCode
 from understudy.actors.records import Receipt
+from understudy.actors.tool import Tool
 from understudy.policies.permission import Request
 
 NAMESPACE = "understudy"
@@ -96,6 +98,12 @@ class Sandboxes:
 
     def pick(self) -> str:
         return next(self._turn)
+
+    def code_of(self, tool: Tool[Any, Any]) -> ToolCode:
+        code: ToolCode | None = tool.__dict__.get("_shipped")
+        if code is None:
+            code = tool.__dict__["_shipped"] = tool_code(tool)
+        return code
 
     async def execute(self, order: Order) -> Outcome | Receipt:
         name = order.receipt.sandbox

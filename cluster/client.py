@@ -6,8 +6,6 @@ store, `connect` starts one in this process, on a Ray of its own.
 
 import asyncio
 import contextlib
-import difflib
-import hashlib
 import json
 import time
 import uuid
@@ -15,16 +13,14 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from understudy.actors.by_value import pickled
-from understudy.actors.channels import Channel
 from understudy.actors.checkpoint import restore, seed
 from understudy.actors.code import Code, digest_of, load_ref, locate, sign_blob
-from understudy.actors.errors import CallerError, Conflict, NotFound, StoreUnavailable, UnderstudyError
-from understudy.actors.events import counters_of
+from understudy.actors.errors import CallerError, Conflict, NotFound, StoreUnavailable
+from understudy.actors.errors import RunFailed as RunFailed
 from understudy.actors.graph import Graph
-from understudy.actors.plan import Plan
 from understudy.actors.process import is_dead
 from understudy.actors.records import (
     CheckpointRow,
@@ -34,9 +30,9 @@ from understudy.actors.records import (
     RunRecord,
     Status,
     run_id_on,
-    thread_of_key,
 )
 from understudy.actors.records import open_questions as open_questions
+from understudy.actors.start import create, new_run, updated
 from understudy.actors.store import Store
 from understudy.cluster.settings import Settings, read_settings
 from understudy.cluster.stores import open_store
@@ -52,14 +48,6 @@ SILENT_AFTER_S = 5.0
 
 STAND_BY_S = 1.0
 """How often a cluster that is served by others looks whether it still is."""
-
-
-class RunFailed(UnderstudyError):
-    """A run ended without a result. `record` has its status and error."""
-
-    def __init__(self, record: RunRecord) -> None:
-        super().__init__(f"run {record.run_id} of graph {record.graph!r} is {record.status}: {record.error or '-'}")
-        self.record = record
 
 
 class Run:
@@ -266,18 +254,12 @@ class Cluster:
         """
         code, loaded = await self._code(graph)
         plan = loaded.plan()
-        text = input_text(plan, input)
-        named = json.dumps([plan.name, json.loads(text)["values"]], sort_keys=True)
-        thread_id = thread or (thread_of_key(f"{plan.name}\0{key}") if key else f"t-{uuid.uuid4().hex[:20]}")
-        new = NewRun(
-            run_id=run_id_on(thread_id, uuid.uuid4().hex[:16]),
-            thread_id=thread_id,
-            graph=plan.name,
-            version=plan.version,
-            code=code.text(),
-            input=text,
-            digest=hashlib.sha256(named.encode()).hexdigest()[:32],
+        new = new_run(
+            plan,
+            code,
+            input,
             key=key,
+            thread=thread,
             policy=self.policy if policy is None else await keep_policy(self.store, policy, self.settings.secret()),
             labels=dict(labels or {}),
         )
@@ -315,64 +297,12 @@ class Cluster:
         return Code(blob=digest), graph
 
 
-async def create(store: Store, new: NewRun) -> RunRecord:
-    """Make a run durable, with its first event."""
-    now = time.time()
-    data = {"graph": new.graph, "version": new.version, "thread_id": new.thread_id}
-    events = [Event("created", now, data)]
-    return await store.create(new, events, counters_of(new.graph, events), now)
-
-
 async def graph_of(record: RunRecord) -> Graph:
     """The graph of a run that is given by reference. Raises CodeError, CallerError."""
     code = Code.read(record.code)
     if not code.ref:
         raise CallerError(f"run {record.run_id} was shipped by value; give the graph to cluster.run(run_id, graph)")
     return load_ref(code.ref, code.paths)
-
-
-def input_text(plan: Plan, given: BaseModel | Mapping[str, Any] | None) -> str:
-    """JSON of a run's input: the values that were given, and the model's defaults. Raises InvalidInput teaching."""
-    try:
-        if isinstance(given, plan.state):
-            model: BaseModel = given
-        elif isinstance(given, BaseModel):
-            raise CallerError(f"graph {plan.name!r} takes a {plan.state.__name__}, not a {type(given).__name__}")
-        elif given is not None and not isinstance(given, Mapping):
-            raise CallerError(f"the input of graph {plan.name!r} is {given!r}; give a {plan.state.__name__} or a dict")
-        else:
-            for name in given or {}:
-                _channel(plan, name, "the input")
-            model = plan.state.model_validate(dict(given or {}))
-    except ValidationError as error:
-        parts = [f"{'.'.join(map(str, i['loc'])) or 'input'}: {i['msg']}" for i in error.errors(include_url=False)]
-        raise CallerError(
-            f"the input does not fit graph {plan.name!r} ({plan.state.__name__}): {'; '.join(parts)}"
-        ) from None
-    texts = {name: channel.encode(getattr(model, name), "the input") for name, channel in plan.channels.items()}
-    given_names = [name for name in texts if name in model.model_fields_set]
-    rest = [name for name in texts if name not in model.model_fields_set]
-    values = ",".join(f"{json.dumps(name)}:{texts[name]}" for name in given_names)
-    defaults = ",".join(f"{json.dumps(name)}:{texts[name]}" for name in rest)
-    return f'{{"values":{{{values}}},"defaults":{{{defaults}}}}}'
-
-
-def _channel(plan: Plan, name: str, what: str) -> Channel:
-    """A channel by name. pydantic would drop a name that it does not know, and a typo would go unseen."""
-    if name in plan.channels:
-        return plan.channels[name]
-    close = difflib.get_close_matches(name, plan.channels, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"{plan.state.__name__} has {', '.join(plan.channels)}"
-    raise CallerError(f"{what} of graph {plan.name!r} names {name!r}, which is no channel; {hint}")
-
-
-def updated(plan: Plan, values: Mapping[str, str], update: Mapping[str, Any]) -> dict[str, str]:
-    """The channels after a write from outside, through their reducers. Raises InvalidWrite."""
-    after = dict(values)
-    for name, value in update.items():
-        channel = _channel(plan, name, "the update")
-        after[name] = channel.merge(after.get(name), channel.encode(value, "the update"), "the update")
-    return after
 
 
 async def keep_policy(store: Store, policy: Path | str | Policy, secret: bytes) -> str:

@@ -12,17 +12,21 @@ if TYPE_CHECKING:
     from understudy.actors.channels import add, append
     from understudy.actors.context import BlockingContext, Context
     from understudy.actors.errors import (
+        AnswerNeeded,
         CallerError,
         InterruptExpired,
+        RunFailed,
         ToolDenied,
         ToolError,
         UnderstudyError,
     )
     from understudy.actors.graph import Graph
+    from understudy.actors.inline import SteppedClock
     from understudy.actors.outcome import Outcome
     from understudy.actors.plan import END, START, Command, Send
     from understudy.actors.tool import tool
-    from understudy.cluster.client import Cluster, Run, RunFailed, connect
+    from understudy.cluster.client import Cluster, Run, connect
+    from understudy.cluster.stores import open_store
     from understudy.cluster.version import __version__
     from understudy.policies.retry import Retry
 
@@ -30,12 +34,22 @@ _HOMES = {
     "actors.attempts": ("Failure",),
     "actors.channels": ("add", "append"),
     "actors.context": ("BlockingContext", "Context"),
-    "actors.errors": ("CallerError", "InterruptExpired", "ToolDenied", "ToolError", "UnderstudyError"),
+    "actors.errors": (
+        "AnswerNeeded",
+        "CallerError",
+        "InterruptExpired",
+        "RunFailed",
+        "ToolDenied",
+        "ToolError",
+        "UnderstudyError",
+    ),
+    "actors.inline": ("SteppedClock",),
     "actors.graph": ("Graph",),
     "actors.outcome": ("Outcome",),
     "actors.plan": ("END", "START", "Command", "Send"),
     "actors.tool": ("tool",),
-    "cluster.client": ("Cluster", "Run", "RunFailed", "connect"),
+    "cluster.client": ("Cluster", "Run", "connect"),
+    "cluster.stores": ("open_store",),
     "cluster.version": ("__version__",),
     "policies.retry": ("Retry",),
 }
@@ -44,6 +58,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "END",
     "START",
+    "AnswerNeeded",
     "BlockingContext",
     "CallerError",
     "Cluster",
@@ -57,6 +72,7 @@ __all__ = [
     "Run",
     "RunFailed",
     "Send",
+    "SteppedClock",
     "ToolDenied",
     "ToolError",
     "UnderstudyError",
@@ -64,6 +80,7 @@ __all__ = [
     "add",
     "append",
     "connect",
+    "open_store",
     "tool",
 ]
 

@@ -1,29 +1,30 @@
-"""A run without Ray: the real engine over any store, with a policy that says yes and tools that run in this process."""
+"""A run driven by hand: the real engine over any store, one residence at a time, without Ray."""
 
 import asyncio
-import itertools
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from understudy.actors.calls import Granted, Order, Verdict, finished_event
+from understudy.actors.calls import Order, Verdict
 from understudy.actors.code import Code
 from understudy.actors.driver import Driver
-from understudy.actors.effects import write_outcome
 from understudy.actors.events import counters_of
 from understudy.actors.graph import Graph
-from understudy.actors.outcome import Outcome
-from understudy.actors.records import Event, NewRun, Receipt, RunRecord, Status, run_id_on
+from understudy.actors.inline_ports import InlineSandboxes
+from understudy.actors.inline_ports import YesPolicy as YesToAll
+from understudy.actors.outcome import Outcome, ToolCode
+from understudy.actors.records import Event, Receipt, RunRecord, Status
+from understudy.actors.start import create, new_run
 from understudy.actors.store import Store
 from understudy.actors.tool import Tool
-from understudy.cluster.client import Run, create, input_text
+from understudy.cluster.client import Run
 from understudy.policies.permission import Request
 
 
-class YesPolicy:
-    """Grants everything; `verdicts` by tool name override."""
+class YesPolicy(YesToAll):
+    """Grants everything; `verdicts` by tool name override. `asked` lists what it was asked."""
 
     def __init__(self, verdicts: Mapping[str, Callable[[Request, bool], Verdict]] | None = None) -> None:
         self.verdicts = dict(verdicts or {})
@@ -32,61 +33,38 @@ class YesPolicy:
     async def decide(self, request: Request, key: str, epoch: int, policy: str, approved: bool) -> Verdict:
         self.asked.append(request)
         say = self.verdicts.get(request.tool)
-        return say(request, approved) if say else Granted("token", "yes", "test")
+        return say(request, approved) if say else await super().decide(request, key, epoch, policy, approved)
 
 
-@dataclass
-class InlineSandboxes:
-    """Keeps receipts as the sandbox actor does, and calls the plain functions. `calls` lists what was executed."""
+class HeldSandboxes(InlineSandboxes):
+    """Sandboxes that can be made to hold a call, and that forget what is at work, as dead ones do."""
 
-    store: Store
-    tools: dict[str, Tool[..., Any]] = field(default_factory=dict)
-    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    called: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once a tool was executed."""
-    hold: asyncio.Event | None = None
-    """If set, a call that is on record is at work until this event."""
-    aborted: list[str] = field(default_factory=list)
-    names: Any = field(default_factory=lambda: itertools.cycle(["sandbox-0"]))
+    def __init__(self, store: Store, **how: Any) -> None:
+        super().__init__(store, **how)
+        self.called = asyncio.Event()
+        """Set once a tool was executed, or is held."""
+        self.hold: asyncio.Event | None = None
+        """If set, a call that is on record is at work until this event."""
+        self.aborted: list[str] = []
+        self.known: set[str] = set()
 
-    def pick(self) -> str:
-        return str(next(self.names))
+    def code_of(self, tool: Tool[Any, Any]) -> ToolCode:
+        assert not self.known or tool.name in self.known, f"stage.tools(...) names no {tool.name!r}"
+        return super().code_of(tool)
 
-    async def execute(self, order: Order) -> Outcome | Receipt:
-        now = time.time()
-        started = Event("tool_started", now, {"tool": order.call.tool, "key": order.call.key, "sandbox": "inline"})
-        events = [order.decided, started]
-        begun = await self.store.begin(order.receipt, order.epoch, events, counters_of(order.graph, events), now)
-        if not begun.fresh:
-            return begun.receipt
-        self.calls.append((order.call.tool, order.call.args))
-        if self.hold is not None:
-            self.called.set()
-            await self.hold.wait()
-        try:
-            outcome = Outcome("ok", value=self.tools[order.call.tool].fn(**order.call.args))
-        except Exception as error:
-            outcome = Outcome("error", error=str(error), error_type=type(error).__name__)
-        events = [finished_event(order.receipt, outcome, now)]
+    async def _called(self, order: Order) -> Outcome:
         self.called.set()
-        r = order.receipt
-        await self.store.finish(
-            r.run_id,
-            r.key,
-            r.checkpoint_id,
-            r.token,
-            write_outcome(outcome),
-            events,
-            counters_of(order.graph, events),
-            now,
-        )
-        return outcome
-
-    async def attend(self, receipt: Receipt) -> Outcome | None:
-        return None
+        if self.hold is not None:
+            self.calls.append((order.call.tool, order.call.args))
+            await self.hold.wait()
+            self.calls.pop()
+        return await super()._called(order)
 
     def abort_nowait(self, receipt: Receipt) -> None:
         self.aborted.append(receipt.tool)
+
+    async def attend(self, receipt: Receipt) -> Outcome | None:
+        return None
 
 
 @dataclass
@@ -97,29 +75,19 @@ class Stage:
     graph: Graph
     policy: YesPolicy = field(default_factory=YesPolicy)
     clock: Callable[[], float] = time.time
-    sandboxes: InlineSandboxes = field(init=False)
+    sandboxes: HeldSandboxes = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sandboxes = InlineSandboxes(self.store)
+        self.sandboxes = HeldSandboxes(self.store)
 
     def tools(self, *tools: Tool[..., Any]) -> "Stage":
-        self.sandboxes.tools |= {tool.name: tool for tool in tools}
+        """What the graph calls; any other tool is none of this stage's."""
+        self.sandboxes.known |= {tool.name for tool in tools}
         return self
 
     async def start(self, given: Any = None, *, thread: str = "", key: str = "") -> Run:
-        plan = self.graph.plan()
-        thread_id = thread or f"t-{uuid.uuid4().hex}"
-        text = input_text(plan, given)
-        new = NewRun(
-            run_id=run_id_on(thread_id, uuid.uuid4().hex[:16]),
-            thread_id=thread_id,
-            graph=plan.name,
-            version=plan.version,
-            code=Code(ref="inline:graph").text(),
-            input=text,
-            digest=text,
-            key=key,
-        )
+        thread = thread or f"t-{uuid.uuid4().hex}"
+        new = new_run(self.graph.plan(), Code(ref="inline:graph"), given, thread=thread, key=key)
         record = await create(self.store, new)
         return Run(self.store, record.run_id, self.graph)
 

@@ -1,0 +1,202 @@
+"""Policy and sandboxes without Ray, for `run_inline`, tests and simulations: tools are plain functions of this process.
+
+There is no isolation here: a tool sees all that this process sees, and no limit ends it. What is kept is the ledger:
+4. A receipt is durable before the tool starts, and its outcome before anyone is told.
+5. A call outlives the residence that ordered it, as long as this process lives; whoever owns the run attends it.
+"""
+
+import asyncio
+import inspect
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from understudy.actors.calls import Asked, Granted, Order, Refused, SandboxDied, Verdict, finished_event
+from understudy.actors.effects import write_outcome
+from understudy.actors.events import counters_of
+from understudy.actors.outcome import Outcome, ToolCode
+from understudy.actors.records import Event, Receipt
+from understudy.actors.sandbox.runner import to_json, validated
+from understudy.actors.store import Store
+from understudy.actors.tool import Tool
+from understudy.policies.permission import Allow, Ask, Deny, Policy, Request, decide
+
+
+class YesPolicy:
+    """Grants every call. It is for graphs that run in one's own process, where nothing is walled off anyway."""
+
+    async def decide(self, request: Request, key: str, epoch: int, policy: str, approved: bool) -> Verdict:
+        return Granted("", "yes", "inline")
+
+
+class RulesPolicy:
+    """Real rules, judged as the policy actor does; the grant is not signed, as nobody but this process reads it."""
+
+    def __init__(self, policies: Sequence[Policy]) -> None:
+        self._policies = tuple(policies)
+
+    async def decide(self, request: Request, key: str, epoch: int, policy: str, approved: bool) -> Verdict:
+        match decide(self._policies, request):
+            case Deny(rule=rule, policy=name, reason=reason):
+                return Refused(rule, name, reason)
+            case Ask(rule=rule, policy=name, reason=reason) if not approved:
+                return Asked(rule, name, reason)
+            case Ask(rule=rule, policy=name):
+                return Granted("", rule, name, "approved by a person")
+            case Allow(rule=rule, policy=name):
+                return Granted("", rule, name)
+
+
+class InlineSandboxes:
+    """`SandboxPort` over this process.
+
+    Args:
+        store: where receipts go.
+        stand_ins: functions to call in the place of tools, by the tool's name.
+        clock: seconds since the epoch.
+        in_thread: call tools in a thread, one at a time, so that they may block or run a loop of their own; else on the
+            event loop, which is the same every time.
+        name: of the sandbox, as it stands in receipts.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        stand_ins: Mapping[str, Callable[..., Any]] | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        in_thread: bool = False,
+        name: str = "inline",
+    ) -> None:
+        self.store = store
+        self.stand_ins = dict(stand_ins or {})
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        """What was executed: tool and arguments, in order."""
+        self.name = name
+        self._clock = clock
+        self._tools: dict[str, Tool[Any, Any]] = {}
+        self._work: dict[tuple[str, str], asyncio.Task[Outcome | Receipt]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inline-tools") if in_thread else None
+
+    def pick(self) -> str:
+        return self.name
+
+    def code_of(self, tool: Tool[Any, Any]) -> ToolCode:
+        """The very function of this process: nothing is shipped."""
+        ref = f"inline:{id(tool)}"
+        self._tools[ref] = tool
+        return ToolCode(ref=ref)
+
+    async def execute(self, order: Order) -> Outcome | Receipt:
+        place = (order.receipt.key, order.receipt.token)
+        if place not in self._work:
+            work = self._work[place] = asyncio.ensure_future(self._perform(order))
+            work.add_done_callback(lambda done: self._over(place, done))
+        return await self._outcome_of(self._work[place], order.receipt)
+
+    async def attend(self, receipt: Receipt) -> Outcome | None:
+        work = self._work.get((receipt.key, receipt.token))
+        if work is None:
+            return None
+        try:
+            outcome = await self._outcome_of(work, receipt)
+        except SandboxDied:
+            return None
+        return outcome if isinstance(outcome, Outcome) else None
+
+    def abort_nowait(self, receipt: Receipt) -> None:
+        work = self._work.get((receipt.key, receipt.token))
+        if work is not None:
+            work.cancel()
+
+    def close(self) -> None:
+        """Let the thread of the tools go."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    # --- inside ---
+
+    async def _outcome_of(self, work: "asyncio.Task[Outcome | Receipt]", receipt: Receipt) -> Outcome | Receipt:
+        """Wait for a call, without ending it when the one who waits is cancelled."""
+        await asyncio.wait([work])
+        if work.cancelled():
+            raise SandboxDied(receipt.sandbox)
+        return work.result()
+
+    def _over(self, place: tuple[str, str], work: "asyncio.Task[Outcome | Receipt]") -> None:
+        self._work.pop(place, None)
+        if not work.cancelled():
+            work.exception()  # seen, also where nobody waits for it any more
+
+    async def _perform(self, order: Order) -> Outcome | Receipt:
+        now = self._clock()
+        receipt = replace(order.receipt, at=now)
+        started = {"tool": order.call.tool, "key": order.call.key, "sandbox": receipt.sandbox}
+        events = [order.decided, Event("tool_started", now, started)]
+        begun = await self.store.begin(receipt, order.epoch, events, counters_of(order.graph, events), now)
+        if not begun.fresh:
+            return begun.receipt
+        began = time.perf_counter()
+        try:
+            outcome = await self._called(order)
+        except asyncio.CancelledError:
+            outcome = Outcome("killed", error="ended from outside: the run was cancelled, or its node gave up on it")
+        outcome = replace(outcome, duration_s=round(time.perf_counter() - began, 6))
+        now = self._clock()
+        events = [finished_event(receipt, outcome, now)]
+        await self.store.finish(
+            receipt.run_id,
+            receipt.key,
+            receipt.checkpoint_id,
+            receipt.token,
+            write_outcome(outcome),
+            events,
+            counters_of(order.graph, events),
+            now,
+        )
+        return outcome
+
+    async def _called(self, order: Order) -> Outcome:
+        """The tool's own end, as the sandbox would tell it: its result is JSON, its exception is text."""
+        tool = self._tools[order.call.code.ref]
+        fn = self.stand_ins.get(tool.name, tool.fn)
+        self.calls.append((tool.name, order.call.args))
+        try:
+            if self._thread is not None:
+                value = await asyncio.get_running_loop().run_in_executor(self._thread, _in_thread, fn, order)
+            else:
+                with _effect_key(order.call.key):
+                    value = fn(**validated(fn, order.call.args))
+                    value = await value if inspect.isawaitable(value) else value
+            return Outcome("ok", value=json.loads(to_json(value)))
+        except Exception as error:
+            return Outcome("error", error=str(error), error_type=type(error).__name__)
+
+
+def _in_thread(fn: Callable[..., Any], order: Order) -> Any:
+    with _effect_key(order.call.key):
+        value = fn(**validated(fn, order.call.args))
+        return asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value
+
+
+@contextmanager
+def _effect_key(key: str) -> Iterator[None]:
+    """The environment as a tool finds it in its sandbox."""
+    before = os.environ.get("UNDERSTUDY_EFFECT_KEY")
+    os.environ["UNDERSTUDY_EFFECT_KEY"] = key
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("UNDERSTUDY_EFFECT_KEY", None)
+        else:
+            os.environ["UNDERSTUDY_EFFECT_KEY"] = before
+
+
+async def _awaited(value: Any) -> Any:
+    return await value
