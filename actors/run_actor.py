@@ -3,6 +3,7 @@
 Laws kept here:
 1. It renews its leases from a thread of its own, so that a node that blocks the event loop for a moment does not lose
    them; a run whose lease is lost is stopped.
+9. Crash-only: a cancelled run ends in time whatever its node does; if it cannot be stopped, the process ends itself.
 10. Progress is liveness: if the event loop has not moved for `hang_after_s`, the thread stops renewing, and somebody
    else takes the runs over. (Ray never reports a process that hangs.)
 """
@@ -18,7 +19,7 @@ from understudy.actors.driver import Driver
 from understudy.actors.errors import CodeError, Fenced, StoreUnavailable
 from understudy.actors.open import OpenStore
 from understudy.actors.ports import Policies, Sandboxes
-from understudy.actors.process import name_of_this_process
+from understudy.actors.process import end, name_of_this_process
 from understudy.actors.records import Status
 from understudy.actors.store import Store
 
@@ -33,6 +34,7 @@ class RunActorConfig:
     """Names of the sandbox actors."""
     lease_s: float
     hang_after_s: float
+    cancel_within_s: float
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class RunActor:
     async def _renew(self) -> None:
         store = await self._config.open_store()
         pause_s = min(1.0, self._config.lease_s / 4)
+        asked: dict[str, float] = {}
+        """Since when runs are to be cancelled."""
         while True:
             await asyncio.sleep(pause_s)
             hangs = time.monotonic() - self._ticked > self._config.hang_after_s
@@ -121,7 +125,12 @@ class RunActor:
             assert self._loop is not None
             for run_id in renewed.lost:
                 self._loop.call_soon_threadsafe(self._tell, run_id, True)
-            for run_id in renewed.cancelled:
+            now = time.monotonic()
+            asked = {run_id: asked.get(run_id, now) for run_id in renewed.cancelled}
+            for run_id, since in asked.items():
+                if now - since > self._config.cancel_within_s and run_id in self._drivers:
+                    # A node holds the loop, so nobody here can stop it. The next owner reads that it is cancelled.
+                    end(name_of_this_process())
                 self._loop.call_soon_threadsafe(self._tell, run_id, False)
 
     def _tell(self, run_id: str, lost: bool) -> None:

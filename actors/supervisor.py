@@ -59,6 +59,7 @@ class SupervisorConfig:
     calls_per_sandbox: int
     lease_s: float
     hang_after_s: float
+    cancel_within_s: float
     restart: RestartPolicy
 
 
@@ -253,6 +254,7 @@ class Supervisor:
                 sandboxes=self._sandbox_names,
                 lease_s=self._config.lease_s,
                 hang_after_s=self._config.hang_after_s,
+                cancel_within_s=self._config.cancel_within_s,
             )
             actor = ray.remote(RunActor).options(num_cpus=0, max_restarts=0, max_concurrency=1000)
             slot = Slot(actor.remote(config))

@@ -62,6 +62,7 @@ def supervisor_config(settings: Settings) -> "SupervisorConfig":
         calls_per_sandbox=settings.calls_per_sandbox,
         lease_s=settings.lease_s,
         hang_after_s=settings.hang_after_s,
+        cancel_within_s=settings.cancel_within_s,
         restart=RestartPolicy(intensity=settings.restart_intensity, period_s=settings.restart_period_s),
     )
 

@@ -59,6 +59,8 @@ class Settings(BaseModel):
     """Seconds without a sign after which a run is taken from its actor. Default: 10."""
     hang_after_s: float = Field(default=30.0, ge=1.0, le=3600.0)
     """Seconds without progress of an actor's event loop after which it stops renewing its leases. Default: 30."""
+    cancel_within_s: float = Field(default=15.0, ge=1.0, le=3600.0)
+    """Seconds after which an actor that does not let go of a cancelled run is ended. Default: 15."""
     restart_intensity: int = Field(default=5, ge=0, le=19)
     """Crashes of a run within the period that are restarted; one more, and it is quarantined. Default: 5."""
     restart_period_s: float = Field(default=60.0, gt=0)

@@ -213,6 +213,7 @@ async def config_of(cluster: Cluster) -> RunActorConfig:
         sandboxes=tuple(name for name in names if "sandbox" in name),
         lease_s=2.0,
         hang_after_s=30.0,
+        cancel_within_s=15.0,
     )
 
 
@@ -270,7 +271,7 @@ def test_one_cluster_many_matters(redis_url: str, redis_server: RedisServer, fol
     """What needs no cluster of its own: hostile tools, approvals, quarantine, code by value, keys, changed code."""
 
     async def played() -> None:
-        async with cluster_on(redis_url, folder, hang_after_s=5.0) as cluster:
+        async with cluster_on(redis_url, folder, hang_after_s=5.0, cancel_within_s=1.0) as cluster:
             await hostile_tools_are_stopped(cluster, redis_server.port, folder)
             await an_approved_call_is_made_once(cluster)
             await a_run_that_kills_its_actor_is_set_aside(cluster, folder)
@@ -278,6 +279,7 @@ def test_one_cluster_many_matters(redis_url: str, redis_server: RedisServer, fol
             await the_same_key_is_the_same_run(cluster, folder)
             await changed_code_is_noticed(cluster, folder)
             await a_running_run_is_cancelled(cluster, folder)
+            await a_run_whose_node_holds_its_loop_is_cancelled(cluster, folder)
             await a_tool_call_outlives_its_run_actor(cluster, folder)
             await a_call_whose_sandbox_died_is_asked_about(cluster, folder)
             await the_policy_actor_is_replaced(cluster, folder)
@@ -403,6 +405,19 @@ async def a_running_run_is_cancelled(cluster: Cluster, folder: Path) -> None:
     await run.cancel()
     record = await run.wait(30)
     assert record.status == "cancelled"
+
+
+async def a_run_whose_node_holds_its_loop_is_cancelled(cluster: Cluster, folder: Path) -> None:
+    run = await cluster.start(graphs.stuck, {"folder": str(folder)})
+
+    async def holding() -> bool:
+        return any(line.startswith("hold ") for line in lines(folder / "ran"))
+
+    await wait_until_async(holding, 30, "the node to hold its loop")
+    await run.cancel()
+    record = await run.wait(40)
+    assert (record.status, record.restarts) == ("cancelled", 1)
+    assert len([line for line in lines(folder / "ran") if line.startswith("hold ")]) == 1, "it did not run again"
 
 
 async def services(cluster: Cluster, kind: str) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -302,3 +303,17 @@ async def settle(state: Bill, ctx: Context) -> dict[str, Any]:
 
 
 paying.edge(START, settle).edge(settle, END)
+
+
+stuck = Graph("stuck", Script)
+
+
+@stuck.node
+async def hold(state: Script) -> dict[str, Any]:
+    """Holds the loop of its actor for longer than any test, as a node does that calls something that blocks."""
+    noted(state.folder, "hold")
+    time.sleep(300)  # noqa: ASYNC251
+    return {}
+
+
+stuck.edge(START, hold).edge(hold, END)
