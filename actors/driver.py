@@ -23,7 +23,7 @@ from understudy.actors.checkpoint import Checkpoint
 from understudy.actors.context import BlockingContext, Context
 from understudy.actors.errors import CallerError, Fenced, tellable
 from understudy.actors.events import COMMIT_BUCKETS_S, histogram
-from understudy.actors.flight import Flight
+from understudy.actors.flight import IN_FLIGHT_MAX, Flight
 from understudy.actors.plan import Node, Plan
 from understudy.actors.records import Committed, Loaded, Status
 from understudy.actors.run import (
@@ -61,6 +61,8 @@ class Driver:
     plan: Plan
     loaded: Loaded
     clock: Callable[[], float] = time.time
+    in_flight_max: int = IN_FLIGHT_MAX
+    """Commits that may be on their way while nodes go on; 0: every node waits for the commit of the one before."""
     dirty: bool = False
     """A node could not be stopped (a thread, or a swallowed cancellation): the process is not fit for another run."""
     _inbox: asyncio.Queue[Input | BaseException] = field(default_factory=asyncio.Queue)
@@ -81,9 +83,9 @@ class Driver:
                 for effect in run.handle(told):
                     match effect:
                         case Save(commit):
-                            if self._flight.is_full:
-                                await self._flight.landed()
                             self._flight.send(commit)
+                            if self._flight.out >= self.in_flight_max:
+                                await self._flight.landed()
                         case Execute(tasks, checkpoint):
                             for task in tasks:
                                 self._start(run, task, checkpoint)

@@ -45,9 +45,9 @@ class Flight:
         self._writing: asyncio.Task[None] | None = None
 
     @property
-    def is_full(self) -> bool:
-        """Wait with `landed()` before the next one."""
-        return self._writing is not None and self._sent - self._durable >= IN_FLIGHT_MAX
+    def out(self) -> int:
+        """Commits that have not landed."""
+        return self._sent - self._durable
 
     def send(self, commit: Commit) -> None:
         """Put a commit on its way, behind those before it."""
