@@ -309,11 +309,11 @@ stuck = Graph("stuck", Script)
 
 
 @stuck.node
-async def hold(state: Script) -> dict[str, Any]:
+async def hold_loop(state: Script) -> dict[str, Any]:
     """Holds the loop of its actor for longer than any test, as a node does that calls something that blocks."""
     noted(state.folder, "hold")
     time.sleep(300)  # noqa: ASYNC251
     return {}
 
 
-stuck.edge(START, hold).edge(hold, END)
+stuck.edge(START, hold_loop).edge(hold_loop, END)
