@@ -16,7 +16,10 @@ end
 epoch = string.format('%.0f', epoch + 1)
 redis.call('HSET', KEYS[1], 'status', 'running', 'epoch', epoch, 'owner', ARGV[2], 'lease', ARGV[3],
   'not_before', '0', 'updated', now, 'call', ARGV[6])
-if seq == '0' then redis.call('HSET', KEYS[1], 'head', redis.call('HGET', KEYS[6], thread) or '') end
+if seq == '0' then
+  local head = redis.call('HGET', KEYS[6], thread) or ''
+  redis.call('HSET', KEYS[1], 'head', head, 'base', head)
+end
 redis.call('ZREM', KEYS[4], run_id)
 redis.call('ZADD', KEYS[5], ARGV[3], run_id .. ' ' .. epoch)
 redis.call('ZREM', status == 'queued' and KEYS[7] or KEYS[8], run_id)

@@ -1,22 +1,15 @@
 """A store in Redis: every verb is one Lua script over the keys of one partition, sent once, refused or applied whole.
 
 Laws kept here: 1 and 2 by the scripts beside this file (each says which), which alone decide; this file only packs and
-unpacks. Times and fractions go through as text. Law 8: `sweep` and `delete_thread` know every key of a thread.
-
-The scripts name no key that they were not given. Some keys bear the thread's name, which a run's id does not tell, so
-the first `load`, `commit` or `cancel` of a run in a process asks for it once more (`_thread_of`).
+unpacks. Times and fractions go through as text. This file has the life of runs, effects and reading; redis_mail.py
+messages and streams, redis_upkeep.py blobs and all ends, redis_moves.py dump and adopt.
 """
 
-import asyncio
 import itertools
-import secrets
 from collections.abc import Sequence
-from typing import Any
 
-from understudy.actors.bell import Bell
 from understudy.actors.events import sample
 from understudy.actors.records import (
-    FINAL,
     PARTITIONS,
     STATUSES,
     Begun,
@@ -36,25 +29,25 @@ from understudy.actors.records import (
     partition_of_thread,
 )
 from understudy.actors.refusals import (
+    RETAIN_S,
     answer_conflict,
     fenced,
     key_conflict,
     new_record,
-    no_blob,
     no_checkpoint,
     no_interrupt,
     no_run,
     not_ready,
+    not_retryable,
     seed_conflict,
     seq_gap,
-    thread_in_use,
+    thread_busy,
+    thread_went_on,
 )
 from understudy.actors.store import StoreInfo
-from understudy.cluster.stores.redis_client import Address, Arg, Link, RedisClient, pack
+from understudy.cluster.stores.redis_base import PAGE, Home
+from understudy.cluster.stores.redis_client import Arg, pack
 from understudy.cluster.stores.redis_codec import (
-    BEATS,
-    RUN_KEYS,
-    THREAD_KEYS,
     Keys,
     all_shared,
     checkpoint_row,
@@ -69,22 +62,18 @@ from understudy.cluster.stores.redis_codec import (
     read_checkpoint,
     read_counters,
     read_event,
+    read_messages,
     read_receipt,
-    read_run,
     receipt_args,
     run_fields,
     to_json,
     token_text,
 )
+from understudy.cluster.stores.redis_mail import RedisMail
+from understudy.cluster.stores.redis_moves import RedisMoves
 from understudy.cluster.stores.redis_safety import check_safety, read_info
-from understudy.cluster.stores.redis_scripts import CHANNEL, SCRIPTS
-
-RETAIN_S = 7 * 86400.0
-"""How long the thread of a cancelled or quarantined run is kept."""
-MEMBER_SILENT_S = 86400.0
-THREADS_REMEMBERED = 10_000
-PAGE = 200
-"""So many rows at a time where an answer may be long: Redis serves nobody else meanwhile."""
+from understudy.cluster.stores.redis_scripts import SCRIPTS
+from understudy.cluster.stores.redis_upkeep import RedisUpkeep
 
 _DUE = tuple(
     # Asked of every partition many times a second: packed once, but for the last five words.
@@ -93,56 +82,52 @@ _DUE = tuple(
 )
 
 
-class RedisStore:
-    def __init__(self, url: str) -> None:
-        self._redis = RedisClient(Address.of_url(url), tuple(SCRIPTS.values()))
-        self._threads: dict[str, tuple[str, str]] = {}
-        """Thread and graph of runs, which never change."""
-        self._calls = (f"{secrets.token_hex(6)}-{n}" for n in itertools.count())
-        self._bell = Bell()
-        self._news: Link | None = None
-
-    @classmethod
-    async def open(cls, url: str, *, allow_volatile: bool = False) -> "RedisStore":
-        """Connect, and refuse a Redis that would lose or evict data (UnsafeStore) unless `allow_volatile`."""
-        store = cls(url)
-        try:
-            check_safety(await read_info(store._redis), allow_volatile)
-        except BaseException:
-            await store.close()
-            raise
-        return store
-
+class RedisStore(RedisMail, RedisUpkeep, RedisMoves):
     # --- the life of a run -----------------------------------------------------------------------------------------
 
     async def create(self, run: NewRun, events: Sequence[Event], counters: Counters, now: float) -> RunRecord:
-        assert partition_of_run(run.run_id) == partition_of_thread(run.thread_id), f"{run.run_id}: see run_id_on()"
+        places = {partition_of_run(run.run_id), partition_of_thread(run.thread_id)}
+        assert len(places) == 1, f"{run.run_id}: see run_id_on()"
+        assert not run.parent or partition_of_run(run.parent) in places, f"{run.run_id}: not where {run.parent} is"
         keys = Keys.of_run(run.run_id, run.thread_id)
+        names = [
+            *keys.run("run", "answers", "events"),
+            *keys.thread("runs", "keys", "checkpoints", "history"),
+            *keys.shared("threads", "named", "index:all"),
+            *keys.place(),
+        ]
         seed = run.seed
-        tag, *found = await self._call(
-            "create",
-            [
-                *keys.run("run", "answers", "events"),
-                *keys.thread("line", "runs", "keys", "checkpoints", "history"),
-                *keys.shared("heads", "queue", "index:queued", "index:all", "expiry", "counters"),
-            ],
-            [
-                run.run_id,
-                run.thread_id,
-                repr(now),
-                run.key,
-                run.digest,
-                seed.checkpoint_id if seed else "",
-                checkpoint_row(seed, run.run_id, now) if seed else "",
-                *pairs_args(run_fields(new_record(run, now))),
-                *events_args(events),
-                *counters_args(counters),
-            ],
-        )
+        args: list[Arg] = [
+            run.run_id,
+            run.thread_id,
+            repr(now),
+            run.key,
+            run.digest,
+            seed.checkpoint_id if seed else "",
+            checkpoint_row(seed, run.run_id, now) if seed else "",
+            run.busy,
+            to_json(list(run.blobs)),
+            *_cancel_args(now),
+            *pairs_args(run_fields(new_record(run, now))),
+            *events_args(events),
+            *counters_args(counters),
+        ]
+        tag, *found = await self._call("create", names, args)
+        while tag == "line":  # these are to be cancelled first
+            others = [(run_id, await self._home_of(run_id)) for run_id in found[0]]
+            those: list[str] = []
+            told: list[Arg] = []
+            for run_id, home in others:
+                its = Keys.of_run(run_id)
+                those += [*its.own(), *its.parents(home.parent)]
+                told += [run_id, _cancelled_sample(home.graph)]
+            tag, *found = await self._call("create", names + those, args + told)
         if tag == "conflict":
             raise key_conflict(run, found[0])
         if tag == "not new":
             raise seed_conflict(run)
+        if tag == "busy":
+            raise thread_busy(run, found[0])
         if tag == "known":
             return await self.run(found[0])
         return self._record(run.run_id, found)
@@ -156,20 +141,6 @@ class RedisStore:
         )
         overdue = (member.split(" ") for _, member in leases)
         return Due(tuple(run_id for _, run_id in ready), tuple((run_id, int(epoch)) for run_id, epoch in overdue))
-
-    async def wait_work(self, timeout_s: float) -> None:
-        news = self._news
-        if news is None or news.closed or news.loop is not asyncio.get_running_loop():
-            try:
-                async with asyncio.timeout(timeout_s):
-                    news = await self._redis.subscribe(CHANNEL, self._bell.ring)
-                if self._news is not None:
-                    self._news.close()
-                self._news = news
-            except OSError:  # `due` will meet the same trouble, and tell
-                await asyncio.sleep(min(timeout_s, 0.1))
-            return  # there may have been news before the subscription
-        await self._bell.wait(timeout_s)
 
     async def claim(self, run_id: str, owner: str, lease_s: float, now: float) -> RunRecord:
         keys = Keys.of_run(run_id)
@@ -190,60 +161,49 @@ class RedisStore:
         return self._record(run_id, found)
 
     async def load(self, run_id: str) -> Loaded:
-        keys = Keys.of_run(run_id, (await self._thread_of(run_id))[0])
+        keys = Keys.of_run(run_id, (await self._home_of(run_id)).thread_id)
         tag, *found = await self._call(
             "load",
-            [*keys.run("run", "answers", "writes"), *keys.thread("checkpoints"), *keys.run("receipts", "effects")],
+            [
+                *keys.run("run", "answers", "writes"),
+                *keys.thread("checkpoints"),
+                *keys.run("receipts", "effects", "messages"),
+            ],
         )
         if tag == "missing":
             raise no_run(run_id)
         run = self._record(run_id, found)
-        rows, writes, texts = found[2:]
+        rows, writes, texts, messages = found[2:]
         receipts = [read_receipt(text) for text in texts]
         return Loaded(
             run,
             tuple(read_checkpoint(row) for row in reversed(rows)),
             dict(pairs(writes)),
             {receipt.key: receipt for receipt in receipts if receipt.checkpoint_id == run.head},
+            read_messages(messages),
         )
 
-    async def commit(self, commit: Commit) -> Committed:
-        run_id, new = commit.run_id, commit.checkpoint
-        thread_id = (await self._thread_of(run_id))[0]
-        keys = Keys.of_run(run_id, thread_id)
+    async def commit(self, *commits: Commit) -> Committed:
+        run_id, epoch = commits[0].run_id, commits[0].epoch
+        home = await self._home_of(run_id)
+        keys = Keys.of_run(run_id, home.thread_id)
         names = [
-            *keys.run("run", "events", "writes", "answers", "effects"),
+            *keys.own(),
+            *keys.run("effects"),
             *keys.thread("checkpoints", "history"),
             *keys.shared("heads", "counters"),
         ]
-        if commit.status != "running":
-            names += keys.thread("line")
-            names += keys.shared("queue", "leases", "expiry")
-            names += keys.index("running", "queued", commit.status)
-        args: list[Arg] = [
-            run_id,
-            commit.epoch,
-            commit.seq,
-            repr(commit.at),
-            commit.status,
-            commit.step,
-            thread_id,
-            new.checkpoint_id if new else "",
-            checkpoint_row(new, run_id, commit.at) if new else "",
-            commit.result,
-            commit.error,
-            interrupts_text(commit.interrupts) if commit.interrupts else "[]",
-            repr(commit.wake_at) if commit.wake_at else "0",
-            repr(commit.at + commit.retain_s) if commit.retain_s >= 0 else "",
-            *events_args(commit.events),
-            *counters_args(commit.counters),
-            *pairs_args({} if new else commit.writes),
-            *counted([interrupt.interrupt_id for interrupt in commit.interrupts if not interrupt.settled]),
-        ]
+        if any(commit.status != "running" for commit in commits):
+            names += [*keys.parents(home.parent), *keys.place()]
+        args: list[Arg] = [run_id, epoch, home.thread_id, commits[0].seq, commits[-1].seq]
+        for commit in commits:
+            args += counted(_commit_args(commit))
         tag, *told = await self._call("commit", names, args)
         if tag == "fenced":
-            raise fenced(run_id, commit.epoch, "commit")
-        assert tag != "gap", seq_gap(commit, int(told[0]))
+            raise fenced(run_id, epoch, "commit")
+        if tag == "gap":
+            refused = next(commit for commit in commits if commit.seq == int(told[0]))
+            raise AssertionError(seq_gap(refused, int(told[1])))
         return Committed(duplicate=tag == "duplicate", cancel_asked=told[0] == "1")
 
     async def renew(self, leases: Sequence[tuple[str, int]], lease_s: float, now: float) -> Renewed:
@@ -281,15 +241,11 @@ class RedisStore:
         crashed: bool = True,
         quarantine: str = "",
     ) -> RunRecord:
-        thread_id = (await self._thread_of(run_id))[0] if quarantine else ""
-        keys = Keys.of_run(run_id, thread_id)
-        names = keys.run("run", "answers", "events") + keys.shared("queue", "leases", "counters")
-        names += keys.index("running", "quarantined" if quarantine else "queued")
-        if quarantine:
-            names += keys.thread("line") + keys.shared("expiry") + keys.run("writes")
+        home = await self._home_of(run_id) if quarantine else Home()
+        keys = Keys.of_run(run_id, home.thread_id)
         tag, *found = await self._call(
             "requeue",
-            names,
+            [*keys.own(), *keys.parents(home.parent), *keys.place()],
             [
                 run_id,
                 epoch,
@@ -298,7 +254,6 @@ class RedisStore:
                 repr(max(now, not_before)),
                 int(crashed),
                 quarantine,
-                thread_id,
                 repr(now + RETAIN_S),
                 *events_args(events),
                 *counters_args(counters),
@@ -312,7 +267,7 @@ class RedisStore:
         keys = Keys.of_run(run_id)
         tag, *found = await self._call(
             "resume",
-            [*keys.run("run", "answers", "events"), *keys.shared("queue"), *keys.index("waiting", "queued")],
+            [*keys.run("run", "events", "answers"), *keys.place()],
             [
                 run_id,
                 interrupt_id,
@@ -330,31 +285,29 @@ class RedisStore:
         return self._record(run_id, found)
 
     async def cancel(self, run_id: str, now: float) -> RunRecord:
-        thread_id, graph = await self._thread_of(run_id)
-        keys = Keys.of_run(run_id, thread_id)
-        tag, *found = await self._call(
-            "cancel",
-            [
-                *keys.run("run", "answers", "events"),
-                *keys.shared("queue"),
-                *keys.thread("line"),
-                *keys.run("writes"),
-                *keys.shared("counters", "expiry"),
-                *keys.index("queued", "waiting", "cancelled"),
-            ],
-            [
-                run_id,
-                thread_id,
-                repr(now),
-                repr(now + RETAIN_S),
-                event_text(Event("cancel_asked", now)),
-                event_text(Event("finished", now, {"status": "cancelled"})),
-                sample("runs_finished_total", graph=graph, status="cancelled"),
-            ],
-        )
+        home = await self._home_of(run_id)
+        keys = Keys.of_run(run_id, home.thread_id)
+        names = [*keys.own(), *keys.parents(home.parent), *keys.place()]
+        args = [run_id, repr(now), *_cancel_args(now), _cancelled_sample(home.graph)]
+        tag, *found = await self._call("cancel", names, args)
         if tag == "missing":
             raise no_run(run_id)
         return self._record(run_id, found)
+
+    async def retry(self, run_id: str, now: float) -> RunRecord:
+        keys = Keys.of_run(run_id, (await self._home_of(run_id)).thread_id)
+        names = [*keys.run("run", "events", "answers"), *keys.place()]
+        tag, *found = await self._call("retry", names, [run_id, repr(now), event_text(Event("retried", now))])
+        if tag == "missing":
+            raise no_run(run_id)
+        record = self._record(run_id, found)
+        if tag == "not retryable":
+            raise not_retryable(record)
+        if tag == "busy":
+            raise thread_went_on(record, f"has the unfinished run {found[2]}")
+        if tag == "went on":
+            raise thread_went_on(record, f"is at checkpoint {found[2]!r} by now, after another run")
+        return record
 
     # --- effects ---------------------------------------------------------------------------------------------------
 
@@ -421,13 +374,11 @@ class RedisStore:
         [text] = await self._redis.ask(pack("HGET", name, effect_field(key, checkpoint_id)))
         return None if text is None else read_receipt(text)
 
-    # --- reading ---------------------------------------------------------------------------------------------------
+    async def receipts(self, run_id: str) -> list[Receipt]:
+        [texts] = await self._redis.ask(pack("HVALS", *Keys.of_run(run_id).run("receipts")))
+        return sorted(map(read_receipt, texts), key=lambda receipt: (receipt.at, receipt.key))
 
-    async def run(self, run_id: str) -> RunRecord:
-        found = await self._records([run_id])
-        if not found:
-            raise no_run(run_id)
-        return found[0]
+    # --- reading ---------------------------------------------------------------------------------------------------
 
     async def runs(self, status: Status | None = None, limit: int = 100, thread_id: str = "") -> list[RunRecord]:
         if thread_id:
@@ -484,97 +435,52 @@ class RedisStore:
     async def counters(self) -> dict[str, float]:
         return read_counters(await self._redis.ask(*(pack("HGETALL", name) for name in all_shared("counters"))))
 
-    # --- around it -------------------------------------------------------------------------------------------------
+    # --- opening ---------------------------------------------------------------------------------------------------
 
-    async def put_blob(self, digest: str, data: bytes) -> None:
-        await self._redis.ask(pack("SET", f"u:blob:{digest}", data, "NX"))
-
-    async def get_blob(self, digest: str) -> bytes:
-        [data] = await self._redis.ask(pack("GET", f"u:blob:{digest}"), text=False)
-        if data is None:
-            raise no_blob(digest)
-        assert isinstance(data, bytes)
-        return data
-
-    async def beat(self, member: str, data: str, now: float) -> None:
-        await self._redis.ask(pack("HSET", BEATS, member, f"{now!r}\n{data}"))
-
-    async def beats(self) -> dict[str, tuple[float, str]]:
-        [flat] = await self._redis.ask(pack("HGETALL", BEATS))
-        split = {member: text.split("\n", 1) for member, text in pairs(flat)}
-        return {member: (float(at), data) for member, (at, data) in split.items()}
-
-    async def sweep(self, now: float) -> int:
-        silent = [member for member, (at, _) in (await self.beats()).items() if at < now - MEMBER_SILENT_S]
-        if silent:
-            await self._redis.ask(pack("HDEL", BEATS, *silent))
-        expired = await self._redis.ask(
-            *(pack("ZRANGEBYSCORE", name, "-inf", repr(now)) for name in all_shared("expiry"))
-        )
-        deleted = 0
-        for thread_id in itertools.chain(*expired):
-            deleted += (await self._delete(thread_id, repr(now)))[0] == "deleted"
-        return deleted
-
-    async def delete_thread(self, thread_id: str) -> None:
-        tag, *told = await self._delete(thread_id, "")
-        if tag == "unfinished":
-            raise thread_in_use(thread_id, told[0])
-
-    async def _delete(self, thread_id: str, expired_by: str) -> list[str]:
-        keys = Keys.of_thread(thread_id)
-        while True:
-            [run_ids] = await self._redis.ask(pack("ZRANGE", *keys.thread("runs"), 0, -1))
-            names = keys.thread(*THREAD_KEYS) + keys.shared("heads", "expiry") + keys.index("all", *sorted(FINAL))
-            for run_id in run_ids:
-                names += Keys.of_run(run_id).run(*RUN_KEYS)
-                self._threads.pop(run_id, None)
-            told: list[str] = await self._call("delete", names, [thread_id, expired_by, *run_ids])
-            if told[0] != "changed":
-                return told
+    @classmethod
+    async def open(cls, url: str, *, allow_volatile: bool = False) -> "RedisStore":
+        """Connect, and refuse a Redis that would lose or evict data (UnsafeStore) unless `allow_volatile`."""
+        store = cls(url)
+        try:
+            check_safety(await read_info(store._redis), allow_volatile)
+        except BaseException:
+            await store.close()
+            raise
+        return store
 
     async def info(self) -> StoreInfo:
         found = await read_info(self._redis)
         return StoreInfo("redis", self._redis.address.where, found.durable, found.detail())
 
-    async def close(self) -> None:
-        if self._news is not None:
-            self._news.close()
-            self._news = None
-        await self._redis.close()
 
-    # --- what they share -------------------------------------------------------------------------------------------
+def _commit_args(commit: Commit) -> list[Arg]:
+    new = commit.checkpoint
+    return [
+        commit.seq,
+        repr(commit.at),
+        commit.status,
+        commit.step,
+        new.checkpoint_id if new else "",
+        checkpoint_row(new, commit.run_id, commit.at) if new else "",
+        commit.result,
+        commit.error,
+        interrupts_text(commit.interrupts) if commit.interrupts else "[]",
+        repr(commit.wake_at) if commit.wake_at else "0",
+        repr(commit.at + commit.retain_s) if commit.retain_s >= 0 else "",
+        "" if commit.listens_after is None else commit.listens_after,
+        *counted(commit.taken),
+        *events_args(commit.events),
+        *counters_args(commit.counters),
+        *pairs_args({} if new else commit.writes),
+        *counted([interrupt.interrupt_id for interrupt in commit.interrupts if not interrupt.settled]),
+    ]
 
-    async def _call(self, name: str, keys: Sequence[str], args: Sequence[Arg] = ()) -> Any:
-        [answer] = await self._redis.ask(SCRIPTS[name].call(keys, args))
-        return answer
 
-    def _record(self, run_id: str, found: Sequence[Any]) -> RunRecord:
-        record = read_run(run_id, found[0], found[1])
-        self._remember(run_id, record.thread_id, record.graph)
-        return record
+def _cancel_args(now: float) -> list[str]:
+    """Keep until, and the events of one that is asked and of one that has ended, see cancel_run in _shared.lua."""
+    finished = Event("finished", now, {"status": "cancelled"})
+    return [repr(now + RETAIN_S), event_text(Event("cancel_asked", now)), event_text(finished)]
 
-    async def _records(self, run_ids: Sequence[str]) -> list[RunRecord]:
-        """Those of them that are there."""
-        records = []
-        for start in range(0, len(run_ids), PAGE):
-            some = run_ids[start : start + PAGE]
-            calls = [SCRIPTS["run"].call(Keys.of_run(run_id).run("run", "answers"), ()) for run_id in some]
-            answers = await self._redis.ask(*calls)
-            records += [self._record(i, found[1:]) for i, found in zip(some, answers, strict=True) if found[1]]
-        return records
 
-    async def _thread_of(self, run_id: str) -> tuple[str, str]:
-        """Thread and graph of a run; empty for a run that is not there, which the script then finds out itself."""
-        known = self._threads.get(run_id)
-        if known is not None:
-            return known
-        [(thread_id, graph)] = await self._redis.ask(pack("HMGET", *Keys.of_run(run_id).run("run"), "thread", "graph"))
-        if thread_id is None:
-            return "", ""
-        return self._remember(run_id, thread_id, graph)
-
-    def _remember(self, run_id: str, thread_id: str, graph: str) -> tuple[str, str]:
-        if len(self._threads) >= THREADS_REMEMBERED:
-            self._threads.clear()
-        return self._threads.setdefault(run_id, (thread_id, graph))
+def _cancelled_sample(graph: str) -> str:
+    return sample("runs_finished_total", graph=graph, status="cancelled")

@@ -3,15 +3,19 @@
 All keys of a thread and its runs carry the hash tag of one partition, `u:{p3f}:...`, so that one script may touch them,
 also in a Redis Cluster. The two digits are those in a run's id.
 
-    of a run        run, writes, answers, receipts, effects (hashes; effects: those since the head)   events (list)
+    of a run        run, writes, answers, receipts, effects, sent (hashes; effects: those since the head;
+                    sent: numbers of messages by id)   events, chunks (lists)   messages (sorted set)
     of a thread     keys, checkpoints (hashes)   line (list of unfinished runs)   history (list)   runs (sorted set)
-    of a partition  queue, leases, expiry, index:<status>, index:all (sorted sets)   heads, counters (hashes)
-    of nobody       u:blob:<digest>   u:beats (hash)
+    of a partition  queue, leases, expiry, index:<status>, index:all, threads (sorted sets)   heads, counters,
+                    named (hashes; named: how many runs name a blob)
+    of a digest     blob:<digest>   blobs (sorted set: when each was put last), in a partition of its own
+    of nobody       beats (hash, in partition 0)
 
 Fractions are written by `repr`, so that a time comes back as it went in.
 """
 
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import cast
@@ -19,9 +23,11 @@ from typing import cast
 from understudy.actors.records import (
     PARTITIONS,
     CheckpointRow,
+    Chunk,
     Counters,
     Event,
     Interrupt,
+    Message,
     NewCheckpoint,
     Receipt,
     ReceiptState,
@@ -33,10 +39,10 @@ from understudy.actors.records import (
 from understudy.cluster.stores.redis_client import Arg
 
 _TAGS = tuple(f"u:{{p{partition:02x}}}:" for partition in range(PARTITIONS))
-BEATS = "u:beats"
+BEATS = "u:{p00}:beats"
 _FRACTION = " (fraction)"
 
-RUN_KEYS = ("run", "events", "writes", "answers", "receipts", "effects")
+RUN_KEYS = ("run", "events", "writes", "answers", "messages", "receipts", "effects", "sent", "chunks")
 THREAD_KEYS = ("line", "runs", "keys", "checkpoints", "history")
 
 
@@ -58,6 +64,26 @@ class Keys:
     @classmethod
     def of_thread(cls, thread_id: str) -> "Keys":
         return cls(partition_of_thread(thread_id), "", thread_id)
+
+    @classmethod
+    def of_blob(cls, digest: str) -> "Keys":
+        return cls(zlib.crc32(digest.encode()) % PARTITIONS)
+
+    def own(self) -> list[str]:
+        """The first of the blocks that `_shared.lua` reads: what a verb that may end the run moves of it."""
+        return self.run("run", "events", "writes", "answers", "messages")
+
+    def parents(self, parent: str) -> list[str]:
+        """What the end of a run touches of its parent; names of nothing if it has none."""
+        return [f"{self.tag}{name}:{parent}" for name in ("run", "answers", "events")]
+
+    def place(self) -> list[str]:
+        return [
+            *self.shared("heads", "counters"),
+            *self.thread("line"),
+            *self.shared("queue", "expiry", "leases"),
+            *self.index("queued", "running", "waiting", "succeeded", "failed", "cancelled", "quarantined"),
+        ]
 
     def run(self, *names: str) -> list[str]:
         return [f"{self.tag}{name}:{self.run_id}" for name in names]
@@ -129,6 +155,10 @@ def checkpoint_row(new: NewCheckpoint, run_id: str, at: float) -> str:
     return f"{to_json(known)}\n{new.body}"
 
 
+def row_text(row: CheckpointRow) -> str:
+    return checkpoint_row(row, row.run_id, row.at)
+
+
 def read_checkpoint(text: str) -> CheckpointRow:
     line, _, body = text.partition("\n")
     checkpoint_id, parent, snapshot, step, run_id, at = json.loads(line)
@@ -158,13 +188,18 @@ def receipt_args(receipt: Receipt) -> list[Arg]:
         receipt.digest,
         receipt.sandbox,
         receipt.at,
+        receipt.place,
     ]
     return [receipt.state, token_text(receipt.token), to_json(known), receipt.outcome]
 
 
+def receipt_text(receipt: Receipt) -> str:
+    return "\n".join(map(str, receipt_args(receipt)))
+
+
 def read_receipt(text: str) -> Receipt:
     state, token, line, outcome = text.split("\n", 3)
-    key, run_id, checkpoint_id, task_id, tool, digest, sandbox, at = json.loads(line)
+    key, run_id, checkpoint_id, task_id, tool, digest, sandbox, at, place = json.loads(line)
     return Receipt(
         key=key,
         run_id=run_id,
@@ -177,11 +212,38 @@ def read_receipt(text: str) -> Receipt:
         token=json.loads(token),
         outcome=outcome,
         at=at,
+        place=place,
     )
 
 
+def message_text(message_id: str, body: str, at: float) -> str:
+    return f"{to_json([message_id, at])}\n{body}"
+
+
+def read_messages(flat: Sequence[str]) -> tuple[Message, ...]:
+    """A mailbox, as ZRANGE WITHSCORES tells it: a message's number is its score."""
+    messages = []
+    for text, n in pairs(flat):
+        line, _, body = text.partition("\n")
+        message_id, at = json.loads(line)
+        messages.append(Message(int(n), message_id, body, at))
+    return tuple(messages)
+
+
+def chunk_text(chunk: Chunk) -> str:
+    return f"{to_json([chunk.task_id, chunk.node, chunk.attempt, chunk.at, int(chunk.withdrawn)])}\n{chunk.data}"
+
+
+def read_chunk(text: str, n: int) -> Chunk:
+    line, _, data = text.partition("\n")
+    task_id, node, attempt, at, withdrawn = json.loads(line)
+    return Chunk(task_id, node, attempt, data, at, bool(withdrawn), n)
+
+
 def run_fields(record: RunRecord) -> dict[str, str]:
-    """A run as it is created. `seq_epoch`: epoch of the last commit; `call`: name of the call that claimed it."""
+    """A run as it is created. `seq_epoch`: epoch of the last commit; `call`: name of the call that claimed it;
+    `listens`: the number behind which a message wakes it; `streamed`: number of its chunks; `nth`: its place on the
+    thread."""
     return {
         # What every commit reads and writes comes first: Redis looks through a small hash from its beginning.
         "status": record.status,
@@ -212,6 +274,14 @@ def run_fields(record: RunRecord) -> dict[str, str]:
         "key": record.key,
         "policy": record.policy,
         "labels": to_json(dict(record.labels)),
+        "base": record.base,
+        "rollback": "01"[record.rollback],
+        "parent": record.parent,
+        "parent_interrupt": record.parent_interrupt,
+        "blobs": to_json(list(record.blobs)),
+        "listens": "",
+        "streamed": "0",
+        "nth": "1",
     }
 
 
@@ -246,6 +316,11 @@ def read_run(run_id: str, flat_fields: Sequence[str], flat_answers: Sequence[str
         updated_at=float(fields["updated"]),
         error=fields["error"],
         result=fields["result"],
+        base=fields["base"],
+        rollback=fields["rollback"] == "1",
+        parent=fields["parent"],
+        parent_interrupt=fields["parent_interrupt"],
+        blobs=tuple(json.loads(fields["blobs"])),
     )
 
 

@@ -6,11 +6,12 @@ A script is the first line of its file (its flags for Redis), then constants and
 from pathlib import Path
 
 from understudy.actors.events import sample
+from understudy.actors.refusals import CRASHES_MAX
+from understudy.actors.store import CHUNKS_MAX, MAILBOX_MAX
 from understudy.cluster.stores.redis_client import Script
 
 CHANNEL = "understudy:work"
 """Where scripts publish that something has become ready."""
-CRASHES_KEPT = 20
 
 _FENCED = ("begin", "commit", "renew", "requeue")
 
@@ -24,7 +25,9 @@ def _read() -> dict[str, Script]:
     }
     lines = [f"local {name} = '{value}'\n" for name, value in constants.items()]
     folder = Path(__file__).parent
-    header = "".join([*lines, f"local CRASHES_KEPT = {CRASHES_KEPT}\n", (folder / "_shared.lua").read_text()])
+    limits = {"CRASHES_MAX": CRASHES_MAX, "CHUNKS_MAX": CHUNKS_MAX, "MAILBOX_MAX": MAILBOX_MAX}
+    lines += [f"local {name} = {value}\n" for name, value in limits.items()]
+    header = "".join([*lines, (folder / "_shared.lua").read_text()])
     scripts = {}
     for file in sorted(folder.glob("[a-z]*.lua")):
         flags, _, rest = file.read_text().partition("\n")

@@ -28,6 +28,7 @@ from understudy.actors.records import (
 from understudy.cluster.stores import redis_client
 from understudy.cluster.stores.redis import RedisStore
 from understudy.cluster.stores.redis_client import RedisClient
+from understudy.cluster.stores.redis_codec import BEATS, Keys
 from understudy.cluster.stores.redis_safety import RedisInfo, check_safety
 from understudy.cluster.stores.redis_scripts import SCRIPTS
 from understudy.cluster.testing.conformance.suite import T, World, checks, create, new_run
@@ -184,7 +185,8 @@ def test_what_outlives_threads_stays(redis_server: RedisServer, redis_url: str) 
         assert await store.sweep(T + 10.5) == 0
         assert await store.sweep(T + 11) == 1
         partition = f"u:{{p{partition_of_thread('thread'):02x}}}:"
-        assert set(redis_server.client().scan_iter()) == {"u:blob:b1", "u:beats", f"{partition}counters"}
+        blob = Keys.of_blob("b1").shared("blob:b1", "blobs")
+        assert set(redis_server.client().scan_iter()) == {*blob, BEATS, f"{partition}counters"}
         assert await store.get_blob("b1") == bytes(range(256))
         await store.close()
 
