@@ -373,7 +373,7 @@ class MemoryStore:
 
     async def receipts(self, run_id: str) -> list[Receipt]:
         run = self._runs.get(run_id)
-        return sorted(run.receipts.values(), key=lambda r: (r.at, r.key)) if run else []
+        return sorted(run.receipts.values(), key=lambda r: (r.at, r.key, r.checkpoint_id)) if run else []
 
     # --- reading ---
 

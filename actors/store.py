@@ -237,7 +237,7 @@ class Store(Protocol):
         """The record of one effect; None if there is none, or no such run."""
 
     async def receipts(self, run_id: str) -> list[Receipt]:
-        """All receipts of a run, oldest first (by `at`, then key). Empty for an unknown run."""
+        """All receipts of a run, oldest first (by `at`, then key, then checkpoint id). Empty for an unknown run."""
 
     # --- reading -----------------------------------------------------------------------------------------------
 

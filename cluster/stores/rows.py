@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Protocol
 
-from understudy.actors.records import CheckpointRow, Event, Interrupt, Receipt, RunRecord
+from understudy.actors.records import CheckpointRow, Chunk, Event, Interrupt, Message, Receipt, RunDump, RunRecord
 
 RUN = tuple(field.name for field in fields(RunRecord))
 RECEIPT = tuple(field.name for field in fields(Receipt))
+CHUNK = tuple(field.name for field in fields(Chunk))
 INTERRUPT = tuple(field.name for field in fields(Interrupt))
 
 
@@ -35,13 +36,32 @@ def interrupts_of(text: str) -> tuple[Interrupt, ...]:
 
 def run_of(row: Row) -> RunRecord:
     values = {name: row[name] for name in RUN}
-    for name in ("labels", "crashes", "answers"):
+    for name in ("labels", "crashes", "answers", "blobs"):
         if isinstance(values[name], str):  # Postgres has some of them as what they are
             values[name] = json.loads(values[name])
     values["crashes"] = tuple(values["crashes"])
+    values["blobs"] = tuple(values["blobs"])
     values["cancel_asked"] = bool(values["cancel_asked"])
+    values["rollback"] = bool(values["rollback"])
     values["interrupts"] = interrupts_of(values["interrupts"])
     return RunRecord(**values)
+
+
+def run_values(run: RunDump) -> dict[str, Any]:
+    """The columns of a run that comes from another store; structures as JSON text."""
+    record = run.record
+    return {
+        **{name: getattr(record, name) for name in RUN},
+        "labels": to_json(dict(record.labels)),
+        "crashes": to_json(record.crashes),
+        "answers": to_json(dict(record.answers)),
+        "blobs": to_json(record.blobs),
+        "interrupts": interrupts_json(record.interrupts),
+        "seq_epoch": run.seq_epoch,
+        "due_at": run.due_at,
+        "listens_after": run.listens_after,
+        "messages_sent": len(run.sent),
+    }
 
 
 def checkpoint_of(row: Row) -> CheckpointRow:
@@ -62,6 +82,14 @@ def receipt_of(row: Row) -> Receipt:
 
 def receipt_values(receipt: Receipt) -> dict[str, Any]:
     return {name: getattr(receipt, name) for name in RECEIPT}
+
+
+def message_of(row: Row) -> Message:
+    return Message(row["n"], row["message_id"], row["body"], row["at"])
+
+
+def chunk_of(row: Row) -> Chunk:
+    return Chunk(**{name: row[name] for name in CHUNK if name != "withdrawn"}, withdrawn=bool(row["withdrawn"]))
 
 
 def event_of(row: Row) -> Event:

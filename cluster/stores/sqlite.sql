@@ -6,7 +6,8 @@ SELECT * FROM run_records WHERE run_id = ?;
 
 -- name: hold
 -- What the verbs that change a run look at first.
-SELECT n, thread_id, graph, status, epoch, seq, seq_epoch, head, crashes, cancel_asked, interrupts, answers
+SELECT n, run_id, thread_id, graph, status, epoch, head, crashes, cancel_asked, interrupts, answers, listens_after,
+    messages_sent
 FROM runs WHERE run_id = ?;
 
 -- --- create -------------------------------------------------------------------------------------------------------
@@ -14,21 +15,36 @@ FROM runs WHERE run_id = ?;
 -- name: run_with_key
 SELECT * FROM run_records WHERE thread_id = ? AND key = ?;
 
--- name: thread_runs
--- Whether a thread has runs, and one that is not final: the new one stays behind it.
-SELECT count(*) AS runs, count(*) FILTER (WHERE status IN ('queued', 'running', 'waiting')) AS unfinished
-FROM runs WHERE thread_id = ?;
+-- name: has_runs
+SELECT 1 FROM runs WHERE thread_id = ? LIMIT 1;
+
+-- name: unfinished_runs
+-- As `hold`, of all runs of a thread that are not final: a new one stays behind them, or ends them.
+SELECT n, run_id, thread_id, graph, status, epoch, head, crashes, cancel_asked, interrupts, answers, listens_after,
+    messages_sent
+FROM runs WHERE thread_id = ? AND status IN ('queued', 'running', 'waiting') ORDER BY n;
+
+-- name: set_rollback
+UPDATE runs SET rollback = ? WHERE n = ?;
 
 -- name: keep_thread
 -- A thread with a new run is kept, whatever was said when the last one ended.
-INSERT INTO threads (thread_id) VALUES (?) ON CONFLICT (thread_id) DO UPDATE SET expires_at = NULL;
+INSERT INTO threads (thread_id, head) VALUES (?, ?) ON CONFLICT (thread_id) DO UPDATE SET expires_at = NULL;
 
 -- name: insert_run
-INSERT INTO runs (run_id, thread_id, graph, version, digest, key, policy, status, head, created_at, updated_at, due_at)
-VALUES (:run_id, :thread_id, :graph, :version, :digest, :key, :policy, 'queued', :head, :now, :now, :due_at);
+INSERT INTO runs (
+    run_id, thread_id, graph, version, digest, key, policy, status, head, base, parent, parent_interrupt, created_at,
+    updated_at, due_at
+) VALUES (
+    :run_id, :thread_id, :graph, :version, :digest, :key, :policy, 'queued', :head, :head, :parent, :parent_interrupt,
+    :now, :now, :due_at
+);
 
 -- name: insert_input
-INSERT INTO inputs (run, code, input, labels) VALUES (?, ?, ?, ?);
+INSERT INTO inputs (run, code, input, labels, blobs) VALUES (?, ?, ?, ?, ?);
+
+-- name: insert_need
+INSERT INTO needs (run, digest) VALUES (?, ?) ON CONFLICT DO NOTHING;
 
 -- --- due, claim, renew, requeue -----------------------------------------------------------------------------------
 
@@ -40,15 +56,11 @@ SELECT run_id, epoch FROM runs WHERE status = 'running' AND lease_until <= ? ORD
 
 -- name: claim
 -- One owner (law 1): of several who try, the first sets due_at to null, and no row is left for the others.
--- Runs of a thread are serial, so the thread's head is that of its newest run that has one; to keep it in `threads` as
--- well would be one more page in every commit.
 UPDATE runs SET
     status = 'running', epoch = epoch + 1, owner = :owner, lease_until = :lease_until, not_before = 0, due_at = NULL,
     updated_at = :now,
-    head = CASE seq WHEN 0 THEN coalesce((
-        SELECT before.head FROM runs AS before WHERE before.thread_id = runs.thread_id AND before.head <> ''
-        ORDER BY before.n DESC LIMIT 1
-    ), '') ELSE head END
+    head = CASE seq WHEN 0 THEN (SELECT head FROM threads WHERE threads.thread_id = runs.thread_id) ELSE head END,
+    base = CASE seq WHEN 0 THEN (SELECT head FROM threads WHERE threads.thread_id = runs.thread_id) ELSE base END
 WHERE run_id = :run_id AND due_at <= :now;
 
 -- name: renew
@@ -99,18 +111,22 @@ UPDATE runs SET interrupts = '[]', answers = '{}' WHERE n = ?;
 
 -- name: sleep
 UPDATE runs SET
-    status = :status, owner = '', lease_until = 0, interrupts = :interrupts, not_before = :not_before, due_at = :due_at
+    status = :status, owner = '', lease_until = 0, interrupts = :interrupts, not_before = :not_before, due_at = :due_at,
+    listens_after = :listens_after
 WHERE n = :n;
 
 -- --- the end of a run ---------------------------------------------------------------------------------------------
 
 -- name: end
-UPDATE runs SET
-    status = :status, owner = '', lease_until = 0, not_before = 0, due_at = NULL, interrupts = '[]', answers = '{}'
-WHERE n = :n;
+UPDATE runs SET status = ?, owner = '', lease_until = 0, not_before = 0, due_at = NULL WHERE n = ?;
 
--- name: set_expiry
-UPDATE threads SET expires_at = ? WHERE thread_id = ?;
+-- name: ended
+SELECT thread_id, head, base, rollback, parent, parent_interrupt, error, result FROM runs WHERE n = ?;
+
+-- name: leave_thread
+-- The thread goes on from where this run left it; one that was never claimed left it as it was.
+UPDATE threads SET expires_at = :expires_at, head = CASE :was_at WHEN '' THEN head ELSE :leaves END
+WHERE thread_id = :thread_id;
 
 -- name: release
 -- The oldest unfinished run of the thread is ready now, if it was waiting behind the one that ended.
@@ -119,10 +135,25 @@ WHERE status = 'queued' AND due_at IS NULL AND n = (
     SELECT n FROM runs WHERE thread_id = :thread_id AND status IN ('queued', 'running', 'waiting') ORDER BY n LIMIT 1
 );
 
--- --- resume, cancel -----------------------------------------------------------------------------------------------
+-- --- resume, cancel, retry -----------------------------------------------------------------------------------------------
 
 -- name: answer
 UPDATE runs SET answers = ?, updated_at = ? WHERE n = ?;
+
+-- name: child_answer
+UPDATE runs SET answers = ? WHERE n = ?;
+
+-- name: retry
+UPDATE runs SET
+    status = 'queued', epoch = epoch + 1, error = '', crashes = '[]', detected_at = 0, not_before = 0, due_at = :now,
+    updated_at = :now
+WHERE n = :n;
+
+-- name: head_of
+SELECT head FROM heads WHERE thread_id = ?;
+
+-- name: keep_again
+UPDATE threads SET expires_at = NULL WHERE thread_id = ?;
 
 -- name: queue
 UPDATE runs SET status = 'queued', not_before = 0, due_at = ? WHERE n = ?;
@@ -144,6 +175,47 @@ INSERT INTO events (run, n, kind, at, data) VALUES (?, ?, ?, ?, ?);
 -- name: count
 INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
 
+-- --- messages and streams ----------------------------------------------------------------------------------------
+
+-- name: sent
+SELECT n FROM sent WHERE run = ? AND message_id = ?;
+
+-- name: mailbox_size
+SELECT count(*) FROM messages WHERE run = ?;
+
+-- name: insert_message
+INSERT INTO messages (run, n, message_id, body, at) VALUES (?, ?, ?, ?, ?);
+
+-- name: insert_sent
+INSERT INTO sent (run, message_id, n) VALUES (?, ?, ?);
+
+-- name: set_sent
+UPDATE runs SET messages_sent = ? WHERE n = ?;
+
+-- name: take_message
+DELETE FROM messages WHERE run = ? AND n = ?;
+
+-- name: hears
+SELECT 1 FROM messages WHERE run = ? AND n > ? LIMIT 1;
+
+-- name: empty_mailbox
+DELETE FROM messages WHERE run = ?;
+
+-- name: messages
+SELECT messages.* FROM messages JOIN runs ON run = runs.n WHERE run_id = ? ORDER BY messages.n;
+
+-- name: last_chunk
+SELECT max(n) FROM chunks WHERE run = ?;
+
+-- name: insert_chunk
+INSERT INTO chunks (run, n, task_id, node, attempt, data, at, withdrawn) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: trim_chunks
+DELETE FROM chunks WHERE run = ? AND n <= ?;
+
+-- name: chunks
+SELECT * FROM chunks WHERE run = ? AND n > ? ORDER BY n LIMIT ?;
+
 -- --- effects ------------------------------------------------------------------------------------------------------
 
 -- name: receipt
@@ -151,10 +223,10 @@ SELECT receipts.* FROM receipts JOIN runs ON run = n WHERE runs.run_id = ? AND c
 
 -- name: put_receipt
 INSERT OR REPLACE INTO receipts (
-    run, checkpoint_id, key, run_id, task_id, tool, digest, state, sandbox, token, outcome, at
+    run, checkpoint_id, key, run_id, task_id, tool, digest, state, sandbox, token, outcome, at, place
 )
 VALUES (
-    :run, :checkpoint_id, :key, :run_id, :task_id, :tool, :digest, :state, :sandbox, :token, :outcome, :at
+    :run, :checkpoint_id, :key, :run_id, :task_id, :tool, :digest, :state, :sandbox, :token, :outcome, :at, :place
 );
 
 -- name: finish
@@ -188,6 +260,10 @@ SELECT task_id, body FROM writes JOIN runs ON run = n WHERE run_id = ?;
 -- name: receipts_at
 SELECT receipts.* FROM receipts JOIN runs ON run = n WHERE runs.run_id = ? AND checkpoint_id = ?;
 
+-- name: receipts_of
+SELECT receipts.* FROM receipts JOIN runs ON run = n WHERE runs.run_id = ?
+ORDER BY at, receipts.key, checkpoint_id;
+
 -- name: all_runs
 SELECT * FROM run_records ORDER BY created_at DESC, run_id DESC LIMIT :limit;
 
@@ -213,53 +289,3 @@ SELECT status, count(*) AS runs FROM runs GROUP BY status;
 
 -- name: counters
 SELECT name, value FROM counters;
-
--- --- around it ----------------------------------------------------------------------------------------------------
-
--- name: put_blob
-INSERT INTO blobs (digest, data) VALUES (?, ?) ON CONFLICT (digest) DO NOTHING;
-
--- name: get_blob
-SELECT data FROM blobs WHERE digest = ?;
-
--- name: beat
-INSERT INTO beats (member, at, data) VALUES (?, ?, ?)
-ON CONFLICT (member) DO UPDATE SET at = excluded.at, data = excluded.data;
-
--- name: beats
-SELECT member, at, data FROM beats;
-
--- name: drop_silent
-DELETE FROM beats WHERE at < ?;
-
--- name: past_threads
--- Threads whose time has passed and that have no unfinished run: the last run of a thread decides how long it is kept.
-SELECT thread_id FROM threads
-WHERE expires_at <= :now AND NOT EXISTS (
-    SELECT 1 FROM runs WHERE runs.thread_id = threads.thread_id AND status IN ('queued', 'running', 'waiting')
-)
-LIMIT :limit;
-
--- name: unfinished
-SELECT run_id FROM runs WHERE thread_id = ? AND status IN ('queued', 'running', 'waiting') ORDER BY n LIMIT 1;
-
--- name: delete_events
-DELETE FROM events WHERE run IN (SELECT n FROM runs WHERE thread_id = ?);
-
--- name: delete_receipts
-DELETE FROM receipts WHERE run IN (SELECT n FROM runs WHERE thread_id = ?);
-
--- name: delete_thread_writes
-DELETE FROM writes WHERE run IN (SELECT n FROM runs WHERE thread_id = ?);
-
--- name: delete_inputs
-DELETE FROM inputs WHERE run IN (SELECT n FROM runs WHERE thread_id = ?);
-
--- name: delete_checkpoints
-DELETE FROM checkpoints WHERE thread_id = ?;
-
--- name: delete_runs
-DELETE FROM runs WHERE thread_id = ?;
-
--- name: delete_thread
-DELETE FROM threads WHERE thread_id = ?;

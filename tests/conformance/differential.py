@@ -6,11 +6,14 @@ token, a name that is not there). Answers and the kinds of errors have to be equ
 
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
+
+from conformance.differential_steps import DIGESTS, MORE_VERBS, MoreSteps
 
 from understudy.actors.errors import UnderstudyError
 from understudy.actors.memory import MemoryStore
-from understudy.actors.records import RunRecord, run_id_on
+from understudy.actors.records import Commit, RunRecord, partition_of_run, run_id_on
 from understudy.actors.store import Store
 from understudy.cluster.testing.conformance.suite import (
     T,
@@ -23,14 +26,17 @@ from understudy.cluster.testing.conformance.suite import (
     receipt_of,
 )
 
-THREADS = ("a", "b", "thread ünï")
+THREADS = ("a", "b6", "thread ünï")
+"""The first two have the same partition, so a run of the one may be the child of one of the other."""
 NAMES = ("1", "2", "3", "4", "5")
 KEYS = ("", "", "", "k1", "k2")
 
 Verb = Callable[[Store], Awaitable[Any]]
 
 
-class Walk:
+class Walk(MoreSteps):
+    threads = THREADS
+
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
         self.model = MemoryStore()
@@ -67,12 +73,15 @@ class Walk:
         for thread in THREADS:
             reads.append(lambda s, thread=thread: s.history(thread))  # type: ignore[misc]
             reads.append(lambda s, thread=thread: s.runs("queued", 3, thread))  # type: ignore[misc]
+            reads.append(lambda s, thread=thread: s.dump(thread))  # type: ignore[misc]
             for row in (await self.model.history(thread))[:3]:
                 reads.append(lambda s, thread=thread, row=row: s.chain(thread, row.checkpoint_id))  # type: ignore[misc]
         for run in await self.model.runs():
             reads.append(lambda s, run=run: s.load(run.run_id))  # type: ignore[misc]
             reads.append(lambda s, run=run: s.events(run.run_id))  # type: ignore[misc]
             reads.append(lambda s, run=run: s.events(run.run_id, 2, 3))  # type: ignore[misc]
+            reads.append(lambda s, run=run: s.chunks(run.run_id))  # type: ignore[misc]
+            reads.append(lambda s, run=run: s.receipts(run.run_id))  # type: ignore[misc]
         for read in reads:
             await self._same(read, store)
 
@@ -111,7 +120,18 @@ class Walk:
     async def _create(self) -> tuple[str, Verb]:
         thread, name = self.dice.choice(THREADS), self.dice.choice(NAMES)
         seed = checkpoint("seed", snapshot=True, body='{"s": 1}') if self.dice.random() < 0.2 else None
-        run = new_run(name, thread, key=self.dice.choice(KEYS), digest=self.dice.choice(("d1", "d1", "d2")), seed=seed)
+        near = [i for i in self.model._runs if partition_of_run(i) == partition_of_run(run_id_on(thread, "1"))]
+        run = new_run(
+            name,
+            thread,
+            key=self.dice.choice(KEYS),
+            digest=self.dice.choice(("d1", "d1", "d2")),
+            seed=seed,
+            busy=self.dice.choice(("enqueue",) * 5 + ("reject", "interrupt", "rollback")),
+            parent=self.dice.choice(near) if near and self.dice.random() < 0.4 else "",
+            parent_interrupt=self.dice.choice(("i1", "i2", "i3")),
+            blobs=tuple(self.dice.choices(DIGESTS, k=self.dice.choice((0, 0, 1, 2)))),
+        )
         (events, counters), now = self._noted(), self.now
         return f"{run}", lambda s: s.create(run, events, counters, now)
 
@@ -122,7 +142,19 @@ class Walk:
         return f"{run_id} {owner}", lambda s: s.claim(run_id, owner, lease_s, now)
 
     async def _commit(self) -> tuple[str, Verb]:
+        commit = self._commit_of(await self._some_run("running"))
+        return f"{commit}", lambda s: s.commit(commit)
+
+    async def _commit_several(self) -> tuple[str, Verb]:
         run = await self._some_run("running")
+        commits = []
+        for _ in range(self.dice.choice((2, 2, 3))):
+            commits.append(self._commit_of(run))
+            head = commits[-1].checkpoint.checkpoint_id if commits[-1].checkpoint else run.head
+            run = replace(run, seq=run.seq + 1, step=run.step + 1, head=head)
+        return f"{commits}", lambda s: s.commit(*commits)
+
+    def _commit_of(self, run: RunRecord) -> Commit:
         events, counters = self._noted()
         changes: dict[str, Any] = {}
         if self.dice.random() < 0.5:
@@ -136,8 +168,11 @@ class Walk:
         if status == "waiting":
             names = self.dice.sample(("i1", "i2", "i3"), self.dice.choice((0, 1, 2, 2, 3)))
             changes["interrupts"] = tuple(question(name, settled=self.dice.random() < 0.2) for name in names)
+            changes["listens_after"] = self.dice.choice((None, 0, 1, 3))
             changes["wake_at"] = self.dice.choice((0.0, self.now + 3, self.now - 3))
-        commit = commit_of(
+        if self.dice.random() < 0.4:
+            changes["taken"] = tuple(self.dice.sample(range(1, 6), 2))
+        return commit_of(
             run,
             epoch=self._epoch(run),
             seq=run.seq + self.dice.choice((1,) * 15 + (0, 0, 2, -1)),
@@ -151,7 +186,6 @@ class Walk:
             retain_s=self.dice.choice((-1.0, 0.0, 10.0, 86400.0)),
             **changes,
         )
-        return f"{commit}", lambda s: s.commit(commit)
 
     async def _commit_twice(self) -> tuple[str, Verb]:
         told, verb = await self._commit()
@@ -198,6 +232,7 @@ class Walk:
             state="done" if done else "started",
             outcome="{}" if done else "",
             at=self.now,
+            place=self.dice.choice(("", "1/a/pay/0")),
         )
         (events, counters), epoch, now = self._noted(), self._epoch(run), self.now
         return f"{receipt} {epoch}", lambda s: s.begin(receipt, epoch, events, counters, now)
@@ -230,7 +265,7 @@ class Walk:
         return f"{now} {limit}", lambda s: s.due(now, limit)
 
     async def _sweep(self) -> tuple[str, Verb]:
-        now = self.now + self.dice.choice((0.0, 5.0, 100.0))
+        now = self.now + self.dice.choice((0.0, 5.0, 100.0, 100_000.0))
         return f"{now}", lambda s: s.sweep(now)
 
     async def _delete_thread(self) -> tuple[str, Verb]:
@@ -246,7 +281,8 @@ VERBS = (
     *("create", "claim", "commit") * 4,
     *("claim", "commit", "begin", "finish", "resume", "requeue") * 3,
     *("forget",) * 2,
-    *("commit_twice", "renew", "cancel", "forget", "receipt", "due", "run", "sweep", "delete_thread"),
+    *MORE_VERBS,
+    *("commit_twice", "commit_several", "renew", "cancel", "forget", "receipt", "due", "run", "sweep", "delete_thread"),
 )
 
 

@@ -35,7 +35,7 @@ asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 def using(path: Path, check: Callable[[SqliteStore], Awaitable[None]], locked_s: float = 10.0) -> None:
     async def go() -> None:
         store = await SqliteStore.open(f"sqlite://{path}")
-        store.locked_s = locked_s
+        store.file.locked_s = locked_s
         try:
             await check(store)
         finally:
@@ -104,7 +104,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
 
     async def check(store: SqliteStore) -> None:
-        await store._do(lambda: store._connection().execute("PRAGMA user_version = 99"))
+        await store._do(lambda: store.file.db.execute("PRAGMA user_version = 99"))
 
     using(path, check)
     with pytest.raises(CallerError, match="version 99"):
@@ -163,7 +163,7 @@ def test_a_full_disk_is_unavailable_and_nothing_is_torn(tmp_path: Path) -> None:
         run = await owned(store)
 
         def pages(count: int) -> None:
-            store._connection().execute(f"PRAGMA max_page_count = {count}")
+            store.file.db.execute(f"PRAGMA max_page_count = {count}")
 
         await store._do(lambda: pages(1))  # SQLite takes it as: no more than there are
         big = commit_of(run, writes={"task1": "x" * 1_000_000}, counters={"a": 1})
@@ -179,7 +179,7 @@ def test_a_full_disk_is_unavailable_and_nothing_is_torn(tmp_path: Path) -> None:
 
 def test_a_readonly_database_is_the_callers(tmp_path: Path) -> None:
     async def check(store: SqliteStore) -> None:
-        await store._do(lambda: store._connection().execute("PRAGMA query_only = 1"))
+        await store._do(lambda: store.file.db.execute("PRAGMA query_only = 1"))
         with pytest.raises(CallerError, match="cannot be written"):
             await create(store)
 
@@ -201,7 +201,7 @@ def test_bytes_per_commit_do_not_grow_with_the_history(tmp_path: Path) -> None:
 
     async def check(store: SqliteStore) -> None:
         run = await owned(store, input='"' + "x" * 1_000_000 + '"', labels={"a": "b" * 100_000})
-        wal = store.path.with_name("store.db-wal")
+        wal = store.file.path.with_name("store.db-wal")
         grown = []
         for seq in range(1, 201):
             before = wal.stat().st_size

@@ -1,0 +1,254 @@
+"""The file of a SQLite store, and the one connection to it: opening, patience with other processes, transactions.
+
+Nothing here knows a verb or an event loop. Whatever is called with the connection is a plain function on it.
+"""
+
+import os
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+from understudy.actors.errors import CallerError, Fenced, StoreUnavailable, UnderstudyError
+from understudy.cluster.stores.statements import script
+
+APPLICATION_ID = 0x756E6472
+"""`undr`, in the header of our files."""
+SCHEMA_VERSION = 2
+UPGRADES = {1: "sqlite_2.sql"}
+"""From which version to the next, by which script."""
+LOCKED_S = 10.0
+"""How long a writer waits for its turn."""
+WAL_PAGES = 4000
+"""How long the write-ahead log grows (16 MB) before somebody's commit moves it into the file. Hot pages are then
+written once for some 500 commits; with SQLite's 1000 it is every 125."""
+
+R = TypeVar("R")
+
+
+@dataclass
+class Write:
+    """A verb that waits for its transaction, and then what came of it."""
+
+    verb: Callable[[sqlite3.Connection], Any]
+    lazy: bool = False
+    """It need not be on the disk when it is answered."""
+    answer: Any = None
+    error: BaseException | None = None
+
+
+class SqliteFile:
+    def __init__(self, path: Path, synchronous: str) -> None:
+        self.path = path
+        self.synchronous = synchronous
+        self.locked_s = LOCKED_S
+        self._db: sqlite3.Connection | None = None
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        assert self._db is not None, "connect() comes first"
+        return self._db
+
+    def close(self) -> None:
+        if self._db:
+            self._db.close()
+
+    def data_version(self) -> int:
+        """Changes whenever another connection commits."""
+        return int(self.db.execute("PRAGMA data_version").fetchone()[0])
+
+    # --- transactions ---
+
+    def read(self, verb: Callable[[sqlite3.Connection], R]) -> R:
+        """One snapshot for all statements of the verb."""
+
+        def once() -> R:
+            self.db.execute("BEGIN")
+            try:
+                return verb(self.db)
+            finally:
+                _roll_back(self.db)
+
+        return self._patiently(once)
+
+    def write(self, batch: Sequence[Write]) -> None:
+        """Do them in one transaction, with one wait for the disk (law 2). One that fails changes nothing, and hurts
+        none of the others; each carries its answer or its error away. Raises nothing."""
+        try:
+            lazy = all(write.lazy for write in batch)
+            if lazy and self.synchronous == "full":
+                self.db.execute("PRAGMA synchronous = normal")
+            try:
+                self._patiently(lambda: self.db.execute("BEGIN IMMEDIATE"))
+                self._write(batch)
+            finally:
+                if lazy and self.synchronous == "full":
+                    self.db.execute("PRAGMA synchronous = full")
+        except BaseException as error:
+            for write in batch:
+                write.error = write.error or error
+
+    def write_nowait(self, write: Write) -> bool:
+        """As `write`; False if another process has its turn now, and nothing was done."""
+        try:
+            self.db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                return False
+            write.error = error
+            return True
+        try:
+            self._write([write])
+        except BaseException as error:
+            write.error = write.error or error
+        return True
+
+    def _write(self, batch: Sequence[Write]) -> None:
+        """In the transaction that is open, and to its end. If it raises, all of it is undone."""
+        db, alone = self.db, len(batch) == 1
+        try:
+            for write in batch:
+                if not alone:
+                    db.execute("SAVEPOINT verb")
+                try:
+                    write.answer = write.verb(db)
+                except Fenced as error:
+                    write.error = error  # it has counted, see sqlite_verbs
+                except BaseException as error:
+                    write.error = error
+                    if alone or not db.in_transaction:  # a full disk ends the transaction of all
+                        raise
+                    db.execute("ROLLBACK TO verb")
+                if not alone:
+                    db.execute("RELEASE verb")
+            db.execute("COMMIT")
+        except BaseException:
+            _roll_back(db)
+            raise
+
+    def _patiently(self, step: Callable[[], R]) -> R:
+        """Do what needs a lock. SQLite's own busy handler sleeps up to 100 ms at a time, which with some dozens of
+        workers is what their commits would then take; so this one looks again sooner."""
+        until = time.monotonic() + self.locked_s
+        pause_s = 0.0002
+        while True:
+            try:
+                return step()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+            time.sleep(pause_s * random.uniform(0.5, 1.5))
+            pause_s = min(pause_s * 1.5, 0.005)
+
+    def told(self, error: sqlite3.Error) -> UnderstudyError:
+        """SQLite's error as one of ours: whose fault it is. Raises it if it is our own."""
+        match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+                return StoreUnavailable(f"{self.path} was locked for {self.locked_s} s by another process")
+            case sqlite3.SQLITE_FULL:
+                return StoreUnavailable(f"no space left for {self.path}; free some and it goes on by itself")
+            case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_NOMEM | sqlite3.SQLITE_PROTOCOL:
+                return StoreUnavailable(f"{self.path} cannot be read or written now: {error}")
+            case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
+                return CallerError(f"{self.path} cannot be written by this user ({error}); choose another --store")
+            case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
+                return CallerError(
+                    f"{self.path} is no SQLite database, or a damaged one ({error}); choose another file"
+                )
+        raise error
+
+    # --- opening ---
+
+    def connect(self) -> None:
+        """Open the file, make it if there is none, bring an older one up to date. Raises CallerError."""
+        try:
+            _make_private(self.path)
+        except OSError as error:
+            raise CallerError(f"cannot make the store {self.path}: {error}; choose another --store") from None
+        # timeout 0: waiting is ours, see _patiently. One thread at a time uses it: the worker's turn sees to that.
+        db = sqlite3.connect(
+            self.path, timeout=0.0, isolation_level=None, cached_statements=512, check_same_thread=False
+        )
+        self._db = db
+        db.row_factory = sqlite3.Row
+        version = self._patiently(self._version)
+        self._patiently(lambda: db.execute("PRAGMA journal_mode = WAL"))
+        db.execute(f"PRAGMA synchronous = {self.synchronous}")
+        db.execute("PRAGMA temp_store = MEMORY")
+        db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
+        if version != SCHEMA_VERSION:
+            self._patiently(lambda: db.execute("BEGIN IMMEDIATE"))
+            try:
+                self._make_or_upgrade()
+                db.execute("COMMIT")
+            except BaseException:
+                _roll_back(db)
+                raise
+
+    def _make_or_upgrade(self) -> None:
+        """In a transaction, so that of several who open it at once the first does it, and the others find it done."""
+        version = self._version()
+        while version != SCHEMA_VERSION:
+            for statement in _split(script(UPGRADES.get(version, "sqlite_schema.sql"))):
+                self.db.execute(statement)
+            version = version + 1 if version else SCHEMA_VERSION
+            self.db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            self.db.execute(f"PRAGMA user_version = {version}")
+
+    def _version(self) -> int:
+        """Of the schema; 0 if there is nothing yet. Raises CallerError if it is not ours, or newer; nothing is touched
+        then."""
+        owner = self.db.execute("PRAGMA application_id").fetchone()[0]
+        version = int(self.db.execute("PRAGMA user_version").fetchone()[0])
+        tables = self.db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        if not owner and not tables:
+            return 0
+        if owner != APPLICATION_ID:
+            raise CallerError(f"{self.path} is another program's database; choose another file")
+        if version != SCHEMA_VERSION and version not in UPGRADES:
+            raise CallerError(
+                f"{self.path} has schema version {version}, this understudy knows {SCHEMA_VERSION}; "
+                f"upgrade understudy, or choose another file"
+            )
+        return version
+
+
+def parsed(url: str) -> tuple[Path, str]:
+    """Path and `synchronous` of a sqlite:// URL. Raises CallerError."""
+    location, _, query = url.removeprefix("sqlite://").partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    synchronous = options.pop("synchronous", "full").lower()
+    if options or synchronous not in ("full", "normal"):
+        raise CallerError(f"store {url!r}: its only option is synchronous, full (the default) or normal")
+    if not location.strip("/") or not location.startswith("/"):
+        raise CallerError(f"store {url!r} names no file; write sqlite:///an/absolute/path.db")
+    return Path("/" + location.lstrip("/")), synchronous
+
+
+def _make_private(path: Path) -> None:
+    """The folders down to the file, and the file, for this user only: it holds what agents know."""
+    for folder in reversed([folder for folder in path.parents if not folder.exists()]):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):  # SQLite gives its -wal and -shm the mode of the file
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    if db.in_transaction:  # a full disk may have ended it already
+        db.execute("ROLLBACK")
+
+
+def _split(text: str) -> list[str]:
+    """The statements of a script; `executescript` would commit the transaction first."""
+    found, part = [], ""
+    for line in text.splitlines(keepends=True):
+        part += line
+        if sqlite3.complete_statement(part):
+            found.append(part)
+            part = ""
+    return found

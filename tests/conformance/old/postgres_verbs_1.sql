@@ -1,0 +1,399 @@
+-- The verbs of a Postgres store: one function, one statement, one transaction, one round trip each (law 2).
+--
+-- Locks are taken in one order, so that verbs cannot wait for each other in a ring: the thread's row (only by verbs that
+-- create or end a run), then the run's row, then counters, in the order of their names. What has to be true while a verb
+-- writes is read from the locked row (law 1). Refusals are answers, not errors: an error would roll back the counter.
+
+-- Events are numbered behind those of the run; the run's row is locked by then.
+CREATE OR REPLACE FUNCTION note(run_n bigint, given json) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO events (run, n, kind, at, data)
+    SELECT run_n, coalesce((SELECT max(n) FROM events WHERE run = run_n), 0) + place, e ->> 0, (e ->> 1)::float8, e ->> 2
+    FROM json_array_elements(given) WITH ORDINALITY AS list (e, place);
+END $$;
+
+-- Always the last act of a verb: nothing else is locked after counters.
+CREATE OR REPLACE FUNCTION count_up(given json) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO counters (shard, name, value)
+    SELECT pg_backend_pid() % 64, key, value::float8 FROM json_each_text(given) ORDER BY key COLLATE "C"
+    ON CONFLICT (shard, name) DO UPDATE SET value = counters.value + excluded.value;
+END $$;
+
+CREATE OR REPLACE FUNCTION refuse(op text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM count_up(json_build_object(format('fence_rejections_total{op="%s"}', op), 1));
+    RETURN 'fenced';
+END $$;
+
+CREATE OR REPLACE FUNCTION answer(outcome text, run_n bigint) RETURNS json LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN json_build_object('outcome', outcome, 'run', (SELECT to_json(r) FROM run_records AS r WHERE n = run_n));
+END $$;
+
+CREATE OR REPLACE FUNCTION ring() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('understudy_work', '');
+END $$;
+
+-- Lock a run's thread, before the run itself. Without effect if there is no such run.
+CREATE OR REPLACE FUNCTION lock_thread_of(p_run_id text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM 1 FROM threads WHERE thread_id = (SELECT thread_id FROM runs WHERE run_id = p_run_id) FOR UPDATE;
+END $$;
+
+-- A run becomes final: it loses what is pending, releases the next run of its thread, and says how long that is kept.
+-- The thread is locked, so a run that is created meanwhile is seen here, or sees this.
+CREATE OR REPLACE FUNCTION end_run(run_n bigint, p_status text, p_at float8, p_expires_at float8) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE thread text;
+BEGIN
+    UPDATE runs SET
+        status = p_status, owner = '', lease_until = 0, not_before = 0, due_at = NULL, interrupts = '[]',
+        open_ids = '{}', answers = '{}'
+    WHERE n = run_n RETURNING thread_id INTO thread;
+    DELETE FROM writes WHERE run = run_n;
+    UPDATE threads SET expires_at = p_expires_at WHERE thread_id = thread;
+    UPDATE runs SET due_at = p_at
+    WHERE status = 'queued' AND due_at IS NULL AND n = (
+        SELECT n FROM runs WHERE thread_id = thread AND status IN ('queued', 'running', 'waiting') ORDER BY n LIMIT 1
+    );
+    IF FOUND THEN
+        PERFORM ring();
+    END IF;
+END $$;
+
+CREATE OR REPLACE FUNCTION run_create(
+    p_run_id text, p_thread text, p_graph text, p_version text, p_code text, p_input text, p_digest text, p_key text,
+    p_policy text, p_labels text, p_seed json, p_events json, p_counters json, p_now float8
+) RETURNS json LANGUAGE plpgsql AS $$
+DECLARE
+    known runs%ROWTYPE;
+    run_n bigint;
+    busy boolean;
+BEGIN
+    LOOP -- somebody may delete the thread between the two
+        INSERT INTO threads (thread_id) VALUES (p_thread) ON CONFLICT DO NOTHING;
+        PERFORM 1 FROM threads WHERE thread_id = p_thread FOR UPDATE;
+        EXIT WHEN FOUND;
+    END LOOP;
+    SELECT * INTO known FROM runs WHERE run_id = p_run_id;
+    IF FOUND THEN
+        RETURN answer('known', known.n);
+    END IF;
+    IF p_key <> '' THEN
+        SELECT * INTO known FROM runs WHERE thread_id = p_thread AND key = p_key;
+        IF FOUND THEN
+            RETURN answer(CASE WHEN known.digest = p_digest THEN 'known' ELSE 'key' END, known.n);
+        END IF;
+    END IF;
+    IF p_seed IS NOT NULL AND EXISTS (SELECT 1 FROM runs WHERE thread_id = p_thread) THEN
+        RETURN answer('seed', NULL);
+    END IF;
+    busy := EXISTS (SELECT 1 FROM runs WHERE thread_id = p_thread AND status IN ('queued', 'running', 'waiting'));
+    UPDATE threads SET expires_at = NULL WHERE thread_id = p_thread AND expires_at IS NOT NULL;
+    INSERT INTO runs (
+        run_id, thread_id, graph, version, code, input, digest, key, policy, labels, status, head, created_at,
+        updated_at, due_at
+    ) VALUES (
+        p_run_id, p_thread, p_graph, p_version, p_code, p_input, p_digest, p_key, p_policy, p_labels, 'queued',
+        coalesce(p_seed ->> 'checkpoint_id', ''), p_now, p_now, CASE WHEN busy THEN NULL ELSE p_now END
+    ) RETURNING n INTO run_n;
+    IF p_seed IS NOT NULL THEN
+        INSERT INTO checkpoints (thread_id, checkpoint_id, parent, step, snapshot, body, run_id, at)
+        VALUES (
+            p_thread, p_seed ->> 'checkpoint_id', p_seed ->> 'parent', (p_seed ->> 'step')::bigint,
+            (p_seed ->> 'snapshot')::boolean, p_seed ->> 'body', p_run_id, p_now
+        );
+    END IF;
+    PERFORM note(run_n, p_events);
+    PERFORM ring();
+    PERFORM count_up(p_counters);
+    RETURN answer('ok', run_n);
+END $$;
+
+-- One owner (law 1): of several who try, the first sets due_at to null; the others then find no row.
+-- The thread's head is that of its newest run that has one, as runs of a thread are serial.
+CREATE OR REPLACE FUNCTION run_claim(p_run_id text, p_owner text, p_lease_s float8, p_now float8) RETURNS json
+LANGUAGE plpgsql AS $$
+DECLARE run runs%ROWTYPE;
+BEGIN
+    UPDATE runs SET
+        status = 'running', epoch = epoch + 1, owner = p_owner, lease_until = p_now + p_lease_s, not_before = 0,
+        due_at = NULL, updated_at = p_now,
+        head = CASE seq WHEN 0 THEN coalesce((
+            SELECT before.head FROM runs AS before WHERE before.thread_id = runs.thread_id AND before.head <> ''
+            ORDER BY before.n DESC LIMIT 1
+        ), '') ELSE head END
+    WHERE run_id = p_run_id AND due_at <= p_now RETURNING * INTO run;
+    IF NOT FOUND THEN
+        RETURN answer('not ready', (SELECT n FROM runs WHERE run_id = p_run_id));
+    END IF;
+    PERFORM note(run.n, json_build_array(json_build_array(
+        'claimed', p_now, json_build_object('owner', p_owner, 'epoch', run.epoch)::text
+    )));
+    RETURN answer('ok', run.n);
+END $$;
+
+-- Laws 1 and 2: compare epoch and seq on the locked row; then everything, or an answer why nothing.
+CREATE OR REPLACE FUNCTION run_commit(
+    p_run_id text, p_epoch bigint, p_seq bigint, p_at float8, p_status text, p_step bigint, p_checkpoint_id text,
+    p_parent text, p_checkpoint_step bigint, p_snapshot boolean, p_body text, p_tasks text[], p_bodies text[],
+    p_interrupts text, p_open_ids text[], p_wake_at float8, p_events json, p_counters json, p_result text, p_error text,
+    p_expires_at float8, OUT outcome text, OUT cancel_asked boolean, OUT stored_seq bigint
+) LANGUAGE plpgsql AS $$
+DECLARE
+    run runs%ROWTYPE;
+    final constant boolean := p_status NOT IN ('running', 'waiting');
+    wake_now boolean;
+BEGIN
+    IF final THEN
+        PERFORM lock_thread_of(p_run_id);
+    END IF;
+    SELECT * INTO run FROM runs WHERE run_id = p_run_id FOR UPDATE;
+    cancel_asked := run.cancel_asked;
+    stored_seq := run.seq;
+    IF run.epoch IS DISTINCT FROM p_epoch THEN
+        outcome := refuse('commit');
+        RETURN;
+    END IF;
+    IF run.seq = p_seq AND run.seq_epoch = p_epoch THEN
+        PERFORM count_up('{"checkpoint_commits_total{result=\"duplicate\"}": 1}');
+        outcome := 'duplicate';
+        RETURN;
+    END IF;
+    IF run.status <> 'running' THEN
+        outcome := refuse('commit');
+        RETURN;
+    END IF;
+    IF p_seq <> run.seq + 1 THEN
+        outcome := 'gap';
+        RETURN;
+    END IF;
+    outcome := 'ok';
+    IF p_checkpoint_id IS NOT NULL THEN
+        INSERT INTO checkpoints (thread_id, checkpoint_id, parent, step, snapshot, body, run_id, at)
+        VALUES (run.thread_id, p_checkpoint_id, p_parent, p_checkpoint_step, p_snapshot, p_body, p_run_id, p_at);
+        DELETE FROM writes WHERE writes.run = run.n;
+        run.head := p_checkpoint_id;
+        run.interrupts := '[]';
+        run.open_ids := '{}';
+        run.answers := '{}';
+    ELSE
+        INSERT INTO writes (run, task_id, body) SELECT run.n, task_id, body FROM unnest(p_tasks, p_bodies) AS w (task_id, body)
+        ON CONFLICT ON CONSTRAINT writes_pkey DO UPDATE SET body = excluded.body;
+    END IF;
+    PERFORM note(run.n, p_events);
+    -- No column of an index is named here, so that this stays in its page.
+    UPDATE runs SET
+        seq = p_seq, seq_epoch = p_epoch, step = p_step, head = run.head, interrupts = run.interrupts,
+        open_ids = run.open_ids, answers = run.answers, detected_at = 0, updated_at = p_at, result = p_result,
+        error = p_error
+    WHERE n = run.n;
+    IF p_status = 'waiting' THEN
+        wake_now := run.cancel_asked OR run.answers ?| p_open_ids;
+        UPDATE runs SET
+            status = CASE WHEN wake_now THEN 'queued' ELSE 'waiting' END, owner = '', lease_until = 0,
+            interrupts = p_interrupts, open_ids = p_open_ids, not_before = CASE WHEN wake_now THEN 0 ELSE p_wake_at END,
+            due_at = CASE WHEN wake_now THEN p_at WHEN p_wake_at <> 0 THEN p_wake_at END
+        WHERE n = run.n;
+        IF wake_now OR p_wake_at <> 0 THEN
+            PERFORM ring();
+        END IF;
+    ELSIF final THEN
+        PERFORM end_run(run.n, p_status, p_at, p_expires_at);
+    END IF;
+    PERFORM count_up(p_counters);
+END $$;
+
+CREATE OR REPLACE FUNCTION run_renew(
+    p_run_ids text[], p_epochs bigint[], p_until float8, OUT lost text[], OUT cancelled text[]
+) LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE runs SET lease_until = p_until FROM unnest(p_run_ids, p_epochs) AS lease (run_id, epoch)
+    WHERE runs.run_id = lease.run_id AND runs.epoch = lease.epoch AND status = 'running';
+    SELECT
+        coalesce(array_agg(lease.run_id ORDER BY place) FILTER (WHERE runs.epoch IS DISTINCT FROM lease.epoch), '{}'),
+        coalesce(array_agg(lease.run_id ORDER BY place) FILTER (
+            WHERE runs.epoch = lease.epoch AND status = 'running' AND cancel_asked
+        ), '{}')
+    INTO lost, cancelled
+    FROM unnest(p_run_ids, p_epochs) WITH ORDINALITY AS lease (run_id, epoch, place) LEFT JOIN runs USING (run_id);
+    IF cardinality(lost) > 0 THEN
+        PERFORM count_up(json_build_object('fence_rejections_total{op="renew"}', cardinality(lost)));
+    END IF;
+END $$;
+
+CREATE OR REPLACE FUNCTION run_requeue(
+    p_run_id text, p_epoch bigint, p_now float8, p_not_before float8, p_events json, p_counters json, p_crashed boolean,
+    p_quarantine text, p_expires_at float8, p_crashes_max integer
+) RETURNS json LANGUAGE plpgsql AS $$
+DECLARE run runs%ROWTYPE;
+BEGIN
+    IF p_quarantine <> '' THEN
+        PERFORM lock_thread_of(p_run_id);
+    END IF;
+    SELECT * INTO run FROM runs WHERE run_id = p_run_id FOR UPDATE;
+    IF run.epoch IS DISTINCT FROM p_epoch OR run.status <> 'running' THEN
+        RETURN json_build_object('outcome', refuse('requeue'));
+    END IF;
+    IF p_crashed THEN
+        run.crashes := run.crashes || p_now;
+        run.crashes := run.crashes[greatest(1, cardinality(run.crashes) - p_crashes_max + 1):];
+    END IF;
+    UPDATE runs SET
+        status = 'queued', epoch = epoch + 1, owner = '', lease_until = 0, not_before = p_not_before,
+        due_at = greatest(p_now, p_not_before), updated_at = p_now, crashes = run.crashes,
+        restarts = restarts + p_crashed::integer, detected_at = CASE WHEN p_crashed THEN p_now ELSE detected_at END
+    WHERE n = run.n;
+    PERFORM note(run.n, p_events);
+    IF p_quarantine <> '' THEN
+        UPDATE runs SET error = p_quarantine WHERE n = run.n;
+        PERFORM end_run(run.n, 'quarantined', p_now, p_expires_at);
+    ELSE
+        PERFORM ring();
+    END IF;
+    PERFORM count_up(p_counters);
+    RETURN answer('ok', run.n);
+END $$;
+
+CREATE OR REPLACE FUNCTION run_resume(p_run_id text, p_interrupt_id text, p_answer text, p_now float8) RETURNS json
+LANGUAGE plpgsql AS $$
+DECLARE run runs%ROWTYPE;
+BEGIN
+    SELECT * INTO run FROM runs WHERE run_id = p_run_id FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN answer('missing', NULL);
+    ELSIF run.answers ? p_interrupt_id THEN
+        RETURN answer(CASE WHEN run.answers ->> p_interrupt_id = p_answer THEN 'ok' ELSE 'another' END, run.n);
+    ELSIF NOT p_interrupt_id = ANY (run.open_ids) THEN
+        RETURN answer('not asked', run.n);
+    END IF;
+    UPDATE runs SET answers = run.answers || jsonb_build_object(p_interrupt_id, p_answer), updated_at = p_now
+    WHERE n = run.n;
+    IF run.status = 'waiting' THEN
+        UPDATE runs SET status = 'queued', not_before = 0, due_at = p_now WHERE n = run.n;
+        PERFORM ring();
+    END IF;
+    PERFORM note(run.n, json_build_array(json_build_array(
+        'answered', p_now, json_build_object('interrupt_id', p_interrupt_id)::text
+    )));
+    RETURN answer('ok', run.n);
+END $$;
+
+CREATE OR REPLACE FUNCTION run_cancel(p_run_id text, p_now float8, p_expires_at float8) RETURNS json
+LANGUAGE plpgsql AS $$
+DECLARE run runs%ROWTYPE;
+BEGIN
+    PERFORM lock_thread_of(p_run_id);
+    SELECT * INTO run FROM runs WHERE run_id = p_run_id FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN answer('missing', NULL);
+    END IF;
+    IF run.status = 'running' AND NOT run.cancel_asked THEN
+        UPDATE runs SET cancel_asked = true, updated_at = p_now WHERE n = run.n;
+        PERFORM note(run.n, json_build_array(json_build_array('cancel_asked', p_now, '{}')));
+    ELSIF run.status IN ('queued', 'waiting') THEN
+        UPDATE runs SET cancel_asked = true, epoch = epoch + 1, updated_at = p_now WHERE n = run.n;
+        PERFORM note(run.n, json_build_array(json_build_array('finished', p_now, '{"status":"cancelled"}')));
+        PERFORM end_run(run.n, 'cancelled', p_now, p_expires_at);
+        PERFORM count_up(json_build_object(format(
+            'runs_finished_total{graph="%s",status="cancelled"}', -- escaped as events.sample does it
+            replace(replace(replace(run.graph, '\', '\\'), '"', '\"'), E'\n', '\n')
+        ), 1));
+    END IF;
+    RETURN answer('ok', run.n);
+END $$;
+
+CREATE OR REPLACE FUNCTION effect_begin(
+    p_run_id text, p_checkpoint_id text, p_key text, p_task_id text, p_tool text, p_digest text, p_state text,
+    p_sandbox text, p_token text, p_outcome text, p_at float8, p_epoch bigint, p_events json, p_counters json
+) RETURNS json LANGUAGE plpgsql AS $$
+DECLARE
+    run runs%ROWTYPE;
+    known receipts%ROWTYPE;
+BEGIN
+    SELECT * INTO run FROM runs WHERE run_id = p_run_id FOR UPDATE;
+    IF run.epoch IS DISTINCT FROM p_epoch OR run.status <> 'running' THEN
+        RETURN json_build_object('outcome', refuse('begin'));
+    END IF;
+    SELECT * INTO known FROM receipts WHERE receipts.run = run.n AND checkpoint_id = p_checkpoint_id AND key = p_key;
+    IF known.token = p_token AND known.state = p_state THEN
+        RETURN json_build_object('outcome', 'fresh', 'receipt', to_json(known));
+    ELSIF known.state IN ('started', 'done') THEN
+        RETURN json_build_object('outcome', 'known', 'receipt', to_json(known));
+    END IF;
+    INSERT INTO receipts (
+        run, checkpoint_id, key, run_id, task_id, tool, digest, state, sandbox, token, outcome, at
+    ) VALUES (
+        run.n, p_checkpoint_id, p_key, p_run_id, p_task_id, p_tool, p_digest, p_state, p_sandbox, p_token, p_outcome, p_at
+    ) ON CONFLICT ON CONSTRAINT receipts_pkey DO UPDATE SET
+        task_id = excluded.task_id, tool = excluded.tool, digest = excluded.digest, state = excluded.state,
+        sandbox = excluded.sandbox, token = excluded.token, outcome = excluded.outcome, at = excluded.at;
+    PERFORM note(run.n, p_events);
+    PERFORM count_up(p_counters);
+    RETURN json_build_object('outcome', 'fresh');
+END $$;
+
+-- `finish` (state done) and `forget` (state unknown) of the start that has this token; not fenced by epoch (law 5).
+CREATE OR REPLACE FUNCTION effect_end(
+    p_run_id text, p_checkpoint_id text, p_key text, p_token text, p_state text, p_outcome text, p_events json,
+    p_counters json
+) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE run_n bigint;
+BEGIN
+    SELECT n INTO run_n FROM runs WHERE run_id = p_run_id FOR UPDATE;
+    UPDATE receipts SET state = p_state, outcome = p_outcome
+    WHERE run = run_n AND checkpoint_id = p_checkpoint_id AND key = p_key AND token = p_token
+        AND (state = 'started' OR (state = 'unknown' AND p_state = 'done'));
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM note(run_n, p_events);
+    PERFORM count_up(p_counters);
+    RETURN true;
+END $$;
+
+-- Law 8: nothing stays. The answer is the run that forbids it, if there is one.
+CREATE OR REPLACE FUNCTION thread_delete(p_thread text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    unfinished text;
+    numbers bigint[];
+BEGIN
+    PERFORM 1 FROM threads WHERE thread_id = p_thread FOR UPDATE;
+    PERFORM 1 FROM runs WHERE thread_id = p_thread ORDER BY n FOR UPDATE;
+    SELECT run_id INTO unfinished FROM runs
+    WHERE thread_id = p_thread AND status IN ('queued', 'running', 'waiting') ORDER BY n LIMIT 1;
+    IF FOUND THEN
+        RETURN unfinished;
+    END IF;
+    numbers := ARRAY(SELECT n FROM runs WHERE thread_id = p_thread);
+    DELETE FROM receipts WHERE run = ANY (numbers);
+    DELETE FROM writes WHERE run = ANY (numbers);
+    DELETE FROM events WHERE run = ANY (numbers);
+    DELETE FROM checkpoints WHERE thread_id = p_thread;
+    DELETE FROM runs WHERE thread_id = p_thread;
+    DELETE FROM threads WHERE thread_id = p_thread;
+    RETURN '';
+END $$;
+
+CREATE OR REPLACE FUNCTION threads_sweep(p_now float8, p_silent_before float8, p_limit integer) RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    past text;
+    swept integer := 0;
+BEGIN
+    DELETE FROM beats WHERE at < p_silent_before;
+    FOR past IN
+        SELECT thread_id FROM threads
+        WHERE expires_at <= p_now AND NOT EXISTS (
+            SELECT 1 FROM runs WHERE runs.thread_id = threads.thread_id AND status IN ('queued', 'running', 'waiting')
+        )
+        ORDER BY thread_id LIMIT p_limit FOR UPDATE SKIP LOCKED -- who holds it uses it, or sweeps as well
+    LOOP
+        IF thread_delete(past) = '' THEN
+            swept := swept + 1;
+        END IF;
+    END LOOP;
+    RETURN swept;
+END $$;
