@@ -1,9 +1,14 @@
 """A checkpoint is all channels at the end of a superstep, stored as what changed, with a snapshot now and then.
 
-Law 8: bytes in proportion to the new data. A delta holds, for each changed channel, its new value, or, where the
-reducer is `append`, only the new items. A snapshot is written once the deltas since the last one outweigh it, so
-that the snapshots of a growing state add up to about twice the state (the doubling argument of a growing array), and
-at the latest after 1,000 deltas, so that loading is bounded (a thousand small rows are read in a few milliseconds).
+Law 8, with numbers. Let N be the bytes of all deltas: what was written, and about 150 bytes for each superstep. A
+snapshot of S bytes is stored once the deltas since the last one weigh as much as it does (and are 8 at least), or are
+1,000 and S / 1,000 in number, whichever is more. The first makes snapshots of a growing state double, so that all of
+them come to 2 N at most (the argument of a growing array); the second bounds the loading of a large state that changes
+little: a row costs about as much to read as 1,000 bytes, so a chain takes twice the time of its snapshot at most, or
+the few milliseconds of 1,000 rows. Its S are paid for by S / 1,000 deltas of 150 bytes at least, which is 7 N.
+Together: bytes <= 3 N where the state grows with what is written, and never more than 9 N.
+
+A delta holds, for each changed channel, its new value, or, of one that grows (see values.py), only what was written.
 """
 
 import hashlib
@@ -11,13 +16,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
-from understudy.actors.channels import joined
 from understudy.actors.records import CheckpointRow, NewCheckpoint
+from understudy.actors.values import Change, Op, Values, compact
 
 SNAPSHOT_ROWS_MAX = 1000
 SNAPSHOT_ROWS_MIN = 8
+OPS: tuple[Op, ...] = get_args(Op)
+NOTHING: Mapping[str, Any] = {}
+ROW_BYTES = 1000
+"""How many bytes of a snapshot take as long to load as one more row."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +38,6 @@ class TaskSpec:
 
 
 @dataclass(frozen=True)
-class Change:
-    """How one channel changed: its JSON text, or the JSON text of the list of new items."""
-
-    text: str
-    appended: bool = False
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """All that a run stands on between two supersteps."""
 
@@ -45,13 +46,17 @@ class Checkpoint:
     step: int = 0
     base_step: int = 0
     """The step of the thread at which the present run began; its supersteps are step - base_step."""
-    values: Mapping[str, str] = field(default_factory=dict)
+    values: Values = field(default_factory=Values)
     """JSON text of each channel that has a value."""
     frontier: tuple[TaskSpec, ...] = ()
     """What comes next; empty once the run is done."""
     arrived: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """For each join under way: which of its sources have finished."""
     fingerprint: str = ""
+    version: str = ""
+    """Of the graph that wrote it."""
+    migrated: bool = False
+    """The channels were migrated since it was stored: what follows is no difference to it, but a snapshot."""
     unsaved: Mapping[str, Change] = field(default_factory=dict)
     """What `values` has beyond the stored checkpoint: the input of a run that has finished no superstep yet."""
     snapshot_bytes: int = 0
@@ -59,22 +64,15 @@ class Checkpoint:
     delta_rows: int = 0
 
 
-def apply_changes(values: Mapping[str, str], changes: Mapping[str, Change]) -> dict[str, str]:
-    """The channels after the changes."""
-    after = dict(values)
-    for name, change in changes.items():
-        after[name] = joined(after.get(name, "[]"), change.text) if change.appended else change.text
-    return after
-
-
 def following(
     before: Checkpoint,
     run_id: str,
-    values: Mapping[str, str],
+    values: Values,
     changes: Mapping[str, Change],
     frontier: tuple[TaskSpec, ...],
     arrived: Mapping[str, tuple[str, ...]],
     fingerprint: str,
+    version: str = "",
 ) -> tuple[Checkpoint, NewCheckpoint]:
     """The checkpoint after `before`, and the row that stores it.
 
@@ -82,13 +80,14 @@ def following(
     """
     step = before.step + 1
     checkpoint_id = f"{step:06d}-{_digest(before.checkpoint_id, run_id, str(step))}"
-    body = _body(changes, frontier, arrived, before.base_step, fingerprint)
+    rest = _Rest(frontier, arrived, before.base_step, fingerprint, version)
+    body = _body(changes, rest)
     rows, size = before.delta_rows + 1, before.delta_bytes + len(body)
     outweighed = size >= before.snapshot_bytes and rows >= SNAPSHOT_ROWS_MIN
-    snapshot = not before.checkpoint_id or outweighed or rows >= SNAPSHOT_ROWS_MAX
+    many = rows >= max(SNAPSHOT_ROWS_MAX, before.snapshot_bytes // ROW_BYTES)
+    snapshot = not before.checkpoint_id or before.migrated or outweighed or many
     if snapshot:
-        whole = {name: Change(text) for name, text in values.items()}
-        body = _body(whole, frontier, arrived, before.base_step, fingerprint)
+        body = _body({name: Change(text) for name, text in values.items()}, rest)
     after = Checkpoint(
         checkpoint_id=checkpoint_id,
         run_id=run_id,
@@ -98,6 +97,7 @@ def following(
         frontier=frontier,
         arrived=arrived,
         fingerprint=fingerprint,
+        version=version,
         snapshot_bytes=len(body) if snapshot else before.snapshot_bytes,
         delta_bytes=0 if snapshot else size,
         delta_rows=0 if snapshot else rows,
@@ -109,27 +109,36 @@ def seed(values: Mapping[str, str], origin: Checkpoint, run_id: str) -> NewCheck
     """The first checkpoint of a fork's own thread: the origin's frontier over the given channels."""
     checkpoint_id = f"{origin.step:06d}-{_digest('fork', origin.checkpoint_id, run_id)}"
     whole = {name: Change(text) for name, text in values.items()}
-    body = _body(whole, origin.frontier, origin.arrived, origin.step, origin.fingerprint)
+    rest = _Rest(origin.frontier, origin.arrived, origin.step, origin.fingerprint, origin.version)
+    body = _body(whole, rest)
     return NewCheckpoint(checkpoint_id, "", origin.step, True, body)
 
 
-def _body(
-    changes: Mapping[str, Change],
-    frontier: tuple[TaskSpec, ...],
-    arrived: Mapping[str, tuple[str, ...]],
-    base_step: int,
-    fingerprint: str,
-) -> str:
+@dataclass(frozen=True)
+class _Rest:
+    """What a body holds beside the channels."""
+
+    frontier: tuple[TaskSpec, ...]
+    arrived: Mapping[str, tuple[str, ...]]
+    base_step: int
+    fingerprint: str
+    version: str
+
+
+def _body(changes: Mapping[str, Change], rest: _Rest) -> str:
     """JSON by hand around the channels' own text, so that no value is read and written again."""
-    set_ = ",".join(f"{_quoted(name)}:{change.text}" for name, change in changes.items() if not change.appended)
-    app = ",".join(f"{_quoted(name)}:{change.text}" for name, change in changes.items() if change.appended)
+    ops: dict[str, list[str]] = {"set": []}
+    for name, change in changes.items():
+        ops.setdefault(change.op, []).append(f"{_quoted(name)}:{change.text}")
+    written = ",".join(f'"{op}":{{{",".join(items)}}}' for op, items in ops.items())
     following = ",".join(
-        f"[{_quoted(spec.node)}]" if spec.arg is None else f"[{_quoted(spec.node)},{spec.arg}]" for spec in frontier
+        f"[{_quoted(spec.node)}]" if spec.arg is None else f"[{_quoted(spec.node)},{spec.arg}]"
+        for spec in rest.frontier
     )
-    joins = json.dumps(arrived) if arrived else "{}"
+    joins = json.dumps(rest.arrived) if rest.arrived else "{}"
     return (
-        f'{{"set":{{{set_}}},"app":{{{app}}},"next":[{following}],'
-        f'"arrived":{joins},"base":{base_step},"schema":"{fingerprint}"}}'
+        f'{{{written},"next":[{following}],"arrived":{joins},"base":{rest.base_step},'
+        f'"schema":"{rest.fingerprint}","version":{_quoted(rest.version)}}}'
     )
 
 
@@ -142,27 +151,23 @@ def restore(chain: Sequence[CheckpointRow]) -> Checkpoint:
     current = Checkpoint()
     for row in chain:
         body: dict[str, Any] = json.loads(row.body)
-        changes = {name: Change(_text(value)) for name, value in body["set"].items()}
-        changes |= {name: Change(_text(value), True) for name, value in body["app"].items()}
+        changes = {name: Change(compact(value), op) for op in OPS for name, value in body.get(op, NOTHING).items()}
         size = len(row.body)
         current = Checkpoint(
             checkpoint_id=row.checkpoint_id,
             run_id=row.run_id,
             step=row.step,
             base_step=body["base"],
-            values=apply_changes({} if row.snapshot else current.values, changes),
-            frontier=tuple(TaskSpec(s[0], _text(s[1]) if len(s) > 1 else None) for s in body["next"]),
+            values=(Values() if row.snapshot else current.values).after(changes),
+            frontier=tuple(TaskSpec(s[0], compact(s[1]) if len(s) > 1 else None) for s in body["next"]),
             arrived={name: tuple(sources) for name, sources in body["arrived"].items()},
             fingerprint=body["schema"],
+            version=body["version"],
             snapshot_bytes=size if row.snapshot else current.snapshot_bytes,
             delta_bytes=0 if row.snapshot else current.delta_bytes + size,
             delta_rows=0 if row.snapshot else current.delta_rows + 1,
         )
     return current
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _digest(*parts: str) -> str:

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from understudy.actors.calls import Caller, Place, PolicyPort, SandboxPort
-from understudy.actors.channels import state_of
 from understudy.actors.checkpoint import Checkpoint
 from understudy.actors.context import BlockingContext, Context
 from understudy.actors.errors import CallerError, Fenced, tellable
 from understudy.actors.events import COMMIT_BUCKETS_S, histogram
 from understudy.actors.flight import IN_FLIGHT_MAX, Flight
+from understudy.actors.lazy import state_of
 from understudy.actors.plan import Node, Plan
 from understudy.actors.records import Committed, Loaded, Status
 from understudy.actors.run import (

@@ -28,6 +28,7 @@ from understudy.actors.open import OpenStore
 from understudy.actors.process import is_dead, name_of_this_process
 from understudy.actors.records import Event, Interrupt, RunRecord, open_questions
 from understudy.actors.start import create, new_run
+from understudy.actors.step import final_state
 from understudy.actors.store import Store
 from understudy.policies.permission import Policy
 from understudy.policies.policy_file import PolicyError, load_policy
@@ -177,7 +178,7 @@ class Inline:
                 await asyncio.wait(self._residences.values())
         if record.status != "succeeded":
             raise RunFailed(record)
-        return plan.state.model_validate_json(record.result)
+        return final_state(plan, record.result)
 
     async def _refuse_served(self) -> None:
         """A supervisor would take the run away, and has no code for what is defined here."""

@@ -97,6 +97,11 @@ class Plan:
     """Seconds that a thread is kept after its last run ended; negative: for ever."""
 
     @cached_property
+    def passing(self) -> tuple[Channel, ...]:
+        """Channels whose value passes with the superstep."""
+        return tuple(channel for channel in self.channels.values() if channel.kind in ("topic", "ephemeral"))
+
+    @cached_property
     def fingerprint(self) -> str:
         """Digest of the state's JSON schema: tells a checkpoint of another model when it is loaded (law 6)."""
         schema = json.dumps(self.state.model_json_schema(), sort_keys=True, default=str)

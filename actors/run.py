@@ -10,19 +10,18 @@ A `Run` is told what happened (an input) and answers what is to be done (effects
 The manner is h11's and Restate's: input in, effects out, no I/O (see `h11/_state.py`, restate `sdk-shared-core`).
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from understudy.actors.attempts import Attempt, Failure, next_attempt
-from understudy.actors.channels import state_of
 from understudy.actors.checkpoint import Checkpoint, following, restore
 from understudy.actors.errors import CallerError, CodeError, StepLimitReached, tellable
 from understudy.actors.events import counters_of
+from understudy.actors.lazy import state_of
 from understudy.actors.plan import Plan
 from understudy.actors.records import FINAL, Commit, Event, Interrupt, Loaded, NewCheckpoint, Receipt, Status
-from understudy.actors.step import Task, TaskResult, apply, fallback_of, opening, tasks_of
+from understudy.actors.step import Task, TaskResult, apply, fallback_of, opening, result_text, tasks_of
 
 # --- inputs: what a run is told ------------------------------------------------------------------------------------
 
@@ -333,7 +332,14 @@ class Run:
         except CallerError as error:
             return self._end(at, "failed", str(error), events)
         self.checkpoint, new = following(
-            self.checkpoint, self.loaded.run.run_id, values, changes, frontier, arrived, self.plan.fingerprint
+            self.checkpoint,
+            self.loaded.run.run_id,
+            values,
+            changes,
+            frontier,
+            arrived,
+            self.plan.fingerprint,
+            self.plan.version,
         )
         self._results, self._attempts = {}, {}
         events.append(Event("checkpoint", at, {"checkpoint_id": new.checkpoint_id, "step": new.step}))
@@ -369,8 +375,7 @@ class Run:
         self._open = {}
         result = ""
         if status == "succeeded":
-            pairs = (f"{json.dumps(name)}:{text}" for name, text in self.checkpoint.values.items())
-            result = "{" + ",".join(pairs) + "}"
+            result = result_text(self.plan, self.checkpoint.values)
         events = [*events, Event("finished", at, {"status": status, "error": error})]
         saved = self._save(at, status, events, checkpoint=new, writes=writes, result=result, error=error)
         return [Abandon(), saved, Leave(status)]

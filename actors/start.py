@@ -20,7 +20,9 @@ from understudy.actors.errors import CallerError
 from understudy.actors.events import counters_of
 from understudy.actors.plan import Plan
 from understudy.actors.records import Event, NewRun, RunRecord, run_id_on, thread_of_key
+from understudy.actors.step import written
 from understudy.actors.store import Store
+from understudy.actors.values import Values
 
 
 def new_run(
@@ -89,10 +91,8 @@ def _channel(plan: Plan, name: str, what: str) -> Channel:
     raise CallerError(f"{what} of graph {plan.name!r} names {name!r}, which is no channel; {hint}")
 
 
-def updated(plan: Plan, values: Mapping[str, str], update: Mapping[str, Any]) -> dict[str, str]:
-    """The channels after a write from outside, through their reducers. Raises InvalidWrite."""
-    after = dict(values)
-    for name, value in update.items():
-        channel = _channel(plan, name, "the update")
-        after[name] = channel.merge(after.get(name), channel.encode(value, "the update"), "the update")
-    return after
+def updated(plan: Plan, values: Values, update: Mapping[str, Any]) -> Values:
+    """The channels after a write from outside, through their reducers. Raises CallerError, InvalidWrite."""
+    for name in update:
+        _channel(plan, name, "the update")
+    return written(plan, values, update, "the update")

@@ -13,10 +13,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from understudy.actors.attempts import Failure
-from understudy.actors.channels import Channel, joined, reason_of, state_of
-from understudy.actors.checkpoint import Change, Checkpoint, TaskSpec
+from understudy.actors.channels import Channel, reason_of
+from understudy.actors.checkpoint import Checkpoint, TaskSpec
 from understudy.actors.errors import GraphError, InvalidWrite
+from understudy.actors.lazy import plain, state_of
 from understudy.actors.plan import END, START, Command, Node, Plan, Send
+from understudy.actors.values import Change, Values, compact
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,14 @@ def opening(plan: Plan, head: Checkpoint, run_input: str) -> Checkpoint:
     Raises InvalidWrite, GraphError.
     """
     given = json.loads(run_input)
-    values = dict(head.values)
     unsaved: dict[str, Change] = {}
     for name, value in given["defaults"].items():
-        if name in plan.channels and name not in values:
-            values[name] = _given(plan, name, value)
-            unsaved[name] = Change(values[name])
+        if name in plan.channels and name not in head.values:
+            unsaved[name] = Change(plan.channels[name].opened(_given(plan, name, value)))
     for name, value in given["values"].items():
         channel = _channel(plan, name, "the input")
-        new = _given(plan, name, value)
-        old = values.get(name) if head.checkpoint_id else None
-        unsaved[name] = _change(channel, old, None, new, "the input")
-        values[name] = channel.merge(old, new, "the input")
-    values = {name: values[name] for name in (*plan.channels, *values) if name in values}  # as the model has them
+        unsaved[name] = _written(channel, head.values, None, _given(plan, name, value), "the input")
+    values = head.values.after(unsaved).in_order(plan.channels)  # as the model has them
     opened = Checkpoint(
         checkpoint_id=head.checkpoint_id,
         run_id=head.run_id,
@@ -87,6 +84,8 @@ def opening(plan: Plan, head: Checkpoint, run_input: str) -> Checkpoint:
         base_step=head.step,
         values=values,
         fingerprint=plan.fingerprint,
+        version=plan.version,
+        migrated=head.migrated,
         unsaved=unsaved,
         snapshot_bytes=head.snapshot_bytes,
         delta_bytes=head.delta_bytes,
@@ -122,7 +121,8 @@ def result_of(plan: Plan, node: Node, returned: Any) -> TaskResult:
             f"{who} returned {type(returned).__name__} {str(returned)[:80]!r}; return a dict by channel, "
             f"a {plan.state.__name__}, a Command, or None"
         )
-    return TaskResult({name: _channel(plan, name, who).encode(value, who) for name, value in returned.items()}, goto)
+    writes = {name: _channel(plan, name, who).encode_write(value, who, node.name) for name, value in returned.items()}
+    return TaskResult(writes, goto)
 
 
 def _channel(plan: Plan, name: str, who: str) -> Channel:
@@ -135,40 +135,75 @@ def _channel(plan: Plan, name: str, who: str) -> Channel:
 
 def apply(
     plan: Plan, before: Checkpoint, results: Sequence[tuple[Task, TaskResult]]
-) -> tuple[dict[str, str], dict[str, Change], tuple[TaskSpec, ...], dict[str, tuple[str, ...]]]:
+) -> tuple[Values, dict[str, Change], tuple[TaskSpec, ...], dict[str, tuple[str, ...]]]:
     """The channels after a finished superstep, how they changed, the next frontier, and the joins under way.
 
     Raises InvalidWrite: two writers to a channel that has no reducer. GraphError: a branch that leads nowhere.
     """
-    values: dict[str, str] = dict(before.values)
-    changes = dict(before.unsaved)
+    changes: dict[str, Change] = {}
     writers: dict[str, str] = {}
     for task, result in results:
         for name, text in result.writes.items():
             channel = _channel(plan, name, f"node {task.node!r}")
-            if channel.reducer is None and name in writers:
+            if name in writers and not channel.is_shared:
                 raise InvalidWrite(
                     f"channel {name!r} got 2 writes in superstep {task.step} (nodes {writers[name]!r}, {task.node!r}); "
                     f"give it a reducer, e.g. Annotated[list[str], append]"
                 )
             writers[name] = task.node
-            changes[name] = _change(channel, values.get(name), changes.get(name), text, f"node {task.node!r}")
-            values[name] = channel.merge(values.get(name), text, f"node {task.node!r}")
+            changes[name] = _written(channel, before.values, changes.get(name), text, f"node {task.node!r}")
+    for channel in plan.passing:
+        if channel.name not in changes and channel.name in before.values:
+            expired = channel.expired(before.values[channel.name])
+            if expired is not None:
+                changes[channel.name] = expired
+    values = before.values.after(changes)
+    stored = {
+        name: before.unsaved[name].then(change) if name in before.unsaved else change
+        for name, change in changes.items()
+    }
     sources = [(task.node, result.goto) for task, result in results]
     frontier, arrived = route(plan, values, before.arrived, sources)
-    return values, changes, frontier, arrived
+    return values, {**before.unsaved, **stored}, frontier, arrived
 
 
-def _change(channel: Channel, old: str | None, change: Change | None, text: str, writer: str) -> Change:
-    """How a write changes what is stored: the new items alone where that is enough."""
-    if not channel.appends or old is None:
-        return Change(channel.merge(old, text, writer))
-    return Change(text, True) if change is None else Change(joined(change.text, text), change.appended)
+def _written(channel: Channel, before: Values, present: Change | None, text: str, writer: str) -> Change:
+    """The change that a write makes of a channel, beside the one that the same superstep made of it already."""
+    if channel.name not in before and present is None:
+        return Change(channel.opened(text))
+    return channel.change(before[channel.name] if channel.needs_old else None, present, text, writer)
+
+
+def result_text(plan: Plan, values: Values) -> str:
+    """JSON object of the channels as a node would see them: what a run gives."""
+    shown = {name: plan.channels[name].shown(text) if name in plan.channels else text for name, text in values.items()}
+    return "{" + ",".join(f"{json.dumps(name)}:{text}" for name, text in shown.items()) + "}"
+
+
+def final_state(plan: Plan, result: str) -> BaseModel:
+    """What `result_text` made, as the graph's model. Through the channels, which wrote it: the model alone would read
+    bytes in another way."""
+    values = {name: compact(value) for name, value in json.loads(result).items()}
+    state = state_of(plan.state, plan.channels, values)
+    plain(state)
+    return state
+
+
+def written(plan: Plan, values: Values, update: Mapping[str, Any], who: str) -> Values:
+    """The channels after a write from outside, through their reducers. Raises InvalidWrite."""
+    changes = {}
+    for name, value in update.items():
+        channel = _channel(plan, name, who)
+        # A barrier takes from outside what its writers give, by their names.
+        whole = channel.kind == "barrier"
+        text = channel.encode(value, who) if whole else channel.encode_write(value, who, "")
+        changes[name] = _written(channel, values, None, text, who)
+    return values.after(changes)
 
 
 def route(
     plan: Plan,
-    values: Mapping[str, str],
+    values: Values,
     arrived: Mapping[str, tuple[str, ...]],
     finished: Sequence[tuple[str, tuple[TaskSpec, ...] | None]],
 ) -> tuple[tuple[TaskSpec, ...], dict[str, tuple[str, ...]]]:

@@ -33,6 +33,7 @@ from understudy.actors.records import (
 )
 from understudy.actors.records import open_questions as open_questions
 from understudy.actors.start import create, new_run, updated
+from understudy.actors.step import final_state
 from understudy.actors.store import Store
 from understudy.cluster.settings import Settings, read_settings
 from understudy.cluster.stores import open_store
@@ -72,7 +73,7 @@ class Run:
             raise RunFailed(record)
         if self._graph is None:
             return json.loads(record.result)
-        return self._graph.state.model_validate_json(record.result)
+        return final_state(self._graph.plan(), record.result)
 
     async def wait(self, timeout_s: float | None = None, until: Collection[Status] = ()) -> RunRecord:
         """Wait until the run is final (or in one of `until`). Raises TimeoutError."""
@@ -181,7 +182,7 @@ class Run:
         record = await self.record()
         chain = await self._store.chain(record.thread_id, checkpoint_id)
         origin = restore(chain)
-        values = dict(origin.values)
+        values = origin.values
         if update:
             plan = (self._graph or await graph_of(record)).plan()
             values = updated(plan, values, update)

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel
 
-from understudy.actors.channels import add, append
 from understudy.actors.outcome import Outcome
+from understudy.actors.reducers import add, append
 
 Verdict = Literal["clean", "suspicious", "approved", "rejected"]
 """`suspicious`: not high enough to ask about, too high to be called clean. The last two are a person's."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from understudy.actors.attempts import Failure
-    from understudy.actors.channels import add, append
     from understudy.actors.context import BlockingContext, Context
     from understudy.actors.errors import (
         AnswerNeeded,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from understudy.actors.inline import SteppedClock
     from understudy.actors.outcome import Outcome
     from understudy.actors.plan import END, START, Command, Send
+    from understudy.actors.reducers import Remove, add, append, barrier, ephemeral, merge, messages, topic, union
     from understudy.actors.tool import tool
     from understudy.cluster.client import Cluster, Run, connect
     from understudy.cluster.stores import open_store
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "actors.attempts": ("Failure",),
-    "actors.channels": ("add", "append"),
     "actors.context": ("BlockingContext", "Context"),
     "actors.errors": (
         "AnswerNeeded",
@@ -47,6 +46,17 @@ _HOMES = {
     "actors.graph": ("Graph",),
     "actors.outcome": ("Outcome",),
     "actors.plan": ("END", "START", "Command", "Send"),
+    "actors.reducers": (
+        "Remove",
+        "add",
+        "append",
+        "barrier",
+        "ephemeral",
+        "merge",
+        "messages",
+        "topic",
+        "union",
+    ),
     "actors.tool": ("tool",),
     "cluster.client": ("Cluster", "Run", "connect"),
     "cluster.stores": ("open_store",),
@@ -68,6 +78,7 @@ __all__ = [
     "Graph",
     "InterruptExpired",
     "Outcome",
+    "Remove",
     "Retry",
     "Run",
     "RunFailed",
@@ -79,9 +90,15 @@ __all__ = [
     "__version__",
     "add",
     "append",
+    "barrier",
     "connect",
+    "ephemeral",
+    "merge",
+    "messages",
     "open_store",
     "tool",
+    "topic",
+    "union",
 ]
 
 

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from understudy import END, START, Graph, add, append
-from understudy.actors.channels import channels_of, joined
+from understudy.actors.channels import channels_of
 from understudy.actors.checkpoint import SNAPSHOT_ROWS_MAX, Checkpoint, following, restore, seed
 from understudy.actors.errors import InvalidWrite
 from understudy.actors.records import CheckpointRow, NewCheckpoint
 from understudy.actors.step import TaskResult, apply, opening, result_of, tasks_of
+from understudy.actors.values import Change, Values, joined
 
 
 class Chat(BaseModel):
@@ -119,7 +120,7 @@ def test_a_second_run_of_a_thread_writes_its_input_as_a_delta():
     assert opened.values["count"] == "0", "a default is no write"
     (task,) = tasks_of(opened, "r00-y")
     values, changes, frontier, arrived = apply(plan, opened, [(task, TaskResult({"messages": '["there"]'}))])
-    assert (changes["messages"].text, changes["messages"].appended) == ('["hello","there"]', True)
+    assert changes["messages"] == Change('["hello","there"]', "append")
     after, new = following(opened, "r00-y", values, changes, frontier, arrived, plan.fingerprint)
     assert after.values["messages"].endswith('"hello","there"]')
     assert new.snapshot or len(new.body) < 300
@@ -127,7 +128,7 @@ def test_a_second_run_of_a_thread_writes_its_input_as_a_delta():
 
 def test_a_fork_stands_on_its_own():
     origin, _ = play([{"messages": ["a"]}, {"messages": ["b"]}])
-    row = as_row(seed({**origin.values, "last": '"changed"'}, origin, "r00-f"))
+    row = as_row(seed(Values({**origin.values, "last": '"changed"'}), origin, "r00-f"))
     forked = restore([row])
     assert forked.values["last"] == '"changed"'
     assert forked.frontier == origin.frontier
@@ -152,7 +153,6 @@ class Odd(BaseModel):
     [
         ("number", float("nan"), "cannot be read back|come back"),
         ("number", "many", "number"),
-        ("blob", b"\xff\xfe", "blob"),
         ("any", object(), "any"),
         ("any", {1, 2}, "come back"),
     ],

@@ -20,18 +20,22 @@ ROOMS = ("policies", "actors", "cluster")  # each may import those before it
 # Everything in policies/ is pure, and of actors/ these. Add yours.
 PURE_ACTORS = (
     "attempts",
+    "alike",
     "channels",
     "checkpoint",
     "effects",
     "errors",
     "events",
     "graph",
+    "lazy",
     "outcome",
     "plan",
     "records",
+    "reducers",
     "run",
     "step",
     "tool",
+    "values",
 )
 
 DOORS = {("understudy.actors.graph", "understudy.actors.inline")}
