@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-from understudy.actors.calls import PolicyPort
+from understudy.actors.calls import PolicyPort, SandboxPort
 from understudy.actors.code import Code, Library, locate
 from understudy.actors.driver import Driver
 from understudy.actors.errors import AnswerNeeded, CallerError, Conflict, Fenced, NotFound, RunFailed
@@ -102,7 +102,7 @@ async def run_inline_async(
 ) -> Any:
     """See `Graph.run_inline`."""
     opened = await store() if callable(store) else store or MemoryStore()
-    inline = Inline(opened, _policy(policy), clock or WallClock(), answers, tools)
+    inline = Inline(opened, policy_port(policy), clock or WallClock(), answers, tools)
     try:
         return await inline.run(graph, given, key=key, thread=thread, messages=messages, labels=dict(labels or {}))
     finally:
@@ -111,7 +111,7 @@ async def run_inline_async(
             await opened.close()
 
 
-def _policy(policy: Policy | str | PolicyPort | None) -> PolicyPort:
+def policy_port(policy: Policy | str | PolicyPort | None) -> PolicyPort:
     match policy:
         case None:
             return YesPolicy()
@@ -223,9 +223,15 @@ class Inline:
         self._residences.pop(run_id, None)
 
     async def _reside(self, record: RunRecord) -> None:
-        loaded = await self.store.load(record.run_id)
+        """A residence, from the claim to the run's end or its next wait."""
+        await self._drive(record, self.store, self.sandboxes)
+
+    async def _drive(self, record: RunRecord, store: Store, sandboxes: SandboxPort) -> None:
+        loaded = await store.load(record.run_id)
+        if loaded.run.epoch != record.epoch:
+            return
         graph = self._graphs.get(record.code) or await self._library.graph(Code.read(record.code))
-        driver = Driver(self.store, self.policy, self.sandboxes, graph.plan(), loaded, self.clock)
+        driver = Driver(store, self.policy, sandboxes, graph.plan(), loaded, self.clock)
         renewing = asyncio.ensure_future(self._renew(record, driver))
         try:
             await driver.drive()
