@@ -15,7 +15,7 @@ from understudy.policies.profile import Limits, Profile
 Reason = Literal["forged", "altered", "expired", "wrong run", "wrong call", "wrong arguments"]
 
 SECRET_MIN_BYTES = 16
-_DOMAIN: Final = b"understudy grant 1\0"
+_DOMAIN: Final = b"understudy grant 2\0"
 """Signed together with the grant: the same secret signs other things (code), and none of them may pass for a grant. The
 number changes with the fields, so that a grant of another version is refused and not misread."""
 
@@ -91,7 +91,8 @@ def _read(body: str) -> Grant:
     fields = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     profile = fields.pop("profile")
     limits = Limits(**profile["limits"])
-    return Grant(**fields, profile=Profile(tuple(profile["read"]), tuple(profile["write"]), limits))
+    files = tuple(profile["read"]), tuple(profile["write"])
+    return Grant(**fields, profile=Profile(*files, limits, profile["tier"]))
 
 
 def _base64(data: bytes) -> str:

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from understudy.policies.condition import JSON, Condition, Finding, Truth, judge, make_ready
-from understudy.policies.profile import Limits, Profile, intersect, without_repeats
+from understudy.policies.profile import DEFAULT_TIER, Limits, Profile, Tier, intersect, strongest, without_repeats
 
 Effect = Literal["allow", "ask", "deny"]
 
@@ -59,6 +59,8 @@ class Rule:
     write: tuple[str, ...] = ()
     limits: Mapping[str, float] = field(default_factory=dict)
     """By field of `Limits`. What no rule that fits names has the default."""
+    tier: Tier = DEFAULT_TIER
+    """The weakest isolation that will do; of several rules that fit, the strongest counts."""
 
 
 @dataclass(frozen=True)
@@ -187,14 +189,15 @@ def _decide_layer(policy: Policy, request: Request) -> Decision:
 
 
 def _granted(rules: Sequence[Rule]) -> Profile:
-    """What the rules that fit grant together: the files of all of them, and the least of the limits they name."""
+    """What the rules that fit grant together: the files of all, the least of the limits named, the strongest tier."""
     limits: dict[str, Any] = {}
     for rule in rules:
         for name, value in rule.limits.items():
             limits[name] = min(value, limits.get(name, value))
     read = tuple(path for rule in rules for path in rule.read)
     write = tuple(path for rule in rules for path in rule.write)
-    return without_repeats(Profile(read, write, Limits(**limits)))
+    tier = strongest([rule.tier for rule in rules])
+    return without_repeats(Profile(read, write, Limits(**limits), tier))
 
 
 class _Ready:

@@ -16,6 +16,7 @@ YAML or JSON. An example with every key there is:
           options.format: {in: [json, csv]}   # a path into the argument; numbers are places in a list
         files: {read: ["${environment}"], write: []}      # absolute paths that the call may see
         limits: {wall: 10s, cpu: 10s, memory: 512MiB, processes: 32, open_files: 64, disk: 64MiB, output: 1MiB}
+        tier: zygote                          # the weakest isolation that will do: landlock, zygote, cold or gvisor
         reason: reading metadata harms nobody
         alternative: ""                       # told together with a refusal
         match: [{path: "${environment}/a", depth: 1, options: {format: csv}}]     # arguments that have to fit,
@@ -39,6 +40,7 @@ from typing import Any, Final, cast, get_args
 
 from understudy.policies.condition import Condition, Op, show
 from understudy.policies.permission import Effect, Policy, Rule, fits
+from understudy.policies.profile import DEFAULT_TIER, TIERS, Tier
 from understudy.policies.reading import Kind, Reader, is_name, near
 from understudy.policies.reading import PolicyError as PolicyError  # this is where its callers look for it
 from understudy.policies.strict_yaml import TEXT_MAX_BYTES, Unreadable, read
@@ -51,7 +53,7 @@ OPS: Final[tuple[Op, ...]] = get_args(Op)
 EFFECTS: Final[tuple[Effect, ...]] = get_args(Effect)
 _POLICY_KEYS: Final = ("policy", "version", "rules")
 _RULE_KEYS: Final = (
-    *("id", "effect", "tool", "graph", "labels", "when", "files", "limits", "reason", "alternative"),
+    *("id", "effect", "tool", "graph", "labels", "when", "files", "limits", "tier", "reason", "alternative"),
     *("match", "not_match"),
 )
 _LIMITS: Final[Mapping[str, tuple[str, Kind]]] = {
@@ -114,6 +116,7 @@ def _rule_data(rule: Rule) -> dict[str, Any]:
     data: dict[str, Any] = {"id": rule.id, "effect": rule.effect, "tool": list(rule.tools), "when": when}
     data |= {"graph": list(rule.graphs), "labels": dict(rule.labels), "limits": limits}
     data |= {"reason": rule.reason, "alternative": rule.alternative}
+    data["tier"] = rule.tier if rule.tier != DEFAULT_TIER else ""
     data["files"] = {"read": list(rule.read), "write": list(rule.write)} if rule.read or rule.write else {}
     return {key: value for key, value in data.items() if value}
 
@@ -151,10 +154,10 @@ class _PolicyReader(Reader):
             effect = "deny"
         files = self.mapping("files", raw.get("files", {}), ("read", "write"))
         limits = self.mapping("limits", raw.get("limits", {}), tuple(_LIMITS))
-        if raw.get("effect") == "deny" and (files or limits):
-            self.wrong(
-                "files" if files else "limits", "a deny rule grants nothing; leave it out, or write an allow rule"
-            )
+        tier = self.tier(raw.get("tier", DEFAULT_TIER))
+        if raw.get("effect") == "deny" and (files or limits or "tier" in raw):
+            at = "files" if files else "limits" if limits else "tier"
+            self.wrong(at, "a deny rule grants nothing; leave it out, or write an allow rule")
         rule = Rule(
             id=self.name("id", raw.get("id", "")) if "id" in raw else "",
             effect=effect,
@@ -170,12 +173,19 @@ class _PolicyReader(Reader):
             read=self.paths("files.read", files.get("read", [])),
             write=self.paths("files.write", files.get("write", [])),
             limits=dict(self.limits(limits)),
+            tier=tier,
         )
         examples = [(key, self.examples(key, raw[key])) for key in ("match", "not_match") if key in raw]
         if len(self.problems) == before:  # a rule that is not understood need not be tried
             for key, some in examples:
                 self.try_out(rule, key, some)
         return rule
+
+    def tier(self, value: Any) -> Tier:
+        if value in TIERS:
+            return cast(Tier, value)
+        self.wrong("tier", f"{show(value)} is no tier; write one of {', '.join(TIERS)}{near(value, TIERS)}")
+        return DEFAULT_TIER
 
     def conditions(self, data: Any) -> Iterable[Condition]:
         for path, tests in self.mapping("when", data).items():

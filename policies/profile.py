@@ -5,6 +5,13 @@ Pure values. Units stand in the names. Everything that is not listed is not ther
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Final, Literal, get_args
+
+Tier = Literal["landlock", "zygote", "cold", "gvisor"]
+"""How a call is isolated, from the weakest to the strongest; see `actors/sandbox/backend.py`."""
+TIERS: Final[tuple[Tier, ...]] = get_args(Tier)
+DEFAULT_TIER: Final[Tier] = "zygote"
+"""The least that a call gets of which no rule says more, or less: namespaces of its own."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,8 @@ class Profile:
     write: tuple[str, ...] = ()
     """Absolute host paths (files or folders) visible read-write; each has to exist."""
     limits: Limits = field(default_factory=Limits)
+    tier: Tier = DEFAULT_TIER
+    """The weakest isolation that will do. A stronger one may be used, a weaker one never."""
 
 
 def covers(folders: Sequence[str], path: str) -> bool:
@@ -47,15 +56,21 @@ def without_repeats(profile: Profile) -> Profile:
     """The same, said once and in order: what may be written may be read, so it need not be listed there too."""
     write = tuple(sorted(set(profile.write)))
     read = tuple(sorted(path for path in set(profile.read) if not covers(write, path)))
-    return Profile(read, write, profile.limits)
+    return Profile(read, write, profile.limits, profile.tier)
+
+
+def strongest(tiers: Sequence[Tier]) -> Tier:
+    """Of several least tiers, the one that satisfies all."""
+    return max(tiers, key=TIERS.index)
 
 
 def intersect(profiles: Sequence[Profile]) -> Profile:
-    """What all of them grant: a path that each one grants, itself or by a parent, and the least of every limit."""
+    """What all grant: paths that each grants, itself or by a parent, the least of every limit, the strongest tier."""
     readable = [(*profile.read, *profile.write) for profile in profiles]
     writable = [profile.write for profile in profiles]
     limits = {limit.name: min(getattr(profile.limits, limit.name) for profile in profiles) for limit in fields(Limits)}
-    return without_repeats(Profile(_in_all(readable), _in_all(writable), Limits(**limits)))
+    tier = strongest([profile.tier for profile in profiles])
+    return without_repeats(Profile(_in_all(readable), _in_all(writable), Limits(**limits), tier))
 
 
 def _in_all(layers: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ GRANT = Grant(
     tool="pay",
     digest="d" * 32,
     epoch=3,
-    profile=Profile(read=("/srv/env",), write=("/srv/out",), limits=Limits(wall_s=10.0)),
+    profile=Profile(read=("/srv/env",), write=("/srv/out",), limits=Limits(wall_s=10.0), tier="cold"),
     policy_digest="p" * 64,
     rule="small-payments",
     decision="approved",

@@ -23,7 +23,7 @@ from understudy.policies.permission import (
     explain,
     fits,
 )
-from understudy.policies.profile import Limits, Profile, covers, intersect
+from understudy.policies.profile import TIERS, Limits, Profile, covers, intersect
 
 
 def request(tool: str = "pay", graph: str = "refund", labels: dict[str, str] | None = None, **args: Any) -> Request:
@@ -254,6 +254,24 @@ def test_across_layers_only_what_both_grant_is_left() -> None:
         assert decision.profile == Profile(("/srv/a", "/srv/b"), ("/tmp/out",), Limits(wall_s=5.0, cpu_s=1.0))
 
 
+def test_the_strongest_tier_that_any_rule_or_layer_wants_is_the_least() -> None:
+    weak, plain, strong = (
+        rule("weak", "allow", tier="landlock"),
+        rule("plain", "allow"),
+        rule("strong", "ask", tier="cold"),
+    )
+    for layers, least in (
+        ([policy(weak)], "landlock"),
+        ([policy(weak, plain)], "zygote"),
+        ([policy(weak, strong)], "cold"),
+        ([policy(weak), policy(plain)], "zygote"),
+        ([policy(strong), policy(weak)], "cold"),
+    ):
+        decision = decide(layers, request())
+        assert not isinstance(decision, Deny)
+        assert decision.profile.tier == least
+
+
 # Words.
 
 
@@ -324,6 +342,7 @@ def rules(effects: tuple[Effect, ...] = ("allow", "ask", "deny")) -> st.SearchSt
         read=PATHS,
         write=PATHS,
         limits=st.dictionaries(st.sampled_from(["wall_s", "cpu_s"]), st.floats(1, 90), max_size=2),
+        tier=st.sampled_from(TIERS),
     )
 
 
@@ -350,6 +369,7 @@ def grants_no_more(tighter: Profile, looser: Profile) -> bool:
         and all(covers(looser.write, path) for path in tighter.write)
         and tighter.limits.wall_s <= looser.limits.wall_s
         and tighter.limits.cpu_s <= looser.limits.cpu_s
+        and TIERS.index(tighter.tier) >= TIERS.index(looser.tier)
     )
 
 
@@ -395,7 +415,10 @@ def test_nothing_is_granted_without_a_rule_that_fits(layers: list[Policy], asked
             assert isinstance(decision, Deny)
 
 
-@given(st.lists(st.builds(Profile, PATHS, PATHS), min_size=1, max_size=3), st.randoms(use_true_random=False))
+PROFILES = st.builds(Profile, PATHS, PATHS, tier=st.sampled_from(TIERS))
+
+
+@given(st.lists(PROFILES, min_size=1, max_size=3), st.randoms(use_true_random=False))
 def test_an_intersection_is_within_each_and_the_same_in_any_order(
     profiles: list[Profile], chance: random.Random
 ) -> None:

@@ -32,6 +32,7 @@ rules:
     graph: "shop*"
     labels: {env: prod}
     when: {currency: {in: [EUR, USD]}, order.id: {matches: "[A-Z][0-9]+"}}
+    tier: cold
     alternative: send an offer
 """
 VARIABLES = {"environment": "/srv/env"}
@@ -61,6 +62,7 @@ def test_a_file_becomes_a_policy() -> None:
     assert (policy.name, policy.version) == ("demo", "1")
     metadata, pay = policy.rules
     assert (metadata.read, metadata.write) == (("/srv/env",), ())
+    assert (metadata.tier, pay.tier) == ("zygote", "cold")
     assert (pay.tools, pay.graphs, pay.labels, pay.alternative) == (
         ("pay", "refund_*"),
         ("shop*",),
@@ -173,7 +175,7 @@ rules:
             "be",
             "demo.yaml: rule no. 3: limits: a deny rule grants nothing; leave it out, or write an allow rule",
             "demo.yaml: rule no. 4: 'just text' is no mapping; write 'key: value' pairs with the keys id, effect, "
-            "tool, graph, labels, when, files, limits, reason, alternative, match, not_match",
+            "tool, graph, labels, when, files, limits, tier, reason, alternative, match, not_match",
         ]
     )
 
@@ -187,6 +189,8 @@ rules:
         ('files: {read: ["${environment}/../.."]}', "goes up with '..'"),
         ("files: {read: /data}", "'/data' is no list of paths"),
         ("files: [/data]", "is no mapping; write 'key: value' pairs with the keys read, write"),
+        ("tier: zygot", "'zygot' is no tier; write one of landlock, zygote, cold, gvisor; did you mean 'zygote'?"),
+        ("tier: 2", "2 is no tier"),
         ("limits: {wall: 0}", "0 is no duration that can be kept"),
         ("limits: {wall: 31000h}", "30 days at most"),
         ("limits: {memory: 10mb}", "'10mb' is no size"),
