@@ -6,20 +6,20 @@ Laws (the functions are in postgres_verbs.sql, which says how they keep them):
    defaults; `doctor` tells) is on the disk.
 9. There is nothing to recover: Postgres rolls back what a killed client left.
 
-Supervisors hear of work by NOTIFY, on a connection that only listens.
+Whole threads are in postgres_moves.py. Supervisors hear of work by NOTIFY, on a connection that only listens.
 """
 
 import json
 from collections.abc import Sequence
 from typing import Any, Self
 
-from understudy.actors.errors import CallerError
 from understudy.actors.events import sample
 from understudy.actors.records import (
     FINAL,
     STATUSES,
     Begun,
     CheckpointRow,
+    Chunk,
     Commit,
     Committed,
     Counters,
@@ -31,6 +31,7 @@ from understudy.actors.records import (
     Renewed,
     RunRecord,
     Status,
+    ThreadDump,
 )
 from understudy.actors.refusals import (
     CRASHES_MAX,
@@ -39,32 +40,41 @@ from understudy.actors.refusals import (
     answer_conflict,
     fenced,
     key_conflict,
+    mailbox_full,
     no_blob,
     no_checkpoint,
     no_interrupt,
+    no_mailbox,
     no_run,
+    no_thread,
     not_ready,
+    not_retryable,
     seed_conflict,
     seq_gap,
+    thread_busy,
     thread_in_use,
+    thread_went_on,
 )
-from understudy.actors.store import StoreInfo
+from understudy.actors.store import BLOB_KEPT_S, CHUNKS_MAX, MAILBOX_MAX, StoreInfo
+from understudy.cluster.stores import postgres_moves
 from understudy.cluster.stores.postgres_client import Connection, Connections
 from understudy.cluster.stores.postgres_listener import Listener
+from understudy.cluster.stores.postgres_schema import prepare
 from understudy.cluster.stores.rows import (
     checkpoint_of,
+    chunk_of,
     events_json,
     interrupts_json,
+    message_of,
+    open_ids,
     receipt_of,
     run_of,
     summed,
     to_json,
 )
-from understudy.cluster.stores.statements import script, statements
+from understudy.cluster.stores.statements import statements
 
 SQL = statements("postgres_reads.sql")
-SCHEMA_VERSION = 1
-SCHEMA_LOCK = 0x756E6472
 SWEEP_BATCH = 20
 COMMITTED = {sample("checkpoint_commits_total", result="ok"): 1.0}
 
@@ -79,7 +89,7 @@ class PostgresStore:
         """Raises CallerError (wrong password, no such database, a newer schema), StoreUnavailable."""
         store = cls(url)
         try:
-            await store.connections.run(store._prepare)
+            await store.connections.run(lambda connection: prepare(connection, store.connections.where))
         except BaseException:
             await store.close()
             raise
@@ -95,15 +105,22 @@ class PostgresStore:
             *(getattr(run, name) for name in names),
             to_json(dict(run.labels)),
             seed,
+            run.busy,
+            run.parent,
+            run.parent_interrupt,
+            to_json(run.blobs),
             events_json(events),
             _counted(counters),
             now,
+            now + RETAIN_S,
         )
         match made["outcome"]:
             case "key":
                 raise key_conflict(run, made["run"]["run_id"])
             case "seed":
                 raise seed_conflict(run)
+            case "busy":
+                raise thread_busy(run, made["run"]["run_id"])
         return _run(made)
 
     async def due(self, now: float, limit: int) -> Due:
@@ -125,39 +142,26 @@ class PostgresStore:
         rows = await self._rows("load", run_id=run_id)
         if not rows:
             raise no_run(run_id)
-        ((run, chain, writes, receipts),) = rows
+        ((run, chain, writes, receipts, messages),) = rows
         return Loaded(
             _run({"run": run}),
             tuple(checkpoint_of(row) for row in chain),
             writes,
             {row["key"]: receipt_of(row) for row in receipts},
+            tuple(message_of(row) for row in messages),
         )
 
-    async def commit(self, commit: Commit) -> Committed:
-        new = commit.checkpoint
-        outcome, cancel_asked, stored = await self._one(
-            "run_commit",
-            commit.run_id,
-            commit.epoch,
-            commit.seq,
-            commit.at,
-            commit.status,
-            commit.step,
-            *((new.checkpoint_id, new.parent, new.step, new.snapshot, new.body) if new else (None,) * 5),
-            list(commit.writes),
-            list(commit.writes.values()),
-            interrupts_json(commit.interrupts),
-            [i.interrupt_id for i in commit.interrupts if not i.settled],
-            commit.wake_at,
-            events_json(commit.events),
-            _counted(commit.counters, COMMITTED),
-            commit.result,
-            commit.error,
-            None if commit.retain_s < 0 or commit.status not in FINAL else commit.at + commit.retain_s,
-        )
+    async def commit(self, *commits: Commit) -> Committed:
+        first = commits[0]
+        if len(commits) == 1:
+            sent = await self._one("run_commit", first.run_id, first.epoch, *_values(first).values())
+        else:
+            sent = await self._one("run_commits", first.run_id, first.epoch, _several(commits))
+        outcome, cancel_asked, stored = sent
         if outcome == "fenced":
-            raise fenced(commit.run_id, commit.epoch, "commit")
-        assert outcome != "gap", seq_gap(commit, stored)
+            raise fenced(first.run_id, first.epoch, "commit")
+        if outcome == "gap":
+            raise AssertionError(seq_gap(next((c for c in commits if c.seq > stored), commits[-1]), stored))
         return Committed(duplicate=outcome == "duplicate", cancel_asked=cancel_asked)
 
     async def renew(self, leases: Sequence[tuple[str, int]], lease_s: float, now: float) -> Renewed:
@@ -202,14 +206,52 @@ class PostgresStore:
             raise no_run(run_id)
         return _run(back)
 
+    async def retry(self, run_id: str, now: float) -> RunRecord:
+        outcome, detail, found = await self._one("run_retry", run_id, now)
+        if outcome == "missing":
+            raise no_run(run_id)
+        run = run_of(found)
+        match outcome:
+            case "over":
+                raise not_retryable(run)
+            case "busy":
+                raise thread_went_on(run, f"has the unfinished run {detail}")
+            case "went on":
+                raise thread_went_on(run, f"is at checkpoint {detail!r} by now, after another run")
+        return run
+
+    # --- messages and streams ---
+
+    async def send(self, run_id: str, message_id: str, body: str, now: float) -> int:
+        outcome, n = await self._one("message_send", run_id, message_id, body, now, MAILBOX_MAX)
+        match outcome:
+            case "missing":
+                raise no_run(run_id)
+            case "over":
+                raise no_mailbox(await self.run(run_id))
+            case "full":
+                raise mailbox_full(run_id, n)
+        return int(n)
+
+    async def stream(self, run_id: str, epoch: int, chunks: Sequence[Chunk]) -> None:
+        given = to_json([(c.task_id, c.node, c.attempt, c.data, c.at, c.withdrawn) for c in chunks])
+        if not await self._call("run_stream", run_id, epoch, given, CHUNKS_MAX):
+            raise fenced(run_id, epoch, "stream")
+
+    async def chunks(self, run_id: str, after: int = 0, limit: int = 1000) -> list[Chunk]:
+        rows = await self._rows("chunks", run_id=run_id, after=after, limit=limit)
+        if not rows:
+            raise no_run(run_id)
+        return [chunk_of(row) for (row,) in rows if row is not None]
+
     # --- effects ---
 
     async def begin(
         self, receipt: Receipt, epoch: int, events: Sequence[Event], counters: Counters, now: float
     ) -> Begun:
-        names = ("run_id", "checkpoint_id", "key", "task_id", "tool", "digest", "state", "sandbox", "token", "outcome")
-        values = [getattr(receipt, name) for name in names]
-        begun = await self._call("effect_begin", *values, receipt.at, epoch, events_json(events), _counted(counters))
+        names = ("run_id", "checkpoint_id", "key", "task_id", "tool", "digest", "state", "sandbox", "token")
+        values = (*(getattr(receipt, name) for name in names), receipt.outcome, receipt.place, receipt.at)
+        begun = await self._call("effect_begin", *values, epoch, events_json(events), _counted(counters))
         if begun["outcome"] == "fenced":
             raise fenced(receipt.run_id, epoch, "begin")
         return Begun(begun["outcome"] == "fresh", receipt_of(begun["receipt"]) if "receipt" in begun else receipt)
@@ -237,6 +279,9 @@ class PostgresStore:
     async def receipt(self, run_id: str, key: str, checkpoint_id: str) -> Receipt | None:
         rows = await self._rows("receipt", run_id=run_id, key=key, checkpoint_id=checkpoint_id)
         return receipt_of(rows[0][0]) if rows else None
+
+    async def receipts(self, run_id: str) -> list[Receipt]:
+        return [receipt_of(row) for (row,) in await self._rows("receipts", run_id=run_id)]
 
     # --- reading ---
 
@@ -275,8 +320,8 @@ class PostgresStore:
 
     # --- around it ---
 
-    async def put_blob(self, digest: str, data: bytes) -> None:
-        await self._rows("put_blob", digest=digest, data=data)
+    async def put_blob(self, digest: str, data: bytes, now: float) -> None:
+        await self._rows("put_blob", digest=digest, data=data, now=now)
 
     async def get_blob(self, digest: str) -> bytes:
         rows = await self._rows("get_blob", digest=digest)
@@ -293,15 +338,38 @@ class PostgresStore:
     async def sweep(self, now: float) -> int:
         swept = 0
         while True:
-            batch = int(await self._call("threads_sweep", now, now - MEMBER_SILENT_S, SWEEP_BATCH))
+            batch = int(await self._call("threads_sweep", now, now - MEMBER_SILENT_S, now - BLOB_KEPT_S, SWEEP_BATCH))
             swept += batch
             if batch < SWEEP_BATCH:
                 return swept
+
+    async def prune(self, thread_id: str, checkpoint_ids: Sequence[str]) -> int:
+        return int(await self._call("thread_prune", thread_id, list(checkpoint_ids)))
 
     async def delete_thread(self, thread_id: str) -> None:
         unfinished = await self._call("thread_delete", thread_id)
         if unfinished:
             raise thread_in_use(thread_id, unfinished)
+
+    # --- from one store to another ---
+
+    async def threads(self, after: str = "", limit: int = 1000) -> list[str]:
+        return [thread_id for (thread_id,) in await self._rows("threads", after=after, limit=limit)]
+
+    async def dump(self, thread_id: str) -> ThreadDump:
+        rows = await self._rows("dump", thread_id=thread_id)
+        if not rows:
+            raise no_thread(thread_id)
+        return postgres_moves.dump_of(thread_id, *rows[0])
+
+    async def adopt(self, dump: ThreadDump) -> bool:
+        return await self.connections.run(lambda connection: postgres_moves.adopt(connection, dump))
+
+    async def blobs(self) -> list[str]:
+        return [digest for (digest,) in await self._rows("blobs")]
+
+    async def count(self, counters: Counters) -> None:
+        await self._rows("count", counters=_counted(counters))
 
     async def info(self) -> StoreInfo:
         ((version, fsync, synchronous, size),) = await self._rows("about")
@@ -340,36 +408,6 @@ class PostgresStore:
 
         return await self.connections.run(do)
 
-    async def _prepare(self, connection: Connection) -> None:
-        """Make what is missing; whoever comes first does it, the others wait."""
-        encoding = connection.info.parameter_status("server_encoding")
-        if encoding != "UTF8":
-            raise CallerError(f"{self.connections.where} keeps text as {encoding}; understudy needs a UTF8 database")
-        if not await _version(connection):
-            async with connection.transaction():
-                await connection.execute("SELECT pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
-                if not await _version(connection):
-                    await connection.execute(script("postgres.sql").encode())
-                    await connection.execute(script("postgres_verbs.sql").encode())
-                    await connection.execute("INSERT INTO meta (version) VALUES (%s)", [SCHEMA_VERSION])
-        version = await _version(connection)
-        if version != SCHEMA_VERSION:
-            raise CallerError(
-                f"{self.connections.where} has schema version {version}, this understudy knows {SCHEMA_VERSION}; "
-                f"upgrade understudy, or use another database"
-            )
-
-
-async def _version(connection: Connection) -> int:
-    """Of the schema; 0 if there is none."""
-    # Not to_regclass: it answers from a cache, which may not know yet what was made while we waited for the lock.
-    cursor = await connection.execute(SQL["has_schema"].encode())
-    if not await cursor.fetchone():
-        return 0
-    cursor = await connection.execute(SQL["version"].encode())
-    row = await cursor.fetchone()
-    return int(row[0]) if row else 0
-
 
 def _run(answer: dict[str, Any]) -> RunRecord:
     return run_of(answer["run"])
@@ -377,3 +415,38 @@ def _run(answer: dict[str, Any]) -> RunRecord:
 
 def _counted(*counters: Counters) -> str:
     return to_json(dict(summed(*counters)))
+
+
+def _values(commit: Commit) -> dict[str, Any]:
+    """What `run_commit` takes of a commit, in its order; by the names that `run_commits` gives it."""
+    new = commit.checkpoint
+    return {
+        "seq": commit.seq,
+        "at": commit.at,
+        "status": commit.status,
+        "step": commit.step,
+        "checkpoint_id": new and new.checkpoint_id,
+        "parent": new and new.parent,
+        "checkpoint_step": new and new.step,
+        "snapshot": new and new.snapshot,
+        "body": new and new.body,
+        "tasks": list(commit.writes),
+        "bodies": list(commit.writes.values()),
+        "interrupts": interrupts_json(commit.interrupts),
+        "open_ids": open_ids(commit.interrupts),
+        "wake_at": commit.wake_at,
+        "events": events_json(commit.events),
+        "counters": _counted(commit.counters, COMMITTED),
+        "result": commit.result,
+        "error": commit.error,
+        "expires_at": None if commit.retain_s < 0 or commit.status not in FINAL else commit.at + commit.retain_s,
+        "taken": list(commit.taken),
+        "listens_after": commit.listens_after,
+    }
+
+
+def _several(commits: Sequence[Commit]) -> str:
+    values = [_values(commit) for commit in commits]
+    for one in values:  # JSON inside of JSON, as it is
+        one["events"], one["counters"] = json.loads(one["events"]), json.loads(one["counters"])
+    return to_json(values)

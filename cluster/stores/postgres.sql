@@ -8,7 +8,8 @@ CREATE TABLE meta (version integer NOT NULL);
 
 CREATE TABLE threads (
     thread_id  text COLLATE "C" PRIMARY KEY,
-    expires_at double precision                         -- null: kept
+    expires_at double precision,                        -- null: kept
+    head       text NOT NULL DEFAULT ''                 -- while a run is at it, the run's head is the thread's, see `heads`
 );
 
 CREATE INDEX threads_by_end ON threads (expires_at) WHERE expires_at IS NOT NULL;
@@ -46,15 +47,27 @@ CREATE TABLE runs (
     created_at   double precision NOT NULL,
     updated_at   double precision NOT NULL,
     error        text NOT NULL DEFAULT '',
-    result       text NOT NULL DEFAULT ''
+    result       text NOT NULL DEFAULT '',
+    base             text NOT NULL DEFAULT '',
+    rollback         boolean NOT NULL DEFAULT false,
+    parent           text NOT NULL DEFAULT '',
+    parent_interrupt text NOT NULL DEFAULT '',
+    blobs            text NOT NULL DEFAULT '[]',
+    listens_after    bigint,
+    messages_sent    bigint NOT NULL DEFAULT 0          -- n of the last message; they may be taken long ago
 ) WITH (fillfactor = 70);
 
 CREATE INDEX runs_due ON runs (due_at, run_id) WHERE due_at IS NOT NULL;
 CREATE INDEX runs_leased ON runs (lease_until, run_id) WHERE status = 'running';
 CREATE INDEX runs_by_thread ON runs (thread_id, n);
+CREATE INDEX runs_unfinished ON runs (thread_id, n) WHERE status IN ('queued', 'running', 'waiting');
 CREATE UNIQUE INDEX runs_by_key ON runs (thread_id, key) WHERE key <> '';
 CREATE INDEX runs_by_age ON runs (created_at, run_id);
 CREATE INDEX runs_by_status ON runs (status, created_at, run_id);
+
+-- Which blobs a run names: those are kept as long as it is.
+CREATE TABLE needs (run bigint NOT NULL, digest text COLLATE "C" NOT NULL, PRIMARY KEY (run, digest));
+CREATE INDEX needs_by_digest ON needs (digest);
 
 CREATE TABLE checkpoints (
     n             bigint GENERATED ALWAYS AS IDENTITY,  -- in the order of storing
@@ -89,6 +102,7 @@ CREATE TABLE receipts (
     token         text NOT NULL,
     outcome       text NOT NULL,
     at            double precision NOT NULL,
+    place         text NOT NULL DEFAULT '',
     PRIMARY KEY (run, checkpoint_id, key)
 );
 
@@ -101,6 +115,36 @@ CREATE TABLE events (
     PRIMARY KEY (run, n)
 );
 
+-- The mailbox: what was sent and not taken.
+CREATE TABLE messages (
+    run        bigint NOT NULL,
+    n          bigint NOT NULL,
+    message_id text COLLATE "C" NOT NULL,
+    body       text NOT NULL,
+    at         double precision NOT NULL,
+    PRIMARY KEY (run, n)
+);
+
+-- Every message ever sent, so that one sent again is known, also after it was taken.
+CREATE TABLE sent (
+    run        bigint NOT NULL,
+    message_id text COLLATE "C" NOT NULL,
+    n          bigint NOT NULL,
+    PRIMARY KEY (run, message_id)
+);
+
+CREATE TABLE chunks (
+    run       bigint NOT NULL,
+    n         bigint NOT NULL,
+    task_id   text NOT NULL,
+    node      text NOT NULL,
+    attempt   text NOT NULL,
+    data      text NOT NULL,
+    at        double precision NOT NULL,
+    withdrawn boolean NOT NULL,
+    PRIMARY KEY (run, n)
+);
+
 -- In 64 shards, one for each connection: a single row for each name would make all commits wait for each other's disk.
 CREATE TABLE counters (
     shard integer NOT NULL,
@@ -109,12 +153,21 @@ CREATE TABLE counters (
     PRIMARY KEY (shard, name)
 ) WITH (fillfactor = 50);
 
-CREATE TABLE blobs (digest text PRIMARY KEY, data bytea NOT NULL);
+CREATE TABLE blobs (digest text PRIMARY KEY, data bytea NOT NULL, put_at double precision NOT NULL);
 CREATE TABLE beats (member text PRIMARY KEY, at double precision NOT NULL, data text NOT NULL);
 
 -- A run as RunRecord has it.
 CREATE VIEW run_records AS
 SELECT n, run_id, thread_id, graph, version, code, input, digest, key, policy, labels, status, epoch, owner, lease_until,
     seq, step, head, restarts, crashes, detected_at, not_before, cancel_asked, interrupts, answers, created_at,
-    updated_at, error, result
+    updated_at, error, result, base, rollback, parent, parent_interrupt, blobs
 FROM runs;
+
+-- Runs of a thread are serial: one that is at it has the newest checkpoint, and hands the head over at its end. To keep
+-- it in `threads` at each commit would be one more row to lock and to write.
+CREATE VIEW heads AS
+SELECT thread_id, coalesce((
+    SELECT runs.head FROM runs
+    WHERE runs.thread_id = threads.thread_id AND status IN ('queued', 'running', 'waiting') AND runs.head <> '' LIMIT 1
+), head) AS head
+FROM threads;

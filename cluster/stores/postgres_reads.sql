@@ -28,7 +28,8 @@ SELECT
     to_json(r),
     (SELECT coalesce(json_agg(line ORDER BY depth DESC), '[]') FROM line),
     (SELECT coalesce(json_object_agg(task_id, body), '{}') FROM writes WHERE run = r.n),
-    (SELECT coalesce(json_agg(receipts), '[]') FROM receipts WHERE run = r.n AND checkpoint_id = r.head)
+    (SELECT coalesce(json_agg(receipts), '[]') FROM receipts WHERE run = r.n AND checkpoint_id = r.head),
+    (SELECT coalesce(json_agg(messages ORDER BY messages.n), '[]') FROM messages WHERE run = r.n)
 FROM run_records AS r WHERE run_id = %(run_id)s;
 
 -- name: chain
@@ -45,6 +46,10 @@ SELECT to_json(line) FROM line ORDER BY depth DESC;
 -- name: receipt
 SELECT to_json(receipts) FROM receipts JOIN runs ON run = n
 WHERE runs.run_id = %(run_id)s AND checkpoint_id = %(checkpoint_id)s AND receipts.key = %(key)s;
+
+-- name: receipts
+SELECT to_json(receipts) FROM receipts JOIN runs ON run = n WHERE runs.run_id = %(run_id)s
+ORDER BY at, receipts.key, checkpoint_id;
 
 -- name: all_runs
 SELECT to_json(r) FROM run_records AS r ORDER BY created_at DESC, run_id DESC LIMIT %(limit)s;
@@ -66,6 +71,14 @@ FROM runs LEFT JOIN LATERAL (
 ) AS e ON true
 WHERE run_id = %(run_id)s ORDER BY e.n;
 
+-- name: chunks
+-- As `events`.
+SELECT to_json(c)
+FROM runs LEFT JOIN LATERAL (
+    SELECT * FROM chunks WHERE run = runs.n AND n > %(after)s ORDER BY n LIMIT %(limit)s
+) AS c ON true
+WHERE run_id = %(run_id)s ORDER BY c.n;
+
 -- name: history
 SELECT json_build_object(
     'checkpoint_id', checkpoint_id, 'parent', parent, 'step', step, 'snapshot', snapshot, 'body', '', 'run_id', run_id,
@@ -80,7 +93,8 @@ SELECT status, count(*) FROM runs GROUP BY status;
 SELECT name, sum(value) FROM counters GROUP BY name;
 
 -- name: put_blob
-INSERT INTO blobs (digest, data) VALUES (%(digest)s, %(data)s) ON CONFLICT DO NOTHING;
+INSERT INTO blobs (digest, data, put_at) VALUES (%(digest)s, %(data)s, %(now)s)
+ON CONFLICT (digest) DO UPDATE SET put_at = excluded.put_at;
 
 -- name: get_blob
 SELECT data FROM blobs WHERE digest = %(digest)s;
@@ -91,6 +105,77 @@ ON CONFLICT (member) DO UPDATE SET at = excluded.at, data = excluded.data;
 
 -- name: beats
 SELECT member, at, data FROM beats;
+
+-- name: count
+SELECT count_up(%(counters)s);
+
+-- name: blobs
+SELECT digest FROM blobs ORDER BY digest COLLATE "C";
+
+-- name: threads
+SELECT thread_id FROM threads WHERE thread_id > %(after)s ORDER BY thread_id LIMIT %(limit)s;
+
+-- name: dump
+SELECT
+    t.expires_at,
+    (SELECT head FROM heads WHERE heads.thread_id = t.thread_id),
+    (SELECT coalesce(json_agg(c ORDER BY n), '[]') FROM checkpoints AS c WHERE c.thread_id = t.thread_id),
+    (SELECT coalesce(json_agg(told ORDER BY told.n), '[]') FROM (
+        SELECT
+            r.n, r.seq_epoch, r.due_at, r.listens_after,
+            (SELECT to_json(rec) FROM run_records AS rec WHERE rec.n = r.n) AS record,
+            (SELECT coalesce(json_agg(e ORDER BY e.n), '[]') FROM events AS e WHERE run = r.n) AS events,
+            (SELECT coalesce(json_object_agg(task_id, body), '{}') FROM writes WHERE run = r.n) AS writes,
+            (SELECT coalesce(json_agg(x ORDER BY x.at, x.key, x.checkpoint_id), '[]') FROM receipts AS x WHERE run = r.n)
+                AS receipts,
+            (SELECT coalesce(json_agg(m ORDER BY m.n), '[]') FROM messages AS m WHERE run = r.n) AS messages,
+            (SELECT coalesce(json_object_agg(message_id, n), '{}') FROM sent WHERE run = r.n) AS sent
+        FROM runs AS r WHERE r.thread_id = t.thread_id
+    ) AS told)
+FROM threads AS t WHERE t.thread_id = %(thread_id)s;
+
+-- name: adopt_thread
+INSERT INTO threads (thread_id, head, expires_at) VALUES (%(thread_id)s, %(head)s, %(expires_at)s)
+ON CONFLICT DO NOTHING RETURNING 1;
+
+-- name: adopt_run
+INSERT INTO runs (
+    run_id, thread_id, graph, version, code, input, digest, key, policy, labels, status, epoch, owner, lease_until, seq,
+    seq_epoch, step, head, restarts, crashes, detected_at, not_before, due_at, cancel_asked, interrupts, open_ids, answers,
+    created_at, updated_at, error, result, base, rollback, parent, parent_interrupt, blobs, listens_after, messages_sent
+) VALUES (
+    %(run_id)s, %(thread_id)s, %(graph)s, %(version)s, %(code)s, %(input)s, %(digest)s, %(key)s, %(policy)s, %(labels)s,
+    %(status)s, %(epoch)s, %(owner)s, %(lease_until)s, %(seq)s, %(seq_epoch)s, %(step)s, %(head)s, %(restarts)s,
+    %(crashes)s, %(detected_at)s, %(not_before)s, %(due_at)s, %(cancel_asked)s, %(interrupts)s, %(open_ids)s, %(answers)s,
+    %(created_at)s, %(updated_at)s, %(error)s, %(result)s, %(base)s, %(rollback)s, %(parent)s, %(parent_interrupt)s,
+    %(blobs)s, %(listens_after)s, %(messages_sent)s
+) RETURNING n;
+
+-- name: adopt_need
+INSERT INTO needs (run, digest) VALUES (%s, %s) ON CONFLICT DO NOTHING;
+
+-- name: adopt_event
+INSERT INTO events (run, n, kind, at, data) VALUES (%s, %s, %s, %s, %s);
+
+-- name: adopt_write
+INSERT INTO writes (run, task_id, body) VALUES (%s, %s, %s);
+
+-- name: adopt_receipt
+INSERT INTO receipts (run, checkpoint_id, key, run_id, task_id, tool, digest, state, sandbox, token, outcome, at, place)
+VALUES (
+    %(run)s, %(checkpoint_id)s, %(key)s, %(run_id)s, %(task_id)s, %(tool)s, %(digest)s, %(state)s, %(sandbox)s, %(token)s,
+    %(outcome)s, %(at)s, %(place)s
+);
+
+-- name: adopt_message
+INSERT INTO messages (run, n, message_id, body, at) VALUES (%s, %s, %s, %s, %s);
+
+-- name: adopt_sent
+INSERT INTO sent (run, message_id, n) VALUES (%s, %s, %s);
+
+-- name: adopt_checkpoint
+INSERT INTO checkpoints (thread_id, checkpoint_id, parent, step, snapshot, body, run_id, at)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s);
 
 -- name: about
 SELECT

@@ -1,8 +1,10 @@
 -- The verbs of a Postgres store: one function, one statement, one transaction, one round trip each (law 2).
 --
 -- Locks are taken in one order, so that verbs cannot wait for each other in a ring: the thread's row (only by verbs that
--- create or end a run), then the run's row, then counters, in the order of their names. What has to be true while a verb
--- writes is read from the locked row (law 1). Refusals are answers, not errors: an error would roll back the counter.
+-- create or end a run), then the run's row, then that of its parent, which is the older one (several runs at once: the
+-- newest first), then counters, in the order of their names. What has to be true while a verb writes is read from the
+-- locked row (law 1). Refusals are answers, not errors: an error would roll back the counter. Verbs about whole threads
+-- are in postgres_moves.sql.
 
 -- Events are numbered behind those of the run; the run's row is locked by then.
 CREATE OR REPLACE FUNCTION note(run_n bigint, given json) RETURNS void LANGUAGE plpgsql AS $$
@@ -42,38 +44,95 @@ BEGIN
     PERFORM 1 FROM threads WHERE thread_id = (SELECT thread_id FROM runs WHERE run_id = p_run_id) FOR UPDATE;
 END $$;
 
--- A run becomes final: it loses what is pending, releases the next run of its thread, and says how long that is kept.
+-- The end of a child is an answer to its parent, whether it asks yet or not; the first one stands.
+CREATE OR REPLACE FUNCTION tell_parent(p_parent text, p_interrupt_id text, p_answer text, p_at float8) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE asker runs%ROWTYPE;
+BEGIN
+    SELECT * INTO asker FROM runs WHERE run_id = p_parent FOR UPDATE;
+    IF NOT FOUND OR asker.status NOT IN ('queued', 'running', 'waiting') OR asker.answers ? p_interrupt_id THEN
+        RETURN;
+    END IF;
+    UPDATE runs SET answers = answers || jsonb_build_object(p_interrupt_id, p_answer) WHERE n = asker.n;
+    IF asker.status = 'waiting' AND p_interrupt_id = ANY (asker.open_ids) THEN
+        UPDATE runs SET status = 'queued', not_before = 0, due_at = p_at WHERE n = asker.n;
+        PERFORM ring();
+    END IF;
+    PERFORM note(asker.n, json_build_array(json_build_array(
+        'answered', p_at, json_build_object('interrupt_id', p_interrupt_id)::text
+    )));
+END $$;
+
+-- A run becomes final: it loses what nobody goes on with, leaves its thread, and releases the next run of it.
 -- The thread is locked, so a run that is created meanwhile is seen here, or sees this.
 CREATE OR REPLACE FUNCTION end_run(run_n bigint, p_status text, p_at float8, p_expires_at float8) RETURNS void
 LANGUAGE plpgsql AS $$
-DECLARE thread text;
+DECLARE run runs%ROWTYPE;
 BEGIN
-    UPDATE runs SET
-        status = p_status, owner = '', lease_until = 0, not_before = 0, due_at = NULL, interrupts = '[]',
-        open_ids = '{}', answers = '{}'
-    WHERE n = run_n RETURNING thread_id INTO thread;
-    DELETE FROM writes WHERE run = run_n;
-    UPDATE threads SET expires_at = p_expires_at WHERE thread_id = thread;
+    UPDATE runs SET status = p_status, owner = '', lease_until = 0, not_before = 0, due_at = NULL
+    WHERE n = run_n RETURNING * INTO run;
+    DELETE FROM messages WHERE messages.run = run_n;
+    IF p_status IN ('succeeded', 'cancelled') THEN -- the others keep what `retry` goes on with
+        DELETE FROM writes WHERE writes.run = run_n;
+        UPDATE runs SET interrupts = '[]', open_ids = '{}', answers = '{}' WHERE n = run_n;
+    END IF;
+    UPDATE threads SET
+        expires_at = p_expires_at,
+        head = CASE
+            WHEN run.head = '' THEN head -- never claimed
+            WHEN p_status = 'cancelled' AND run.rollback THEN run.base
+            ELSE run.head
+        END
+    WHERE thread_id = run.thread_id;
     UPDATE runs SET due_at = p_at
     WHERE status = 'queued' AND due_at IS NULL AND n = (
-        SELECT n FROM runs WHERE thread_id = thread AND status IN ('queued', 'running', 'waiting') ORDER BY n LIMIT 1
+        SELECT n FROM runs WHERE thread_id = run.thread_id AND status IN ('queued', 'running', 'waiting')
+        ORDER BY n LIMIT 1
     );
     IF FOUND THEN
         PERFORM ring();
+    END IF;
+    IF run.parent <> '' THEN
+        PERFORM tell_parent(run.parent, run.parent_interrupt, format( -- as refusals.child_answer
+            '{"status":"%s","error":%s,"result":%s}', p_status, to_json(run.error), coalesce(nullif(run.result, ''), 'null')
+        ), p_at);
+    END IF;
+END $$;
+
+-- The run is locked, and so is its thread.
+CREATE OR REPLACE FUNCTION cancel_run(run runs, p_now float8, p_expires_at float8) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF run.status = 'running' AND NOT run.cancel_asked THEN
+        UPDATE runs SET cancel_asked = true, updated_at = p_now WHERE n = run.n;
+        PERFORM note(run.n, json_build_array(json_build_array('cancel_asked', p_now, '{}')));
+    ELSIF run.status IN ('queued', 'waiting') THEN
+        UPDATE runs SET cancel_asked = true, epoch = epoch + 1, updated_at = p_now WHERE n = run.n;
+        PERFORM note(run.n, json_build_array(json_build_array('finished', p_now, '{"status":"cancelled"}')));
+        PERFORM end_run(run.n, 'cancelled', p_now, p_expires_at);
+        PERFORM count_up(json_build_object(format(
+            'runs_finished_total{graph="%s",status="cancelled"}', -- escaped as events.sample does it
+            replace(replace(replace(run.graph, '\', '\\'), '"', '\"'), E'\n', '\n')
+        ), 1));
     END IF;
 END $$;
 
 CREATE OR REPLACE FUNCTION run_create(
     p_run_id text, p_thread text, p_graph text, p_version text, p_code text, p_input text, p_digest text, p_key text,
-    p_policy text, p_labels text, p_seed json, p_events json, p_counters json, p_now float8
+    p_policy text, p_labels text, p_seed json, p_busy text, p_parent text, p_parent_interrupt text, p_blobs text,
+    p_events json, p_counters json, p_now float8, p_expires_at float8
 ) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     known runs%ROWTYPE;
+    seed_id constant text := coalesce(p_seed ->> 'checkpoint_id', '');
     run_n bigint;
     busy boolean;
 BEGIN
+    SELECT * INTO known FROM runs WHERE run_id = p_run_id;
+    IF FOUND THEN
+        RETURN answer('known', known.n);
+    END IF;
     LOOP -- somebody may delete the thread between the two
-        INSERT INTO threads (thread_id) VALUES (p_thread) ON CONFLICT DO NOTHING;
+        INSERT INTO threads (thread_id, head) VALUES (p_thread, seed_id) ON CONFLICT DO NOTHING;
         PERFORM 1 FROM threads WHERE thread_id = p_thread FOR UPDATE;
         EXIT WHEN FOUND;
     END LOOP;
@@ -90,15 +149,28 @@ BEGIN
     IF p_seed IS NOT NULL AND EXISTS (SELECT 1 FROM runs WHERE thread_id = p_thread) THEN
         RETURN answer('seed', NULL);
     END IF;
+    IF p_busy <> 'enqueue' THEN
+        FOR known IN
+            SELECT * FROM runs WHERE thread_id = p_thread AND status IN ('queued', 'running', 'waiting')
+            ORDER BY n FOR UPDATE
+        LOOP
+            IF p_busy = 'reject' THEN
+                RETURN answer('busy', known.n);
+            END IF;
+            UPDATE runs SET rollback = (p_busy = 'rollback') WHERE n = known.n;
+            PERFORM cancel_run(known, p_now, p_expires_at);
+        END LOOP;
+    END IF;
     busy := EXISTS (SELECT 1 FROM runs WHERE thread_id = p_thread AND status IN ('queued', 'running', 'waiting'));
     UPDATE threads SET expires_at = NULL WHERE thread_id = p_thread AND expires_at IS NOT NULL;
     INSERT INTO runs (
-        run_id, thread_id, graph, version, code, input, digest, key, policy, labels, status, head, created_at,
-        updated_at, due_at
+        run_id, thread_id, graph, version, code, input, digest, key, policy, labels, status, head, base, parent,
+        parent_interrupt, blobs, created_at, updated_at, due_at
     ) VALUES (
-        p_run_id, p_thread, p_graph, p_version, p_code, p_input, p_digest, p_key, p_policy, p_labels, 'queued',
-        coalesce(p_seed ->> 'checkpoint_id', ''), p_now, p_now, CASE WHEN busy THEN NULL ELSE p_now END
+        p_run_id, p_thread, p_graph, p_version, p_code, p_input, p_digest, p_key, p_policy, p_labels, 'queued', seed_id,
+        seed_id, p_parent, p_parent_interrupt, p_blobs, p_now, p_now, CASE WHEN busy THEN NULL ELSE p_now END
     ) RETURNING n INTO run_n;
+    INSERT INTO needs (run, digest) SELECT DISTINCT run_n, digest FROM json_array_elements_text(p_blobs::json) AS b (digest);
     IF p_seed IS NOT NULL THEN
         INSERT INTO checkpoints (thread_id, checkpoint_id, parent, step, snapshot, body, run_id, at)
         VALUES (
@@ -113,7 +185,6 @@ BEGIN
 END $$;
 
 -- One owner (law 1): of several who try, the first sets due_at to null; the others then find no row.
--- The thread's head is that of its newest run that has one, as runs of a thread are serial.
 CREATE OR REPLACE FUNCTION run_claim(p_run_id text, p_owner text, p_lease_s float8, p_now float8) RETURNS json
 LANGUAGE plpgsql AS $$
 DECLARE run runs%ROWTYPE;
@@ -121,10 +192,8 @@ BEGIN
     UPDATE runs SET
         status = 'running', epoch = epoch + 1, owner = p_owner, lease_until = p_now + p_lease_s, not_before = 0,
         due_at = NULL, updated_at = p_now,
-        head = CASE seq WHEN 0 THEN coalesce((
-            SELECT before.head FROM runs AS before WHERE before.thread_id = runs.thread_id AND before.head <> ''
-            ORDER BY before.n DESC LIMIT 1
-        ), '') ELSE head END
+        head = CASE seq WHEN 0 THEN (SELECT t.head FROM threads AS t WHERE t.thread_id = runs.thread_id) ELSE head END,
+        base = CASE seq WHEN 0 THEN (SELECT t.head FROM threads AS t WHERE t.thread_id = runs.thread_id) ELSE base END
     WHERE run_id = p_run_id AND due_at <= p_now RETURNING * INTO run;
     IF NOT FOUND THEN
         RETURN answer('not ready', (SELECT n FROM runs WHERE run_id = p_run_id));
@@ -140,7 +209,7 @@ CREATE OR REPLACE FUNCTION run_commit(
     p_run_id text, p_epoch bigint, p_seq bigint, p_at float8, p_status text, p_step bigint, p_checkpoint_id text,
     p_parent text, p_checkpoint_step bigint, p_snapshot boolean, p_body text, p_tasks text[], p_bodies text[],
     p_interrupts text, p_open_ids text[], p_wake_at float8, p_events json, p_counters json, p_result text, p_error text,
-    p_expires_at float8, OUT outcome text, OUT cancel_asked boolean, OUT stored_seq bigint
+    p_expires_at float8, p_taken bigint[], p_listens_after bigint, OUT outcome text, OUT cancel_asked boolean, OUT stored_seq bigint
 ) LANGUAGE plpgsql AS $$
 DECLARE
     run runs%ROWTYPE;
@@ -183,6 +252,9 @@ BEGIN
         INSERT INTO writes (run, task_id, body) SELECT run.n, task_id, body FROM unnest(p_tasks, p_bodies) AS w (task_id, body)
         ON CONFLICT ON CONSTRAINT writes_pkey DO UPDATE SET body = excluded.body;
     END IF;
+    IF cardinality(p_taken) > 0 THEN
+        DELETE FROM messages WHERE messages.run = run.n AND messages.n = ANY (p_taken);
+    END IF;
     PERFORM note(run.n, p_events);
     -- No column of an index is named here, so that this stays in its page.
     UPDATE runs SET
@@ -191,11 +263,13 @@ BEGIN
         error = p_error
     WHERE n = run.n;
     IF p_status = 'waiting' THEN
-        wake_now := run.cancel_asked OR run.answers ?| p_open_ids;
+        wake_now := run.cancel_asked OR run.answers ?| p_open_ids
+            OR EXISTS (SELECT 1 FROM messages WHERE messages.run = run.n AND messages.n > p_listens_after);
         UPDATE runs SET
             status = CASE WHEN wake_now THEN 'queued' ELSE 'waiting' END, owner = '', lease_until = 0,
             interrupts = p_interrupts, open_ids = p_open_ids, not_before = CASE WHEN wake_now THEN 0 ELSE p_wake_at END,
-            due_at = CASE WHEN wake_now THEN p_at WHEN p_wake_at <> 0 THEN p_wake_at END
+            due_at = CASE WHEN wake_now THEN p_at WHEN p_wake_at <> 0 THEN p_wake_at END,
+            listens_after = p_listens_after
         WHERE n = run.n;
         IF wake_now OR p_wake_at <> 0 THEN
             PERFORM ring();
@@ -206,10 +280,33 @@ BEGIN
     PERFORM count_up(p_counters);
 END $$;
 
+-- Several of one run, in order, up to the first that is refused: one round trip, and one wait for the disk.
+CREATE OR REPLACE FUNCTION run_commits(
+    p_run_id text, p_epoch bigint, p_commits json, OUT outcome text, OUT cancel_asked boolean, OUT stored_seq bigint
+) LANGUAGE plpgsql AS $$
+DECLARE c record;
+BEGIN
+    FOR c IN
+        SELECT * FROM json_to_recordset(p_commits) AS given (
+            seq bigint, at float8, status text, step bigint, checkpoint_id text, parent text, checkpoint_step bigint,
+            snapshot boolean, body text, tasks text[], bodies text[], interrupts text, open_ids text[], wake_at float8,
+            events json, counters json, result text, error text, expires_at float8, taken bigint[], listens_after bigint
+        )
+    LOOP
+        SELECT done.outcome, done.cancel_asked, done.stored_seq INTO outcome, cancel_asked, stored_seq FROM run_commit(
+            p_run_id, p_epoch, c.seq, c.at, c.status, c.step, c.checkpoint_id, c.parent, c.checkpoint_step, c.snapshot,
+            c.body, c.tasks, c.bodies, c.interrupts, c.open_ids, c.wake_at, c.events, c.counters, c.result, c.error,
+            c.expires_at, c.taken, c.listens_after
+        ) AS done;
+        EXIT WHEN outcome NOT IN ('ok', 'duplicate');
+    END LOOP;
+END $$;
+
 CREATE OR REPLACE FUNCTION run_renew(
     p_run_ids text[], p_epochs bigint[], p_until float8, OUT lost text[], OUT cancelled text[]
 ) LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM 1 FROM runs WHERE run_id = ANY (p_run_ids) ORDER BY n DESC FOR UPDATE;
     UPDATE runs SET lease_until = p_until FROM unnest(p_run_ids, p_epochs) AS lease (run_id, epoch)
     WHERE runs.run_id = lease.run_id AND runs.epoch = lease.epoch AND status = 'running';
     SELECT
@@ -264,6 +361,8 @@ BEGIN
     SELECT * INTO run FROM runs WHERE run_id = p_run_id FOR UPDATE;
     IF NOT FOUND THEN
         RETURN answer('missing', NULL);
+    ELSIF run.status NOT IN ('queued', 'running', 'waiting') THEN
+        RETURN answer('not asked', run.n);
     ELSIF run.answers ? p_interrupt_id THEN
         RETURN answer(CASE WHEN run.answers ->> p_interrupt_id = p_answer THEN 'ok' ELSE 'another' END, run.n);
     ELSIF NOT p_interrupt_id = ANY (run.open_ids) THEN
@@ -290,24 +389,111 @@ BEGIN
     IF NOT FOUND THEN
         RETURN answer('missing', NULL);
     END IF;
-    IF run.status = 'running' AND NOT run.cancel_asked THEN
-        UPDATE runs SET cancel_asked = true, updated_at = p_now WHERE n = run.n;
-        PERFORM note(run.n, json_build_array(json_build_array('cancel_asked', p_now, '{}')));
-    ELSIF run.status IN ('queued', 'waiting') THEN
-        UPDATE runs SET cancel_asked = true, epoch = epoch + 1, updated_at = p_now WHERE n = run.n;
-        PERFORM note(run.n, json_build_array(json_build_array('finished', p_now, '{"status":"cancelled"}')));
-        PERFORM end_run(run.n, 'cancelled', p_now, p_expires_at);
-        PERFORM count_up(json_build_object(format(
-            'runs_finished_total{graph="%s",status="cancelled"}', -- escaped as events.sample does it
-            replace(replace(replace(run.graph, '\', '\\'), '"', '\"'), E'\n', '\n')
-        ), 1));
-    END IF;
+    PERFORM cancel_run(run, p_now, p_expires_at);
     RETURN answer('ok', run.n);
 END $$;
 
+CREATE OR REPLACE FUNCTION run_retry(p_run_id text, p_now float8, OUT outcome text, OUT detail text, OUT run json)
+LANGUAGE plpgsql AS $$
+DECLARE
+    tried runs%ROWTYPE;
+    other runs%ROWTYPE;
+    at_head text;
+BEGIN
+    PERFORM lock_thread_of(p_run_id);
+    SELECT * INTO tried FROM runs WHERE run_id = p_run_id FOR UPDATE;
+    IF NOT FOUND THEN
+        outcome := 'missing';
+        RETURN;
+    END IF;
+    SELECT * INTO other FROM runs
+    WHERE thread_id = tried.thread_id AND status IN ('queued', 'running', 'waiting') ORDER BY n LIMIT 1;
+    SELECT head INTO at_head FROM heads WHERE thread_id = tried.thread_id;
+    outcome := 'ok';
+    IF tried.status IN ('succeeded', 'cancelled') THEN
+        outcome := 'over';
+    ELSIF tried.status IN ('failed', 'quarantined') AND other.n IS NOT NULL THEN
+        outcome := 'busy';
+        detail := other.run_id;
+    ELSIF tried.status IN ('failed', 'quarantined') AND at_head <> tried.head THEN
+        outcome := 'went on';
+        detail := at_head;
+    ELSIF tried.status IN ('failed', 'quarantined') THEN
+        UPDATE runs SET
+            status = 'queued', epoch = epoch + 1, error = '', crashes = '{}', detected_at = 0, not_before = 0,
+            due_at = p_now, updated_at = p_now
+        WHERE n = tried.n;
+        UPDATE threads SET expires_at = NULL WHERE thread_id = tried.thread_id;
+        PERFORM note(tried.n, json_build_array(json_build_array('retried', p_now, '{}')));
+        PERFORM ring();
+    END IF;
+    run := answer('', tried.n) -> 'run';
+END $$;
+
+-- --- messages and streams -----------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION message_send(
+    p_run_id text, p_message_id text, p_body text, p_now float8, p_mailbox_max bigint, OUT outcome text, OUT number bigint
+) LANGUAGE plpgsql AS $$
+DECLARE receiver runs%ROWTYPE;
+BEGIN
+    SELECT * INTO receiver FROM runs WHERE run_id = p_run_id FOR UPDATE;
+    IF NOT FOUND THEN
+        outcome := 'missing';
+        RETURN;
+    ELSIF receiver.status NOT IN ('queued', 'running', 'waiting') THEN
+        outcome := 'over';
+        RETURN;
+    END IF;
+    SELECT n INTO number FROM sent WHERE sent.run = receiver.n AND message_id = p_message_id;
+    IF FOUND THEN
+        outcome := 'ok';
+        RETURN;
+    END IF;
+    number := (SELECT count(*) FROM messages WHERE messages.run = receiver.n);
+    IF number >= p_mailbox_max THEN
+        outcome := 'full';
+        RETURN;
+    END IF;
+    outcome := 'ok';
+    number := receiver.messages_sent + 1;
+    INSERT INTO messages (run, n, message_id, body, at) VALUES (receiver.n, number, p_message_id, p_body, p_now);
+    INSERT INTO sent (run, message_id, n) VALUES (receiver.n, p_message_id, number);
+    UPDATE runs SET messages_sent = number WHERE n = receiver.n;
+    PERFORM note(receiver.n, json_build_array(json_build_array(
+        'message', p_now, json_build_object('n', number, 'message_id', p_message_id)::text
+    )));
+    IF receiver.status = 'waiting' AND number > receiver.listens_after THEN
+        UPDATE runs SET status = 'queued', not_before = 0, due_at = p_now WHERE n = receiver.n;
+        PERFORM ring();
+    END IF;
+END $$;
+
+-- Chunks may be lost with the server, so nobody waits for the disk. False if the run is not this owner's (law 1).
+CREATE OR REPLACE FUNCTION run_stream(p_run_id text, p_epoch bigint, p_chunks json, p_chunks_max bigint) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    sender runs%ROWTYPE;
+    last bigint;
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    SELECT * INTO sender FROM runs WHERE run_id = p_run_id FOR UPDATE;
+    IF sender.epoch IS DISTINCT FROM p_epoch OR sender.status <> 'running' THEN
+        RETURN false;
+    END IF;
+    last := coalesce((SELECT max(n) FROM chunks WHERE chunks.run = sender.n), 0);
+    INSERT INTO chunks (run, n, task_id, node, attempt, data, at, withdrawn)
+    SELECT sender.n, last + place, c ->> 0, c ->> 1, c ->> 2, c ->> 3, (c ->> 4)::float8, (c ->> 5)::boolean
+    FROM json_array_elements(p_chunks) WITH ORDINALITY AS given (c, place);
+    DELETE FROM chunks WHERE chunks.run = sender.n AND n <= last + json_array_length(p_chunks) - p_chunks_max;
+    RETURN true;
+END $$;
+
+-- --- effects ------------------------------------------------------------------------------------------------------
+
 CREATE OR REPLACE FUNCTION effect_begin(
     p_run_id text, p_checkpoint_id text, p_key text, p_task_id text, p_tool text, p_digest text, p_state text,
-    p_sandbox text, p_token text, p_outcome text, p_at float8, p_epoch bigint, p_events json, p_counters json
+    p_sandbox text, p_token text, p_outcome text, p_place text, p_at float8, p_epoch bigint, p_events json, p_counters json
 ) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     run runs%ROWTYPE;
@@ -324,12 +510,13 @@ BEGIN
         RETURN json_build_object('outcome', 'known', 'receipt', to_json(known));
     END IF;
     INSERT INTO receipts (
-        run, checkpoint_id, key, run_id, task_id, tool, digest, state, sandbox, token, outcome, at
+        run, checkpoint_id, key, run_id, task_id, tool, digest, state, sandbox, token, outcome, at, place
     ) VALUES (
-        run.n, p_checkpoint_id, p_key, p_run_id, p_task_id, p_tool, p_digest, p_state, p_sandbox, p_token, p_outcome, p_at
+        run.n, p_checkpoint_id, p_key, p_run_id, p_task_id, p_tool, p_digest, p_state, p_sandbox, p_token, p_outcome,
+        p_at, p_place
     ) ON CONFLICT ON CONSTRAINT receipts_pkey DO UPDATE SET
         task_id = excluded.task_id, tool = excluded.tool, digest = excluded.digest, state = excluded.state,
-        sandbox = excluded.sandbox, token = excluded.token, outcome = excluded.outcome, at = excluded.at;
+        sandbox = excluded.sandbox, token = excluded.token, outcome = excluded.outcome, at = excluded.at, place = excluded.place;
     PERFORM note(run.n, p_events);
     PERFORM count_up(p_counters);
     RETURN json_build_object('outcome', 'fresh');
@@ -352,48 +539,4 @@ BEGIN
     PERFORM note(run_n, p_events);
     PERFORM count_up(p_counters);
     RETURN true;
-END $$;
-
--- Law 8: nothing stays. The answer is the run that forbids it, if there is one.
-CREATE OR REPLACE FUNCTION thread_delete(p_thread text) RETURNS text LANGUAGE plpgsql AS $$
-DECLARE
-    unfinished text;
-    numbers bigint[];
-BEGIN
-    PERFORM 1 FROM threads WHERE thread_id = p_thread FOR UPDATE;
-    PERFORM 1 FROM runs WHERE thread_id = p_thread ORDER BY n FOR UPDATE;
-    SELECT run_id INTO unfinished FROM runs
-    WHERE thread_id = p_thread AND status IN ('queued', 'running', 'waiting') ORDER BY n LIMIT 1;
-    IF FOUND THEN
-        RETURN unfinished;
-    END IF;
-    numbers := ARRAY(SELECT n FROM runs WHERE thread_id = p_thread);
-    DELETE FROM receipts WHERE run = ANY (numbers);
-    DELETE FROM writes WHERE run = ANY (numbers);
-    DELETE FROM events WHERE run = ANY (numbers);
-    DELETE FROM checkpoints WHERE thread_id = p_thread;
-    DELETE FROM runs WHERE thread_id = p_thread;
-    DELETE FROM threads WHERE thread_id = p_thread;
-    RETURN '';
-END $$;
-
-CREATE OR REPLACE FUNCTION threads_sweep(p_now float8, p_silent_before float8, p_limit integer) RETURNS integer
-LANGUAGE plpgsql AS $$
-DECLARE
-    past text;
-    swept integer := 0;
-BEGIN
-    DELETE FROM beats WHERE at < p_silent_before;
-    FOR past IN
-        SELECT thread_id FROM threads
-        WHERE expires_at <= p_now AND NOT EXISTS (
-            SELECT 1 FROM runs WHERE runs.thread_id = threads.thread_id AND status IN ('queued', 'running', 'waiting')
-        )
-        ORDER BY thread_id LIMIT p_limit FOR UPDATE SKIP LOCKED -- who holds it uses it, or sweeps as well
-    LOOP
-        IF thread_delete(past) = '' THEN
-            swept := swept + 1;
-        END IF;
-    END LOOP;
-    RETURN swept;
 END $$;

@@ -30,6 +30,11 @@ def interrupts_json(interrupts: Sequence[Interrupt]) -> str:
     return to_json([{name: getattr(i, name) for name in INTERRUPT} for i in interrupts]) if interrupts else "[]"
 
 
+def open_ids(interrupts: Sequence[Interrupt]) -> list[str]:
+    """Of the questions that may be answered."""
+    return [i.interrupt_id for i in interrupts if not i.settled]
+
+
 def interrupts_of(text: str) -> tuple[Interrupt, ...]:
     return tuple(Interrupt(**raw) for raw in json.loads(text)) if text != "[]" else ()
 
