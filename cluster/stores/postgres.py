@@ -154,7 +154,7 @@ class PostgresStore:
     async def commit(self, *commits: Commit) -> Committed:
         first = commits[0]
         if len(commits) == 1:
-            sent = await self._one("run_commit", first.run_id, first.epoch, *_values(first).values())
+            sent = await self._one("run_commit", first.run_id, first.epoch, *_values(first).values(), [first.seq])
         else:
             sent = await self._one("run_commits", first.run_id, first.epoch, _several(commits))
         outcome, cancel_asked, stored = sent

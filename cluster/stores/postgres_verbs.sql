@@ -209,7 +209,7 @@ CREATE OR REPLACE FUNCTION run_commit(
     p_run_id text, p_epoch bigint, p_seq bigint, p_at float8, p_status text, p_step bigint, p_checkpoint_id text,
     p_parent text, p_checkpoint_step bigint, p_snapshot boolean, p_body text, p_tasks text[], p_bodies text[],
     p_interrupts text, p_open_ids text[], p_wake_at float8, p_events json, p_counters json, p_result text, p_error text,
-    p_expires_at float8, p_taken bigint[], p_listens_after bigint, OUT outcome text, OUT cancel_asked boolean, OUT stored_seq bigint
+    p_expires_at float8, p_taken bigint[], p_listens_after bigint, p_together bigint[], OUT outcome text, OUT cancel_asked boolean, OUT stored_seq bigint
 ) LANGUAGE plpgsql AS $$
 DECLARE
     run runs%ROWTYPE;
@@ -226,7 +226,7 @@ BEGIN
         outcome := refuse('commit');
         RETURN;
     END IF;
-    IF run.seq = p_seq AND run.seq_epoch = p_epoch THEN
+    IF run.seq_epoch = p_epoch AND p_seq <= run.seq AND run.seq = ANY (p_together) THEN
         PERFORM count_up('{"checkpoint_commits_total{result=\"duplicate\"}": 1}');
         outcome := 'duplicate';
         RETURN;
@@ -284,7 +284,9 @@ END $$;
 CREATE OR REPLACE FUNCTION run_commits(
     p_run_id text, p_epoch bigint, p_commits json, OUT outcome text, OUT cancel_asked boolean, OUT stored_seq bigint
 ) LANGUAGE plpgsql AS $$
-DECLARE c record;
+DECLARE
+    c record;
+    together constant bigint[] := ARRAY(SELECT (sent ->> 'seq')::bigint FROM json_array_elements(p_commits) AS sent);
 BEGIN
     FOR c IN
         SELECT * FROM json_to_recordset(p_commits) AS given (
@@ -296,7 +298,7 @@ BEGIN
         SELECT done.outcome, done.cancel_asked, done.stored_seq INTO outcome, cancel_asked, stored_seq FROM run_commit(
             p_run_id, p_epoch, c.seq, c.at, c.status, c.step, c.checkpoint_id, c.parent, c.checkpoint_step, c.snapshot,
             c.body, c.tasks, c.bodies, c.interrupts, c.open_ids, c.wake_at, c.events, c.counters, c.result, c.error,
-            c.expires_at, c.taken, c.listens_after
+            c.expires_at, c.taken, c.listens_after, together
         ) AS done;
         EXIT WHEN outcome NOT IN ('ok', 'duplicate');
     END LOOP;

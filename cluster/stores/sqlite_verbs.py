@@ -111,19 +111,20 @@ before it or for other runs, has to stay."""
 def commit(db: Connection, commits: Sequence[Commit]) -> tuple[Told, bool]:
     """What the last one is told, or the first that is refused; and whether a run may have become ready by them."""
     told: Told = AssertionError("commit() needs a commit")
+    together = {one_of_them.seq for one_of_them in commits}
     for one_of_them in commits:
-        told = _commit(db, one_of_them)
+        told = _commit(db, one_of_them, together)
         if not isinstance(told, Committed):
             break
     return told, any(one_of_them.status != "running" for one_of_them in commits)
 
 
-def _commit(db: Connection, commit: Commit) -> Told:
+def _commit(db: Connection, commit: Commit, together: set[int]) -> Told:
     run = one(db, "hold_for_commit", commit.run_id)
     if run is None or run["epoch"] != commit.epoch:
         return refused(db, commit.run_id, commit.epoch, "commit")
     cancel_asked = bool(run["cancel_asked"])
-    if (run["seq_epoch"], run["seq"]) == (commit.epoch, commit.seq):
+    if run["seq_epoch"] == commit.epoch and commit.seq <= run["seq"] and run["seq"] in together:
         count(db, DUPLICATE)
         return Committed(duplicate=True, cancel_asked=cancel_asked)
     if run["status"] != "running":
