@@ -8,16 +8,18 @@ Laws kept here:
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from understudy.actors.effects import call_digest, effect_key, read_outcome, write_outcome
-from understudy.actors.errors import CallerError, EffectMismatch, Suspended, tellable
-from understudy.actors.events import counters_of
+from understudy.actors.approvals import Submission, submission
+from understudy.actors.effects import call_text, read_outcome
+from understudy.actors.errors import CallerError, tellable
+from understudy.actors.ledger import Ledger, Wish, decision_data
+from understudy.actors.ledger import Place as Place
 from understudy.actors.outcome import Outcome, ToolCall, ToolCode
-from understudy.actors.records import Event, Interrupt, Receipt, RunRecord
-from understudy.actors.step import Task
+from understudy.actors.reconciled import Reconciled, Unsure, read_reconciled
+from understudy.actors.records import Event, Receipt
 from understudy.actors.store import Store
 from understudy.actors.tool import Tool
 from understudy.policies.permission import Request
@@ -31,6 +33,8 @@ class Granted:
     rule: str
     policy: str
     reason: str = ""
+    by: str = "policy"
+    """Who has decided it: the policy, or the person whom it asked."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +98,6 @@ class SandboxDied(Exception):
     """The sandbox actor went away during the call."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where in a run a call stands."""
-
-    run: RunRecord
-    checkpoint_id: str
-    task: Task
-    receipts: Mapping[str, Receipt]
-    answers: Mapping[str, Any]
-
-
 async def _at_once() -> None:
     """What a run stands on whose commits are awaited anyway."""
 
@@ -123,26 +116,47 @@ class Caller:
     """Returns once all that this attempt stands on is durable. Awaited before anything leaves the system (law 3)."""
     released: bool = False
     """The run has, or will have, another owner: calls under way are that one's, and are not ended from here."""
+    left_behind: bool = False
+    """A thread of an effect that nobody wants any more may still be at work: the process is not fit for another run."""
+    ledger: Ledger = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.store, self.clock, self.token, self.durable)
 
     async def call(self, place: Place, tool: Tool[Any, Any], args: dict[str, Any], index: int) -> Outcome:
         """The outcome of the call at this place: from its receipt, or made now.
 
         Raises Suspended with an Interrupt where a person is needed, EffectMismatch, Fenced, CallerError.
         """
-        encoded = tool.encode(args)
-        digest = call_digest(tool.name, tool.version, encoded)
-        run = place.run
-        key = effect_key(run.thread_id, place.checkpoint_id, place.task.task_id, tool.name, index)
-        receipt = place.receipts.get(key)
+        return await self._outcome(tool, tool.encode(args), Wish(place, tool.name, index, "", ""))
+
+    async def _outcome(self, tool: Tool[Any, Any], args: dict[str, Any], blank: Wish) -> Outcome:
+        """`blank` is the wish but for what people may have changed about it."""
+        place = blank.place
+
+        def submitted(attempt: int) -> Submission:
+            return submission(tool, args, replace(blank, attempt=attempt).key, place.answers)
+
+        def wish_in(attempt: int) -> Wish:
+            told = submitted(attempt)
+            return replace(blank, attempt=attempt, digest=told.digest, said=call_text(tool.name, told.args))
+
+        wish, receipt = await self.ledger.find(place, wish_in)
         while True:
             if receipt is not None:
-                outcome = await self._on_record(place, tool, digest, receipt)
-                if outcome is not None:
+                outcome = await self._on_record(wish, tool, receipt, submitted(wish.attempt).args)
+                if outcome is not None and self.ledger.answers(wish, outcome):
                     return outcome
-            granted = await self._decide(place, tool, encoded, digest, key)
+                if outcome is not None:
+                    wish = wish_in(place.task.attempt)
+            plain = submission(tool, args, wish.key, {})  # what the node asks for: that is compared with the origin's
+            settled = await self.ledger.in_fork(replace(wish, digest=plain.digest, said=call_text(tool.name, args)))
+            if settled is not None:
+                return settled
+            granted = await self._decide(wish, tool, submitted(wish.attempt))
             if isinstance(granted, Outcome):
                 return granted
-            found = await self._execute(place, tool, encoded, digest, key, granted)
+            found = await self._execute(wish, tool, submitted(wish.attempt).args, granted)
             if isinstance(found, Outcome):
                 return found
             receipt = found  # somebody else began it meanwhile: attend it
@@ -156,146 +170,114 @@ class Caller:
                 self.sandboxes.abort_nowait(receipt)
             raise
 
-    async def _on_record(self, place: Place, tool: Tool[Any, Any], digest: str, receipt: Receipt) -> Outcome | None:
+    # --- what is on record ---
+
+    async def _on_record(
+        self, wish: Wish, tool: Tool[Any, Any], receipt: Receipt, args: dict[str, Any]
+    ) -> Outcome | None:
         """What a receipt answers; None where the call is to be made again."""
-        if receipt.digest != digest:
-            raise EffectMismatch(
-                f"node {place.task.node!r} runs again and asks for another call of tool {tool.name!r} than the one on "
-                f"record in this place ({receipt.key}); make the node's calls depend on its state alone"
-            )
+        if receipt.digest != wish.digest:
+            raise await self.ledger.mismatch(wish, receipt)
         if receipt.state == "started":
             outcome = await self._or_abort(receipt, self.sandboxes.attend(receipt))
             if outcome is not None:
                 return outcome
-            gone = [Event("tool_finished", self.clock(), _end(receipt, "unknown", 0.0, "its sandbox died"))]
-            run = place.run
-            await self.store.forget(
-                run.run_id, receipt.key, receipt.checkpoint_id, receipt.token, gone, counters_of(run.graph, gone)
-            )
-            receipt = await self.store.receipt(run.run_id, receipt.key, receipt.checkpoint_id) or receipt
+            gone = Event("tool_finished", self.clock(), _end(receipt, "unknown", 0.0, "its sandbox died"))
+            receipt = await self.ledger.lost(receipt, wish.place.run, gone)
         if receipt.state == "done":
             return read_outcome(receipt.outcome)
-        return None if tool.idempotent else self._ask_unknown(place, tool, receipt)
+        if tool.idempotent:
+            return None
+        told = await self._reconcile(wish, tool, receipt, args)
+        return await self.ledger.reconciled(wish, receipt, told)
 
-    def _ask_unknown(self, place: Place, tool: Tool[Any, Any], receipt: Receipt) -> Outcome | None:
-        interrupt_id = "u" + receipt.token[:15]
-        if interrupt_id not in place.answers:
-            raise Suspended(
-                Interrupt(
-                    interrupt_id=interrupt_id,
-                    task_id=place.task.task_id,
-                    node=place.task.node,
-                    kind="unknown",
-                    payload={
-                        "tool": tool.name,
-                        "question": "the sandbox died during this call, so nobody knows whether it took effect; "
-                        'look, and answer "retry", "fail" or {"value": ...}',
-                    },
-                    digest=receipt.digest,
-                    asked_at=self.clock(),
-                )
-            )
-        match place.answers[interrupt_id]:
-            case "retry":
-                return None
-            case {"value": value}:
-                return Outcome("ok", value=value)
-            case _:
-                return Outcome("unknown", error="its sandbox died; a person decided not to call again")
+    async def _reconcile(self, wish: Wish, tool: Tool[Any, Any], receipt: Receipt, args: dict[str, Any]) -> Reconciled:
+        """Ask the outside how a call ended, in a sandbox, under the policy's decision on the same call."""
+        looker = tool.reconciler
+        if looker is None:
+            return Unsure()
+        blank = Wish(wish.place, looker.name, wish.index, "", "", about=(wish.key, receipt.token))
+        try:
+            outcome = await self._outcome(looker, looker.encode(args), blank)
+        except CallerError as error:
+            return Unsure(str(error))
+        if outcome.kind != "ok":
+            return Unsure(f"{looker.name} ended with {outcome.kind}: {outcome.said}")
+        return read_reconciled(outcome.value)
 
-    async def _decide(
-        self, place: Place, tool: Tool[Any, Any], args: dict[str, Any], digest: str, key: str
-    ) -> Granted | Outcome:
-        run = place.run
+    # --- what may be ---
+
+    async def _decide(self, wish: Wish, tool: Tool[Any, Any], told: Submission) -> Granted | Outcome:
+        """A grant, or the outcome where nothing is executed. Raises Suspended where a person has to say."""
+        run, approval = wish.place.run, told.approval
         request = Request(
-            tool=tool.name, args=args, run_id=run.run_id, graph=run.graph, digest=digest, labels=run.labels
+            tool=tool.judged_as,
+            args=told.args,
+            run_id=run.run_id,
+            graph=run.graph,
+            digest=wish.digest,
+            labels=run.labels,
         )
-        interrupt_id = "a" + call_digest(key, digest, {})[:15]
-        answer = place.answers.get(interrupt_id)
-        approved = isinstance(answer, dict) and answer.get("approve") is True
-        verdict = await self.policy.decide(request, key, run.epoch, run.policy, approved)
+        approved = approval is not None and approval.approve
+        if approval is not None and approval.answered:
+            outcome = Outcome("ok", value=approval.value, note=f"answered by {approval.who}")
+            reason = f"nothing is executed: {approval.who} gave the answer{approval.noted}"
+            return await self.ledger.settle(wish, outcome, self._events(wish, "answer", reason, by=approval.who))
+        verdict = await self.policy.decide(request, wish.key, run.epoch, run.policy, approved)
         match verdict:
+            case Granted() if approval is not None and approved:
+                changed = ", with other arguments" if approval.args is not None else ""
+                reason = f"approved by {approval.who}{changed}{approval.noted}"
+                return replace(verdict, reason=reason, by=approval.who)
             case Granted():
                 return verdict
-            case Asked() if interrupt_id in place.answers:
-                note = answer.get("note", "") if isinstance(answer, dict) else ""
-                return await self._denied(
-                    place,
-                    tool,
-                    digest,
-                    key,
-                    verdict.rule,
-                    verdict.policy,
-                    "a person said no" + (f": {note}" if note else ""),
-                )
+            case Asked() if approval is None:
+                payload = {
+                    "tool": tool.name,
+                    "args": told.args,
+                    "rule": verdict.rule,
+                    "policy": verdict.policy,
+                    "reason": verdict.reason,
+                }
+                if told.problem:
+                    payload["problem"] = told.problem
+                raise self.ledger.question(wish, told.interrupt_id, "approval", payload)
             case Asked():
-                raise Suspended(
-                    Interrupt(
-                        interrupt_id=interrupt_id,
-                        task_id=place.task.task_id,
-                        node=place.task.node,
-                        kind="approval",
-                        payload={
-                            "tool": tool.name,
-                            "args": args,
-                            "rule": verdict.rule,
-                            "policy": verdict.policy,
-                            "reason": verdict.reason,
-                        },
-                        digest=digest,
-                        asked_at=self.clock(),
-                    )
-                )
+                assert approval is not None
+                reason, by = f"a person said no{approval.noted}", approval.who
             case Refused():
-                return await self._denied(place, tool, digest, key, verdict.rule, verdict.policy, verdict.reason)
+                reason, by = verdict.reason, "policy"
+        # A refusal is an outcome with a receipt: the node that runs again gets the same answer.
+        refused = Outcome("denied", error=reason)
+        events = self._events(wish, "deny", reason, by=by, rule=verdict.rule, policy=verdict.policy)
+        return await self.ledger.settle(wish, refused, events)
 
-    async def _denied(
-        self, place: Place, tool: Tool[Any, Any], digest: str, key: str, rule: str, policy: str, reason: str
-    ) -> Outcome:
-        """A refusal is an outcome with a receipt: the node that runs again gets the same answer."""
-        await self.durable()
-        now, run = self.clock(), place.run
-        outcome = Outcome("denied", error=reason)
-        receipt = Receipt(
-            key=key,
-            run_id=run.run_id,
-            checkpoint_id=place.checkpoint_id,
-            task_id=place.task.task_id,
-            tool=tool.name,
-            digest=digest,
-            state="done",
-            sandbox="",
-            token=self.token(),
-            outcome=write_outcome(outcome),
-            at=now,
-        )
-        events = [
-            Event("decided", now, _decision(tool.name, "deny", rule, policy, reason, digest)),
-            Event("tool_finished", now, _end(receipt, "denied", 0.0, reason)),
+    def _events(
+        self, wish: Wish, decision: str, reason: str, *, by: str, rule: str = "", policy: str = ""
+    ) -> list[Event]:
+        """The decision, and the end of a call that was not made."""
+        now = self.clock()
+        outcome, error = ("denied", reason) if decision == "deny" else ("ok", "")
+        return [
+            Event("decided", now, decision_data(wish, decision, rule=rule, policy=policy, reason=reason, by=by)),
+            Event("tool_finished", now, _told(wish.name, wish.key, outcome, 0.0, error)),
         ]
-        begun = await self.store.begin(receipt, run.epoch, events, counters_of(run.graph, events), now)
-        return outcome if begun.fresh or not begun.receipt.outcome else read_outcome(begun.receipt.outcome)
+
+    # --- doing it ---
 
     async def _execute(
-        self, place: Place, tool: Tool[Any, Any], args: dict[str, Any], digest: str, key: str, granted: Granted
+        self, wish: Wish, tool: Tool[Any, Any], args: dict[str, Any], granted: Granted
     ) -> Outcome | Receipt:
         await self.durable()
-        now, run = self.clock(), place.run
-        receipt = Receipt(
-            key=key,
-            run_id=run.run_id,
-            checkpoint_id=place.checkpoint_id,
-            task_id=place.task.task_id,
-            tool=tool.name,
-            digest=digest,
-            state="started",
-            sandbox=self.sandboxes.pick(),
-            token=self.token(),
-            at=now,
+        now, run = self.clock(), wish.place.run
+        receipt = wish.receipt("started", self.token(), now, sandbox=self.sandboxes.pick())
+        decided = decision_data(
+            wish, "allow", rule=granted.rule, policy=granted.policy, reason=granted.reason, by=granted.by
         )
-        decided = _decision(tool.name, "allow", granted.rule, granted.policy, granted.reason, digest)
         order = Order(
-            call=ToolCall(key=key, tool=tool.name, code=self.sandboxes.code_of(tool), args=args),
+            call=ToolCall(
+                key=wish.about[0] or wish.key, tool=tool.judged_as, code=self.sandboxes.code_of(tool), args=args
+            ),
             token=granted.token,
             receipt=receipt,
             epoch=run.epoch,
@@ -306,24 +288,17 @@ class Caller:
             return await self._or_abort(receipt, self.sandboxes.execute(order))
         except SandboxDied:
             # It may have died before it put the call on record (then it never started), during it, or after it.
-            return await self.store.receipt(run.run_id, key, place.checkpoint_id) or await self._execute(
-                place, tool, args, digest, key, granted
+            return await self.store.receipt(run.run_id, wish.key, wish.place.checkpoint_id) or await self._execute(
+                wish, tool, args, granted
             )
 
 
-def _decision(tool: str, decision: str, rule: str, policy: str, reason: str, digest: str) -> dict[str, Any]:
-    return {
-        "tool": tool,
-        "decision": decision,
-        "rule": rule,
-        "policy": policy,
-        "reason": reason,
-        "digest": digest,
-    }
-
-
 def _end(receipt: Receipt, outcome: str, seconds: float, error: str) -> dict[str, Any]:
-    return {"tool": receipt.tool, "key": receipt.key, "outcome": outcome, "seconds": seconds, "error": error}
+    return _told(receipt.tool, receipt.key, outcome, seconds, error)
+
+
+def _told(tool: str, key: str, outcome: str, seconds: float, error: str) -> dict[str, Any]:
+    return {"tool": tool, "key": key, "outcome": outcome, "seconds": seconds, "error": error}
 
 
 def finished_event(receipt: Receipt, outcome: Outcome, at: float) -> Event:

@@ -6,13 +6,14 @@ and answers of its earlier attempt. They are plain functions that return an awai
 """
 
 import asyncio
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from understudy.actors.calls import Caller, Place, check_value
 from understudy.actors.errors import (
@@ -24,7 +25,24 @@ from understudy.actors.errors import (
     ToolDenied,
     ToolError,
 )
+from understudy.actors.interrupts import (
+    EXPIRED,
+    Continue,
+    Escalate,
+    OnTimeout,
+    Question,
+    asked_again,
+    check_duration,
+    escalated,
+    interrupt_id,
+    new_interrupt,
+    next_id,
+    problem_of,
+    question,
+    typed,
+)
 from understudy.actors.outcome import Outcome
+from understudy.actors.own_effects import OwnEffect, own_effect, perform
 from understudy.actors.records import Interrupt, RunRecord
 from understudy.actors.tool import Tool
 
@@ -95,20 +113,64 @@ class Context:
         """Like `call`, but returns the Outcome whatever its kind."""
         return self._begin(self._call(tool, args, self._place_of(tool)))
 
-    def interrupt(self, payload: Any, *, deadline: timedelta | None = None) -> asyncio.Task[Any]:
+    def effect(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        *,
+        idempotent: bool = False,
+        reconcile: Callable[[str], Any] | None = None,
+        type: Any = None,
+        about: Any = None,
+    ) -> asyncio.Task[Any]:
+        """Do something to the world from the node itself, on record: a model call, an HTTP call. It happens once.
+
+        It is on record before `fn` starts, and its result before the node gets it; a node that runs again gets the
+        result of the first time. If the run's process died meanwhile, nobody knows how it ended: with `idempotent` it
+        is done again; else `reconcile` is asked; else, and if that cannot tell, a person is (`retry`, `fail`, value).
+
+        Args:
+            name: what it is, e.g. "ask-model"; a label of metrics, so not made of ids.
+            fn: async or plain function without arguments, or of the effect key (text; the same when it is done again:
+                send it along as idempotency key). A plain one runs in a thread.
+            idempotent: doing it twice under the same key is the same as once.
+            reconcile: async or plain function of the key; returns Done(value), NeverHappened() or Unsure(why).
+            type: of the result, as pydantic knows it; None: JSON values as they are.
+            about: JSON values that say what is asked, e.g. the prompt. A node that runs again and asks about something
+                else is stopped (EffectMismatch), instead of getting the old answer.
+        Returns (awaited): the result. Raises EffectFailed (with type and message of what `fn` raised), EffectMismatch.
+        """
+        asked = own_effect(name, fn, idempotent, reconcile, type, about)
+        return self._begin(self._effect(asked, self._next(asked.ledger_name)))
+
+    def interrupt(
+        self,
+        payload: Any,
+        *,
+        deadline: timedelta | None = None,
+        on_timeout: OnTimeout = None,
+        schema: Any = None,
+    ) -> asyncio.Task[Any]:
         """Ask a person: the run is put to sleep, durably, until somebody resumes it with an answer.
 
         Args:
             payload: JSON values that the one who answers is shown.
-            deadline: how long the answer may take. Past it, InterruptExpired is raised here.
-        Returns (awaited): the answer, as JSON values. The node runs again from its start to get here; its tool calls
-        before are answered by their receipts.
+            deadline: how long the answer may take.
+            on_timeout: what happens then. None: InterruptExpired is raised here; Continue(value): that is the answer;
+                Escalate(payload, deadline): it is asked again, as another question.
+            schema: pydantic model or type of the answer. One that does not fit its JSON schema is refused when it is
+                given.
+        Returns (awaited): the answer, of the type `schema`, or as JSON values. The node runs again from its start to
+        get here; its effects before are answered by their receipts.
+        Raises InterruptExpired, CallerError.
         """
-        return self._begin(self._interrupt("question", payload, deadline, self._next("interrupt")))
+        asked = question(self.node, payload, deadline, on_timeout, schema)
+        return self._begin(self._interrupt(asked, self._next("interrupt")))
 
     def sleep(self, duration: timedelta) -> asyncio.Task[None]:
         """Wait durably, holding no actor: for minutes or months."""
-        return self._begin(self._interrupt("timer", {}, duration, self._next("sleep")))
+        check_duration(duration, "ctx.sleep")
+        return self._begin(self._sleep(duration, self._next("sleep")))
 
     # --- inside ---
 
@@ -132,8 +194,15 @@ class Context:
         return task
 
     async def _call(self, tool: "Tool[..., Any]", args: dict[str, Any], index: int) -> Outcome:
+        return await self._recorded(self._caller.call(self._place, tool, args, index))
+
+    async def _effect(self, asked: OwnEffect, index: int) -> Any:
+        return await self._recorded(perform(self._caller, self._place, asked, index))
+
+    async def _recorded(self, work: Awaitable[R]) -> R:
+        """Do what leaves the system; keep what it asks, and what ended it that is no fault of the node."""
         try:
-            return await self._caller.call(self._place, tool, args, index)
+            return await work
         except Suspended as suspended:
             self._ask(suspended.args[0])
             raise
@@ -141,33 +210,56 @@ class Context:
             self.lost = error
             raise
 
-    async def _interrupt(self, kind: Any, payload: Any, duration: timedelta | None, index: int) -> Any:
-        task = self._place.task
-        name = "\0".join((task.task_id, kind, str(index)))
-        interrupt_id = ("t" if kind == "timer" else "q") + hashlib.sha256(name.encode()).hexdigest()[:15]
-        if interrupt_id in self._place.answers:
-            return self._place.answers[interrupt_id]
-        known = self._known.get(interrupt_id)
-        now = self._clock()
-        if known is not None and (known.settled or (known.deadline is not None and known.deadline <= now)):
-            self._ask(_settled(known))
-            if kind == "timer":
-                return None
-            raise InterruptExpired(f"nobody answered {interrupt_id} of node {task.node!r} before its deadline")
+    async def _interrupt(self, asked: Question, index: int) -> Any:
+        task, answers = self._place.task, self._place.answers
+        named, since = interrupt_id(task.task_id, "question", index), ""
+        while True:
+            known = self._known.get(named)
+            answered, answer = named in answers, answers.get(named)
+            if not answered and known is not None and self._is_due(known):
+                answered, answer = True, EXPIRED if known.settled else await self._expire(named)
+            if answered and answer == EXPIRED:
+                if known is not None:
+                    self._ask(_settled(known))
+                match asked.on_timeout:
+                    case Continue(value):
+                        return value
+                    case Escalate() as then:
+                        asked, since, named = escalated(asked, then), named, next_id(named, "escalated")
+                    case None:
+                        raise InterruptExpired(f"nobody answered {named} of node {task.node!r} before its deadline")
+            elif answered:
+                try:
+                    return typed(asked, answer)
+                except ValidationError as error:
+                    asked, named = asked_again(asked, problem_of(error)), next_id(named, json.dumps(answer))
+            else:
+                found = known or new_interrupt(named, task.task_id, task.node, asked, self._clock(), since)
+                self._ask(found)
+                raise Suspended(found)
+
+    async def _sleep(self, duration: timedelta, index: int) -> None:
+        task, now = self._place.task, self._clock()
+        named = interrupt_id(task.task_id, "timer", index)
+        timer = self._known.get(named)
+        if timer is not None and self._is_due(timer):
+            self._ask(_settled(timer))
+            return
+        until = now + duration.total_seconds()
+        timer = timer or Interrupt(named, task.task_id, task.node, "timer", {}, "", now, until)
+        self._ask(timer)
+        raise Suspended(timer)
+
+    def _is_due(self, interrupt: Interrupt) -> bool:
+        return interrupt.settled or (interrupt.deadline is not None and interrupt.deadline <= self._clock())
+
+    async def _expire(self, named: str) -> Any:
+        """Let time answer, unless somebody was faster: from here on there is one answer, whoever runs the node."""
         try:
-            # UnicodeEncodeError is a ValueError: a lone surrogate is no text, and not every store could hold it.
-            json.dumps(payload, allow_nan=False, ensure_ascii=False).encode()
-        except (TypeError, ValueError, RecursionError) as error:
-            raise CallerError(
-                f"ctx.interrupt in node {task.node!r}: the payload is not JSON ({error}); use .model_dump(mode='json')"
-            ) from None
-        if not isinstance(duration, timedelta | None):
-            what = "ctx.sleep" if kind == "timer" else "the deadline of ctx.interrupt"
-            raise CallerError(f"{what} is a timedelta, not {duration!r:.80}; write e.g. timedelta(seconds=3)")
-        deadline = None if duration is None else now + duration.total_seconds()
-        asked = known or Interrupt(interrupt_id, task.task_id, task.node, kind, payload, "", now, deadline)
-        self._ask(asked)
-        raise Suspended(asked)
+            return await self._caller.ledger.answer(self._place.run, named, EXPIRED)
+        except (Fenced, StoreUnavailable) as error:
+            self.lost = error
+            raise
 
     def _ask(self, interrupt: Interrupt) -> None:
         self.asked[interrupt.interrupt_id] = interrupt
@@ -181,6 +273,11 @@ class Context:
     def release(self) -> None:
         """Leave the calls under way to the run's next owner: whatever ends here from now on does not end them."""
         self.over = self._caller.released = True
+
+    @property
+    def left_behind(self) -> bool:
+        """Something that it began cannot be stopped: its process is not fit for another run."""
+        return self._caller.left_behind
 
     def stop(self) -> None:
         """Cancel what is still at work."""
@@ -208,9 +305,17 @@ class BlockingContext:
         """See Context.outcome."""
         return self._wait(lambda: self._context.outcome(tool, **args))
 
-    def interrupt(self, payload: Any, *, deadline: timedelta | None = None) -> Any:
+    def effect(self, name: str, fn: Callable[..., Any], **more: Any) -> Any:
+        """See Context.effect."""
+        return self._wait(lambda: self._context.effect(name, fn, **more))
+
+    def interrupt(
+        self, payload: Any, *, deadline: timedelta | None = None, on_timeout: OnTimeout = None, schema: Any = None
+    ) -> Any:
         """See Context.interrupt."""
-        return self._wait(lambda: self._context.interrupt(payload, deadline=deadline))
+        return self._wait(
+            lambda: self._context.interrupt(payload, deadline=deadline, on_timeout=on_timeout, schema=schema)
+        )
 
     def sleep(self, duration: timedelta) -> None:
         """See Context.sleep."""

@@ -152,6 +152,7 @@ class Driver:
 
     def _ended(self, task: Task, work: "asyncio.Task[None]") -> None:
         context = self._work.pop(work)
+        self.dirty = self.dirty or context.left_behind
         if work.cancelled():
             if not context.over:
                 context.stop()

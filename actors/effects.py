@@ -2,42 +2,89 @@
 
 The name is the same whenever the node runs again from the same checkpoint, so the receipt under it answers. In a fork
 the checkpoint is another one, so the names are others too, and no receipt or approval of the origin is good there.
+
+A later attempt of a node has names of its own. It looks at those of the attempts before it as well: what went well, or
+was refused, answers; what failed is made again, under the name of this attempt.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from understudy.actors.outcome import Outcome
+from understudy.actors.step import Task
+
+OWN = "effect:"
+"""Begins the names of effects that a node performs itself (`ctx.effect`), so that a tool may have the same name."""
+SAID_CHARS_MAX = 300
+
+# --- names ---------------------------------------------------------------------------------------------------------
 
 
-def effect_key(thread_id: str, checkpoint_id: str, task_id: str, tool: str, place: int) -> str:
-    """The name of one call. `place` counts the calls of this tool in this task, from 0."""
-    name = "\0".join((thread_id, checkpoint_id, task_id, tool, str(place)))
-    return hashlib.sha256(name.encode()).hexdigest()[:32]
+def effect_key(thread_id: str, checkpoint_id: str, task_id: str, tool: str, place: int, attempt: int = 0) -> str:
+    """The name of one call. `place` counts the calls of this tool in this task, from 0; `attempt` the task's tries."""
+    parts = [thread_id, checkpoint_id, task_id, tool, str(place)]
+    if attempt:
+        parts.append(f"attempt {attempt}")
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def call_digest(tool: str, version: str, args: dict[str, Any]) -> str:
+def place_of(task: Task, name: str, index: int) -> str:
+    """Where a call stands, in words that mean the same in a fork: step/task/node/name/index."""
+    return f"{task.step}/{task.index}/{task.node}/{name}/{index}"
+
+
+def step_of(place: str) -> int:
+    """The superstep of a place; 0 for a receipt that was written without one."""
+    step = place.partition("/")[0]
+    return int(step) if step.isdigit() else 0
+
+
+def call_digest(tool: str, version: str, args: Mapping[str, Any]) -> str:
     """What an approval is bound to: the tool, its version and its arguments (JSON values, keys in any order)."""
     text = json.dumps([tool, version, args], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def call_text(name: str, args: Mapping[str, Any]) -> str:
+    """A call for people and for the event log: `pay(order="A1", amount=3)`, cut where it is long."""
+    parts: list[str] = []
+    left = SAID_CHARS_MAX
+    for key, value in args.items():
+        text = f"{key}={json.dumps(value)}"  # in ASCII: what is asked for may hold what no store can
+        if len(text) > left:
+            parts.append(text[: max(0, left)] + "...")
+            break
+        parts.append(text)
+        left -= len(text)
+    return f"{name}({', '.join(parts)})"
+
+
+# --- outcomes ------------------------------------------------------------------------------------------------------
+
+
 def write_outcome(outcome: Outcome) -> str:
     """JSON of an outcome, as a receipt keeps it."""
-    return json.dumps(
-        {
-            "kind": outcome.kind,
-            "value": outcome.value,
-            "error": outcome.error,
-            "error_type": outcome.error_type,
-            "printed": outcome.printed,
-            "duration_s": outcome.duration_s,
-            "peak_memory_bytes": outcome.peak_memory_bytes,
-        }
-    )  # in ASCII: what a tool answers may hold lone surrogates, which no store can
+    fields: dict[str, Any] = {
+        "kind": outcome.kind,
+        "value": outcome.value,
+        "error": outcome.error,
+        "error_type": outcome.error_type,
+        "printed": outcome.printed,
+        "duration_s": outcome.duration_s,
+        "peak_memory_bytes": outcome.peak_memory_bytes,
+    }
+    if outcome.note:
+        fields["note"] = outcome.note
+    return json.dumps(fields)  # in ASCII: what a tool answers may hold lone surrogates, which no store can
 
 
 def read_outcome(text: str) -> Outcome:
     """The outcome in a receipt."""
     return Outcome(**json.loads(text))
+
+
+def stands(outcome: Outcome) -> bool:
+    """Whether a later attempt of the node takes this outcome: it went well, or was refused."""
+    return outcome.kind in ("ok", "denied")

@@ -97,6 +97,24 @@ class AnswerNeeded(CallerError):
         self.questions = tuple(questions)
 
 
+class EffectFailed(UnderstudyError):
+    """An effect of a node (`ctx.effect`) did not end well: its function raised, or its result cannot be kept.
+
+    `error_type` and `error` are what it raised; `outcome` is what is on record, and what the node gets again when it
+    runs again.
+    """
+
+    def __init__(self, name: str, outcome: Any) -> None:
+        super().__init__(f"effect {name!r}: {outcome.said or outcome.kind}")
+        self.name = name
+        self.outcome = outcome
+        self.error_type: str = outcome.error_type
+        self.error: str = outcome.error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.outcome)
+
+
 class InterruptExpired(UnderstudyError):
     """Nobody answered an interrupt before its deadline."""
 

@@ -16,7 +16,7 @@ TOOL_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 @lru_cache(maxsize=4096)
-def sample(name: str, **labels: str) -> str:
+def sample(name: str, /, **labels: str) -> str:
     """A sample's full name in Prometheus' own notation; labels in alphabetical order, values escaped."""
     if not labels:
         return name
@@ -28,7 +28,7 @@ def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def histogram(name: str, buckets: Iterable[float], value: float, **labels: str) -> dict[str, float]:
+def histogram(name: str, buckets: Iterable[float], value: float, /, **labels: str) -> dict[str, float]:
     """Increments of one observation: its bucket (not cumulative; the exporter adds up), sum and count."""
     bucket = next((format(b, "g") for b in buckets if value <= b), "+Inf")
     return {
@@ -71,6 +71,10 @@ def _tool_finished(graph: str, data: Mapping[str, Any]) -> dict[str, float]:
     return counters | histogram("tool_call_seconds", TOOL_BUCKETS_S, float(data["seconds"]), tool=tool)
 
 
+def _effect_finished(graph: str, data: Mapping[str, Any]) -> dict[str, float]:
+    return {sample("effects_total", name=data["name"], outcome=data["outcome"]): 1.0}
+
+
 def _none(graph: str, data: Mapping[str, Any]) -> dict[str, float]:
     return {}
 
@@ -86,9 +90,13 @@ KINDS: Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, float]]] = {
     "checkpoint": _none,  # checkpoint_id, step
     "interrupted": _none,  # interrupt_id, node, kind, payload, deadline
     "answered": _none,  # interrupt_id
-    "decided": _decided,  # tool, decision, rule, reason, digest, policy
-    "tool_started": _none,  # tool, key, sandbox
+    "escalated": _none,  # interrupt_id, to, node, deadline
+    "decided": _decided,  # tool, key, call, decision, rule, reason, digest, policy, by
+    "tool_started": _none,  # tool, key, sandbox, wall_s
     "tool_finished": _tool_finished,  # tool, key, outcome, seconds, error
+    "effect_started": _none,  # name, key, call, digest
+    "effect_finished": _effect_finished,  # name, key, outcome, seconds, error
+    "reconciled": _none,  # tool, key, answer (done or fail), by (reconcile or person)
     "cancel_asked": _none,
     "retried": _none,
     "message": _none,  # n, message_id

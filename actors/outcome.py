@@ -35,6 +35,8 @@ class Outcome:
     """What the tool printed up to then (stdout and stderr), cut to the tail that fits `output_bytes`."""
     duration_s: float = 0.0
     peak_memory_bytes: int = 0
+    note: str = ""
+    """Where it comes from, if nothing was executed for it: `answered by a person`, `reused from run ...`."""
 
     @property
     def said(self) -> str:

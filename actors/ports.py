@@ -6,6 +6,7 @@ Names and not handles: an actor that died comes back under its name (Ray's own r
 import asyncio
 import contextlib
 import functools
+import hashlib
 import itertools
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,11 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from understudy.actors.by_value import tool_code
 from understudy.actors.calls import Order, SandboxDied, Verdict
+from understudy.actors.elsewhere import attend_elsewhere
 from understudy.actors.errors import StoreUnavailable
 from understudy.actors.outcome import Outcome, ToolCode
 from understudy.actors.records import Receipt
+from understudy.actors.store import Store
 from understudy.actors.tool import Tool
 from understudy.policies.permission import Request
 
@@ -89,11 +92,18 @@ class Policies:
                 await asyncio.sleep(0.05)
 
 
-class Sandboxes:
-    """`SandboxPort` over the sandbox actors."""
+def session_tag() -> str:
+    """Tells this Ray cluster, as long as it lives, from every other."""
+    return hashlib.sha256(ray.get_runtime_context().get_session_name().encode()).hexdigest()[:8]
 
-    def __init__(self, names: Sequence[str]) -> None:
+
+class Sandboxes:
+    """`SandboxPort` over the sandbox actors of this Ray cluster."""
+
+    def __init__(self, names: Sequence[str], store: Store) -> None:
+        self._names = frozenset(names)
         self._turn = itertools.cycle(names)
+        self._store = store
         self._handles: dict[str, Any] = {}
 
     def pick(self) -> str:
@@ -118,6 +128,8 @@ class Sandboxes:
             raise SandboxDied(name) from None
 
     async def attend(self, receipt: Receipt) -> Outcome | None:
+        if receipt.sandbox not in self._names:
+            return await attend_elsewhere(self._store, receipt)
         try:
             handle = await self._find(receipt.sandbox)
             outcome: Outcome | None = await handle.attend.remote(receipt.key, receipt.token)

@@ -5,6 +5,7 @@ Times are seconds since the epoch, as floats, and always given by the caller.
 """
 
 import hashlib
+import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -259,6 +260,8 @@ class Loaded:
 
 
 ReceiptState = Literal["started", "done", "unknown"]
+Standing = Literal["started", "done", "failed", "unknown"]
+"""What people are told of an effect: of those that are `done` for a store, some went well and some failed."""
 
 
 @dataclass(frozen=True)
@@ -283,6 +286,14 @@ class Receipt:
     at: float = 0.0
     place: str = ""
     """Where in the run it stands, in words that hold in a fork too: step/task/node/name/index (see effects.py)."""
+
+    @property
+    def standing(self) -> Standing:
+        """`done` is an effect that went well; one that was refused, or ended otherwise, has `failed`."""
+        if self.state != "done":
+            return self.state
+        kind = json.loads(self.outcome)["kind"]
+        return "done" if kind == "ok" else "unknown" if kind == "unknown" else "failed"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from understudy.actors.attempts import Attempt, Failure, next_attempt
 from understudy.actors.checkpoint import Checkpoint, following, restore
+from understudy.actors.effects import call_text
 from understudy.actors.errors import CallerError, CodeError, StepLimitReached, tellable
 from understudy.actors.events import counters_of
 from understudy.actors.lazy import state_of
@@ -455,9 +456,15 @@ def _asking(interrupt: Interrupt, at: float) -> list[Event]:
         "deadline": interrupt.deadline,
     }
     events = [Event("interrupted", at, data)]
+    then = interrupt.on_timeout
+    if isinstance(then, dict) and "escalated_from" in then:
+        told = {"interrupt_id": then["escalated_from"], "to": interrupt.interrupt_id, "node": interrupt.node}
+        events.insert(0, Event("escalated", at, {**told, "deadline": interrupt.deadline}))
     if interrupt.kind == "approval":
         decided = {key: interrupt.payload[key] for key in ("tool", "rule", "policy", "reason")}
-        events.append(Event("decided", at, {**decided, "decision": "ask", "digest": interrupt.digest}))
+        call = call_text(interrupt.payload["tool"], interrupt.payload["args"])
+        decided |= {"call": call, "decision": "ask", "digest": interrupt.digest, "by": "policy"}
+        events.append(Event("decided", at, decided))
     return events
 
 

@@ -86,7 +86,7 @@ class RunActor:
                 return Left("stale", dirty=True)
             graph = await self._library.graph(code)
             policy = Policies(self._config.policy)
-            driver = Driver(self._store, policy, Sandboxes(self._config.sandboxes), graph.plan(), loaded)
+            driver = Driver(self._store, policy, Sandboxes(self._config.sandboxes, self._store), graph.plan(), loaded)
             self._drivers[run_id] = (epoch, driver)
             status = await driver.drive()
             return Left("left", status, dirty=driver.dirty)

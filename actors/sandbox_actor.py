@@ -1,7 +1,8 @@
 """The sandbox actor: checks the grant, puts the call on record, executes it behind walls, and writes the receipt.
 
 Laws kept here:
-4. The receipt is durable before the tool starts; its outcome is durable before anyone is told.
+4. The receipt is durable before the tool starts; its outcome is durable before anyone is told. A call that waits for
+   room is not on record yet: whatever happens to it meanwhile, it was never started.
 5. A call outlives the run actor that ordered it: it is finished here, and whoever owns the run then attends it.
 7. No grant, or one that does not fit this very call: nothing is executed.
 """
@@ -9,6 +10,7 @@ Laws kept here:
 import asyncio
 import dataclasses
 import time
+from typing import Any
 
 from understudy.actors.calls import Order, finished_event
 from understudy.actors.effects import write_outcome
@@ -35,7 +37,7 @@ class SandboxActor:
         self._room = asyncio.Semaphore(at_once)
         self._backend: Backend = BubblewrapBackend()
         self._store: Store | None = None
-        self._work: dict[tuple[str, str], asyncio.Task[Outcome]] = {}
+        self._work: dict[tuple[str, str], asyncio.Task[Outcome | Receipt]] = {}
 
     async def execute(self, order: Order) -> Outcome | Receipt:
         """The outcome; or the receipt that is on record under this key already. Raises Fenced."""
@@ -57,22 +59,15 @@ class SandboxActor:
         except GrantRefused as error:
             return await self._refuse(store, order, f"the sandbox refused the grant: {error}", now)
         # Known here before it is on record there: whoever reads `started` and asks must find it at work.
-        begun: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        work = asyncio.ensure_future(self._perform(store, order, grant.profile, begun))
+        work = asyncio.ensure_future(self._perform(store, order, grant.profile))
         self._work[place] = work
-        work.add_done_callback(lambda _: self._work.pop(place, None))
-        events = [order.decided, Event("tool_started", now, _started(order))]
-        receipt = dataclasses.replace(order.receipt, at=now)
-        try:
-            answer = await store.begin(receipt, order.epoch, events, counters_of(order.graph, events), now)
-        except BaseException:
-            work.cancel()
-            raise
-        if not answer.fresh:
-            work.cancel()
-            return answer.receipt
-        begun.set_result(True)
+        work.add_done_callback(lambda done: self._over(place, done))
         return await asyncio.shield(work)
+
+    def _over(self, place: tuple[str, str], work: "asyncio.Task[Outcome | Receipt]") -> None:
+        self._work.pop(place, None)
+        if not work.cancelled():
+            work.exception()  # seen, also if whoever ordered it is gone
 
     async def _refuse(self, store: Store, order: Order, reason: str, now: float) -> Outcome | Receipt:
         outcome = Outcome("denied", error=reason)
@@ -82,35 +77,48 @@ class SandboxActor:
         answer = await store.begin(receipt, order.epoch, events, counters_of(order.graph, events), now)
         return outcome if answer.fresh else answer.receipt
 
-    async def _perform(self, store: Store, order: Order, profile: Profile, begun: "asyncio.Future[bool]") -> Outcome:
-        await begun
-        began = time.perf_counter()
-        try:
-            outcome = await self._isolated(order, profile)
-        except asyncio.CancelledError:
-            outcome = Outcome(
-                "killed",
-                error="ended from outside: the run was cancelled, or its node gave up on the call",
-                duration_s=time.perf_counter() - began,
-            )
+    async def _perform(self, store: Store, order: Order, profile: Profile) -> Outcome | Receipt:
+        """Wait for room, put the call on record, make it, and write its receipt. Raises Fenced."""
+        async with self._room:
+            on_record = await self._begin(store, order, profile)
+            if on_record is not None:
+                return on_record
+            began = time.perf_counter()
+            try:
+                outcome = await self._isolated(order, profile)
+            except asyncio.CancelledError:
+                outcome = _aborted(time.perf_counter() - began)
         await self._record(store, order, outcome)
         return outcome
 
+    async def _begin(self, store: Store, order: Order, profile: Profile) -> Receipt | None:
+        """Put the call on record; what is there already, if it is. Aborted just then, it ends as killed."""
+        now = time.time()
+        events = [order.decided, Event("tool_started", now, _started(order, profile))]
+        receipt = dataclasses.replace(order.receipt, at=now)
+        begin = asyncio.ensure_future(store.begin(receipt, order.epoch, events, counters_of(order.graph, events), now))
+        try:
+            answer = await asyncio.shield(begin)
+        except asyncio.CancelledError:
+            if (await begin).fresh:
+                await self._record(store, order, _aborted(0.0))
+            raise
+        return None if answer.fresh else answer.receipt
+
     async def _isolated(self, order: Order, profile: Profile) -> Outcome:
-        async with self._room:
-            for last in (False, False, True):
-                try:
-                    return await self._backend.execute(order.call, profile)
-                except IsolationUnavailable as error:
-                    # The walls did not stand, so nothing was executed: it is safe to try again.
-                    if last:
-                        reason = f"this node cannot isolate, so it runs no untrusted tool: {error}"
-                        return Outcome("denied", error=reason)
-                    await asyncio.sleep(0.2)
-                except OSError as error:
-                    reason = f"the sandbox could not start: {error}"
-                    return Outcome("error", error=reason, error_type=type(error).__name__)
-            raise AssertionError("the last try returns")
+        for last in (False, False, True):
+            try:
+                return await self._backend.execute(order.call, profile)
+            except IsolationUnavailable as error:
+                # The walls did not stand, so nothing was executed: it is safe to try again.
+                if last:
+                    reason = f"this node cannot isolate, so it runs no untrusted tool: {error}"
+                    return Outcome("denied", error=reason)
+                await asyncio.sleep(0.2)
+            except OSError as error:
+                reason = f"the sandbox could not start: {error}"
+                return Outcome("error", error=reason, error_type=type(error).__name__)
+        raise AssertionError("the last try returns")
 
     async def _record(self, store: Store, order: Order, outcome: Outcome) -> None:
         """Write the receipt, however long the store is away: the outcome exists only here until then."""
@@ -140,12 +148,13 @@ class SandboxActor:
         if work is None:
             return None
         try:
-            return await asyncio.shield(work)
+            told = await asyncio.shield(work)
         except (asyncio.CancelledError, Fenced):
             return None
+        return told if isinstance(told, Outcome) else None
 
     async def abort(self, key: str, token: str) -> None:
-        """End a call that nobody wants any more; its receipt says `killed`."""
+        """End a call that nobody wants any more; its receipt says `killed`. One that waits for room never starts."""
         work = self._work.get((key, token))
         if work is not None:
             work.cancel()
@@ -164,5 +173,16 @@ class SandboxActor:
         return self._store
 
 
-def _started(order: Order) -> dict[str, str]:
-    return {"tool": order.call.tool, "key": order.call.key, "sandbox": order.receipt.sandbox}
+def _aborted(seconds: float) -> Outcome:
+    reason = "ended from outside: the run was cancelled, or its node gave up on the call"
+    return Outcome("killed", error=reason, duration_s=seconds)
+
+
+def _started(order: Order, profile: Profile) -> dict[str, Any]:
+    receipt = order.receipt
+    return {
+        "tool": receipt.tool,
+        "key": receipt.key,
+        "sandbox": receipt.sandbox,
+        "wall_s": profile.limits.wall_s,
+    }

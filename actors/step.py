@@ -31,6 +31,8 @@ class Task:
     step: int
     attempt: int = 0
     """Which try this is, from 0."""
+    index: int = 0
+    """Its place among the tasks of its superstep: the same in a fork, where the id is another."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def tasks_of(checkpoint: Checkpoint, run_id: str) -> tuple[Task, ...]:
     tasks = []
     for index, spec in enumerate(checkpoint.frontier):
         name = "\0".join((checkpoint.checkpoint_id, run_id, str(step), str(index), spec.node))
-        tasks.append(Task(hashlib.sha256(name.encode()).hexdigest()[:20], spec.node, spec.arg, step))
+        tasks.append(Task(hashlib.sha256(name.encode()).hexdigest()[:20], spec.node, spec.arg, step, index))
     return tuple(tasks)
 
 

@@ -27,7 +27,7 @@ from understudy.actors.errors import Conflict, Fenced, NotFound, StoreUnavailabl
 from understudy.actors.events import counters_of
 from understudy.actors.open import OpenStore
 from understudy.actors.policy_actor import PolicyActor
-from understudy.actors.ports import NAMESPACE, cause_of, in_time
+from understudy.actors.ports import NAMESPACE, cause_of, in_time, session_tag
 from understudy.actors.process import end, is_dead, name_of_this_process, pid_of
 from understudy.actors.records import Event, RunRecord
 from understudy.actors.run_actor import Left, RunActor, RunActorConfig
@@ -92,6 +92,7 @@ class Supervisor:
         self._services: dict[str, int] = {}
         """Process ids of the policy and sandbox actors, by name."""
         self._store: Store | None = None
+        self._sandbox_names: tuple[str, ...] = ()
 
     # --- what the host and the command line ask ---
 
@@ -124,6 +125,7 @@ class Supervisor:
             "process": self.name,
             "actors": [{"pid": s.pid, "ready": s.ready, "runs": list(s.runs)} for s in self._slots],
             "services": self._services,
+            "sandboxes": list(self._sandbox_names),
             "isolation": self._isolation,
         }
 
@@ -137,7 +139,10 @@ class Supervisor:
         """Policy and sandbox actors are detached: they outlive a supervisor, and calls in them go on (law 5)."""
         config = self._config
         self._policy_name = f"{config.deployment}-policy"
-        self._sandbox_names = tuple(f"{config.deployment}-sandbox-{i}" for i in range(config.sandbox_actors))
+        # Receipts name the sandbox at work, in a store that other Ray clusters may use too: it must not be taken for
+        # one of theirs.
+        here = f"{config.deployment}-{session_tag()}"
+        self._sandbox_names = tuple(f"{here}-sandbox-{i}" for i in range(config.sandbox_actors))
         # Those that a supervisor before this one has left are not given the time of a start: they may hang.
         names = (self._policy_name, *self._sandbox_names)
         first_s = {name: config.hang_after_s if _is_there(name) else START_S for name in names}

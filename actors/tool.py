@@ -25,11 +25,17 @@ R = TypeVar("R")
 class Tool(Generic[P, R]):
     """A function with a name that policies know. Calling it calls the plain function (for unit tests)."""
 
-    def __init__(self, fn: Callable[P, R], name: str, idempotent: bool) -> None:
+    def __init__(
+        self, fn: Callable[P, R], name: str, idempotent: bool, reconcile: Callable[P, Any] | None = None
+    ) -> None:
         self.fn = fn
         self.name = name
         self.idempotent = idempotent
-        """A call whose end is not known may be made again under the same key (law 4). Otherwise a person is asked."""
+        """A call whose end is not known may be made again under the same key (law 4)."""
+        self.reconcile = reconcile
+        """Asks the outside how a call ended. With neither of the two, a person is asked."""
+        self.judged_as = name
+        """What policies know it by."""
         self.__doc__ = fn.__doc__
         self.__name__ = fn.__name__
         self.__module__ = fn.__module__
@@ -52,6 +58,15 @@ class Tool(Generic[P, R]):
             code = self.fn.__code__
             text = code.co_code + repr((code.co_consts, code.co_names)).encode()
         return hashlib.sha256(text).hexdigest()[:16]
+
+    @cached_property
+    def reconciler(self) -> "Tool[P, Any] | None":
+        """What asks the outside, as a tool of its own: it runs in a sandbox, too."""
+        if self.reconcile is None:
+            return None
+        reconciler = Tool(self.reconcile, f"{self.name}#reconcile", idempotent=True)
+        reconciler.judged_as = self.name  # who may make the call may ask how it ended
+        return reconciler
 
     @cached_property
     def _signature(self) -> "inspect.Signature":
@@ -128,17 +143,33 @@ def tool(fn: Callable[P, R], /) -> Tool[P, R]: ...
 
 
 @overload
-def tool(*, name: str = "", idempotent: bool = False) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
+def tool(
+    *, name: str = "", idempotent: bool = False, reconcile: Callable[..., Any] | None = None
+) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 
 
-def tool(fn: Callable[P, R] | None = None, /, *, name: str = "", idempotent: bool = False) -> Any:
+def tool(
+    fn: Callable[P, R] | None = None,
+    /,
+    *,
+    name: str = "",
+    idempotent: bool = False,
+    reconcile: Callable[..., Any] | None = None,
+) -> Any:
     """Declare a function as a tool, as a decorator with or without arguments.
+
+    The name of a call, its effect key, is in the environment as UNDERSTUDY_EFFECT_KEY. It stays the same when the call
+    is made again because nobody knows how it ended: hand it to the other side, so that it can tell the two apart.
 
     Args:
         name: what policies call it; default, the function's name.
         idempotent: calling it twice with the same key is the same as once, so that a call whose end is not known
-            (its sandbox died) is made again. The key is in the environment, as UNDERSTUDY_EFFECT_KEY.
+            (its sandbox died) is made again.
+        reconcile: a function of the same arguments that looks how a call whose end is not known has ended. It runs in
+            a sandbox of its own, under the policy's decision on the same call, with the same key; it returns
+            {"done": value} or "never happened" (or Done(value), NeverHappened()). If it raises, or tells anything
+            else, a person is asked, as without it.
     """
     if fn is None:
-        return lambda inner: Tool(inner, name or inner.__name__, idempotent)
+        return lambda inner: Tool(inner, name or inner.__name__, idempotent, reconcile)
     return Tool(fn, fn.__name__, False)

@@ -70,7 +70,12 @@ FAMILIES: Mapping[str, Family] = {
         ),
         Family("tool_calls", "counter", "Ends of tool calls, by tool and outcome."),
         Family("tool_call_seconds", "histogram", "Seconds that a tool executed, by tool.", TOOL_BUCKETS_S),
-        Family("policy_decisions", "counter", "Decisions on tool calls, by tool and decision (allow, ask or deny)."),
+        Family("effects", "counter", "Ends of effects that nodes performed themselves, by name and outcome."),
+        Family(
+            "policy_decisions",
+            "counter",
+            "Decisions on tool calls, by tool and decision (allow, ask, deny, answer or reuse).",
+        ),
         Family("run_actors", "gauge", "Run actors of the living supervisors, by state (starting, idle or busy)."),
         Family(
             "supervisor_last_tick_timestamp_seconds",

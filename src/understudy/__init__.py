@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from understudy.actors.errors import (
         AnswerNeeded,
         CallerError,
+        EffectFailed,
+        EffectMismatch,
         InterruptExpired,
         RunFailed,
         ToolDenied,
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     )
     from understudy.actors.graph import Graph
     from understudy.actors.inline import SteppedClock
+    from understudy.actors.interrupts import Continue, Escalate
     from understudy.actors.outcome import Outcome
     from understudy.actors.plan import END, START, Command, Send
+    from understudy.actors.reconciled import Done, NeverHappened, Unsure
     from understudy.actors.reducers import Remove, add, append, barrier, ephemeral, merge, messages, topic, union
     from understudy.actors.tool import tool
     from understudy.cluster.client import Cluster, Run, connect
@@ -36,6 +40,8 @@ _HOMES = {
     "actors.errors": (
         "AnswerNeeded",
         "CallerError",
+        "EffectFailed",
+        "EffectMismatch",
         "InterruptExpired",
         "RunFailed",
         "ToolDenied",
@@ -44,6 +50,7 @@ _HOMES = {
     ),
     "actors.inline": ("SteppedClock",),
     "actors.graph": ("Graph",),
+    "actors.interrupts": ("Continue", "Escalate"),
     "actors.outcome": ("Outcome",),
     "actors.plan": ("END", "START", "Command", "Send"),
     "actors.reducers": (
@@ -57,6 +64,7 @@ _HOMES = {
         "topic",
         "union",
     ),
+    "actors.reconciled": ("Done", "NeverHappened", "Unsure"),
     "actors.tool": ("tool",),
     "cluster.client": ("Cluster", "Run", "connect"),
     "cluster.stores": ("open_store",),
@@ -74,9 +82,15 @@ __all__ = [
     "Cluster",
     "Command",
     "Context",
+    "Continue",
+    "Done",
+    "EffectFailed",
+    "EffectMismatch",
+    "Escalate",
     "Failure",
     "Graph",
     "InterruptExpired",
+    "NeverHappened",
     "Outcome",
     "Remove",
     "Retry",
@@ -87,6 +101,7 @@ __all__ = [
     "ToolDenied",
     "ToolError",
     "UnderstudyError",
+    "Unsure",
     "__version__",
     "add",
     "append",

@@ -1,0 +1,98 @@
+"""What a person says to a call that the policy asks about: yes, no, yes with other arguments, or the answer itself.
+
+Pure. Law 7: an approval belongs to the digest of the exact call. One with other arguments is about the call that the
+person has written, which has a digest of its own and is judged by the policy again. It is used once, as its name
+follows from the effect key, and so it means nothing in a fork, in another place, or in a later attempt.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from understudy.actors.effects import call_digest
+from understudy.actors.errors import CallerError
+from understudy.actors.tool import Tool
+
+
+@dataclass(frozen=True)
+class Approval:
+    """A person's word. Anything that cannot be read as one is a no."""
+
+    approve: bool = False
+    args: Mapping[str, Any] | None = None
+    """With `approve`: arguments that the person has changed; those that are not named stay."""
+    answered: bool = False
+    """The person gives the result, `value`; nothing is executed."""
+    value: Any = None
+    note: str = ""
+    by: str = ""
+
+    @property
+    def who(self) -> str:
+        return f"a person ({self.by})" if self.by else "a person"
+
+    @property
+    def noted(self) -> str:
+        return f": {self.note}" if self.note else ""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A call as it is to be judged, after what people have said about it."""
+
+    args: dict[str, Any]
+    digest: str
+    interrupt_id: str
+    """Under which it is asked about, or was."""
+    approval: Approval | None = None
+    problem: str = ""
+    """Why the answer before could not be used: shown when it is asked again."""
+
+
+def approval_answer(approval: Approval) -> dict[str, Any]:
+    """The answer to an approval's interrupt, as JSON values."""
+    answer: dict[str, Any] = {"approve": approval.approve, "note": approval.note, "by": approval.by}
+    if approval.args is not None:
+        answer["args"] = dict(approval.args)
+    if approval.answered:
+        answer["value"] = approval.value
+    return answer
+
+
+def read_approval(answer: Any) -> Approval:
+    """The inverse; whatever else it is, it is a no."""
+    if not isinstance(answer, dict):
+        return Approval()
+    args = answer.get("args")
+    return Approval(
+        approve=answer.get("approve") is True and not (args is not None and not isinstance(args, dict)),
+        args=args if isinstance(args, dict) else None,
+        answered="value" in answer,
+        value=answer.get("value"),
+        note=str(answer.get("note", "")),
+        by=str(answer.get("by", "")),
+    )
+
+
+def submission(tool: Tool[Any, Any], args: dict[str, Any], key: str, answers: Mapping[str, Any]) -> Submission:
+    """The call that is to be judged: as the node asks for it, or as a person has changed it.
+
+    An answer that does not fit the tool is not a no: it is asked again, with what is wrong about it. `args` are JSON
+    values, as `tool.encode` gives them.
+    """
+    digest = call_digest(tool.name, tool.version, args)
+    interrupt_id, problem = "a" + call_digest(key, digest, {})[:15], ""
+    while interrupt_id in answers:
+        approval = read_approval(answers[interrupt_id])
+        try:
+            if approval.answered:
+                tool.decode(approval.value)
+            elif approval.approve and approval.args is not None:
+                changed = tool.encode({**args, **approval.args})
+                return Submission(changed, call_digest(tool.name, tool.version, changed), interrupt_id, approval)
+            return Submission(args, digest, interrupt_id, approval)
+        except CallerError as error:
+            problem = str(error)
+            interrupt_id = "a" + call_digest(interrupt_id, json.dumps(answers[interrupt_id]), {})[:15]
+    return Submission(args, digest, interrupt_id, None, problem)
