@@ -8,33 +8,34 @@ import asyncio
 import contextlib
 import json
 import time
-import uuid
 from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from understudy.actors.approvals import Approval, approval_answer
 from understudy.actors.by_value import pickled
-from understudy.actors.checkpoint import restore, seed
+from understudy.actors.checkpoint import restore
 from understudy.actors.code import Code, digest_of, load_ref, locate, sign_blob
-from understudy.actors.errors import CallerError, Conflict, NotFound, StoreUnavailable
+from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.errors import RunFailed as RunFailed
+from understudy.actors.forks import Beyond, Mode
 from understudy.actors.graph import Graph
 from understudy.actors.process import is_dead
 from understudy.actors.records import (
     CheckpointRow,
     Event,
     Interrupt,
-    NewRun,
     RunRecord,
     Status,
-    run_id_on,
 )
 from understudy.actors.records import open_questions as open_questions
-from understudy.actors.start import create, new_run, updated
+from understudy.actors.start import create, new_run
 from understudy.actors.step import final_state
 from understudy.actors.store import Store
+from understudy.cluster.answering import call_to_decide, changed_args, checked_answer, json_of, question_to_answer
+from understudy.cluster.forking import fork_point, new_fork
 from understudy.cluster.settings import Settings, read_settings
 from understudy.cluster.stores import open_store
 from understudy.policies.permission import Policy
@@ -112,46 +113,40 @@ class Run:
     async def resume(self, answer: Any, interrupt_id: str = "") -> RunRecord:
         """Answer the run's open question (name it if there are several), and let it go on.
 
-        An `unknown` call is answered with "retry", "fail" or {"value": what it returned}.
+        An `unknown` call is answered with "retry", "fail" or {"value": what it returned}; an effect that a fork would
+        `repeat` with "repeat", "reuse" or "refuse".
         Raises Conflict: there is none, there are several, it has another answer already, or it is a call to be
-        approved; CallerError: the answer is not JSON, or does not fit; NotFound.
+        approved; CallerError: the answer is not JSON, or does not fit the question's schema; NotFound.
         """
-        record = await self.record()
-        questions = [i for i in open_questions(record) if i.kind in ("question", "unknown")]
-        if not interrupt_id:
-            if len(questions) != 1:
-                listed = ", ".join(f"{i.interrupt_id} (node {i.node!r})" for i in questions)
-                raise Conflict(
-                    f"run {self.run_id} is {record.status} and has {len(questions)} open questions: {listed}; name "
-                    f"the one that you answer"
-                    if questions
-                    else f"run {self.run_id} is {record.status} and asks nothing that could be answered"
-                )
-            interrupt_id = questions[0].interrupt_id
-        kind = next((i.kind for i in record.interrupts if i.interrupt_id == interrupt_id), "")
-        if kind == "approval":
-            raise Conflict(f"{interrupt_id} is a call to be approved, not a question: approve or deny it")
-        if kind == "unknown" and answer not in ("retry", "fail") and not _is_value(answer):
-            raise CallerError(
-                f'an unknown call is answered with "retry", "fail" or {{"value": ...}}, not {answer!r:.80}'
-            )
-        return await self._store.resume(self.run_id, interrupt_id, _answer(answer), time.time())
+        interrupt_id, question = question_to_answer(await self.record(), interrupt_id)
+        return await self._store.resume(self.run_id, interrupt_id, checked_answer(question, answer), time.time())
 
-    async def approve(self, call_id: str, *, note: str = "") -> RunRecord:
-        """Allow a tool call that the policy asks about; good for this very call, once."""
-        return await self._decide(call_id, True, note)
+    async def approve(
+        self, call_id: str, *, args: Mapping[str, Any] | None = None, note: str = "", by: str = ""
+    ) -> RunRecord:
+        """Allow a tool call that the policy asks about; good for this very call, once.
 
-    async def deny(self, call_id: str, *, note: str = "") -> RunRecord:
+        Args:
+            args: arguments to be changed first, by name (JSON values). The changed call is judged by the policy again,
+                and the approval is good for that one only.
+            note, by: why, and who; both stand in the event log.
+        Raises NotFound, CallerError: the call has no such argument; Conflict: somebody has decided otherwise.
+        """
+        return await self._decide(call_id, Approval(True, args, note=note, by=by))
+
+    async def deny(self, call_id: str, *, note: str = "", by: str = "") -> RunRecord:
         """Refuse a tool call that the policy asks about."""
-        return await self._decide(call_id, False, note)
+        return await self._decide(call_id, Approval(False, note=note, by=by))
 
-    async def _decide(self, call_id: str, approve: bool, note: str) -> RunRecord:
-        record = await self.record()
-        calls = [i for i in open_questions(record) if i.kind == "approval"]
-        if not any(i.interrupt_id == call_id for i in calls):
-            listed = ", ".join(f"{i.interrupt_id} ({i.payload['tool']})" for i in calls) or "none"
-            raise NotFound(f"run {self.run_id} has no call {call_id!r} to be approved; waiting calls: {listed}")
-        return await self._store.resume(self.run_id, call_id, _answer({"approve": approve, "note": note}), time.time())
+    async def answer_call(self, call_id: str, value: Any, *, note: str = "", by: str = "") -> RunRecord:
+        """Give the result of a tool call that the policy asks about (JSON values). Nothing is executed."""
+        return await self._decide(call_id, Approval(False, answered=True, value=value, note=note, by=by))
+
+    async def _decide(self, call_id: str, approval: Approval) -> RunRecord:
+        call = call_to_decide(await self.record(), call_id)
+        if approval.args is not None:
+            changed_args(call, approval.args)
+        return await self._store.resume(self.run_id, call_id, json_of(approval_answer(approval)), time.time())
 
     async def cancel(self) -> RunRecord:
         """Ask the run to end; it is cancelled soon. Asking twice is the same as once."""
@@ -169,56 +164,33 @@ class Run:
         """The thread's checkpoints, newest first."""
         return await self._store.history((await self.record()).thread_id)
 
-    async def fork(self, checkpoint_id: str, update: Mapping[str, Any] | None = None) -> "Run":
+    async def beyond(self, checkpoint_id: str) -> list[Beyond]:
+        """The effects beyond a checkpoint, and, by `would(mode)`, what a fork does about each. Raises NotFound."""
+        return list((await fork_point(self._store, await self.record(), checkpoint_id)).effects)
+
+    async def fork(self, checkpoint_id: str, update: Mapping[str, Any] | None = None, effects: Mode = "ask") -> "Run":
         """Start a new run, on a thread of its own, from a checkpoint of this one.
 
-        What lies beyond the checkpoint is done again, effects included: the fork's effects have names of their own, so
-        no receipt and no approval of this run is good there.
+        No receipt and no approval of this run is good there. Of the effects that this run has had beyond the checkpoint
+        (see `beyond`) none is repeated without being asked: when the fork comes to the same place, a person is.
 
         Args:
             update: written to the channels first, through their reducers.
-        Raises NotFound, InvalidWrite.
+            effects: what to do in those places instead of asking. "reuse": the outcome here answers there; "repeat": it
+                is done again; "refuse": it is denied. Where the fork asks for another call than this run did, a person
+                is asked in any case but "repeat".
+        Raises NotFound, InvalidWrite, CallerError.
         """
         record = await self.record()
-        chain = await self._store.chain(record.thread_id, checkpoint_id)
-        origin = restore(chain)
-        values = origin.values
-        if update:
-            plan = (self._graph or await graph_of(record)).plan()
-            values = updated(plan, values, update)
-        thread_id = f"fork-{uuid.uuid4().hex[:20]}"
-        run_id = run_id_on(thread_id, uuid.uuid4().hex[:16])
-        new = NewRun(
-            run_id=run_id,
-            thread_id=thread_id,
-            graph=record.graph,
-            version=record.version,
-            code=record.code,
-            input=record.input,
-            digest=record.digest,
-            policy=record.policy,
-            labels={**record.labels, "forked_from": f"{record.run_id}@{checkpoint_id}"},
-            seed=seed(values, origin, run_id),
-        )
+        point = await fork_point(self._store, record, checkpoint_id)
+        plan = (self._graph or await graph_of(record)).plan() if update else None
+        new = new_fork(record, point, plan, update, effects)
         await create(self._store, new)
-        return Run(self._store, run_id, self._graph)
+        return Run(self._store, new.run_id, self._graph)
 
     async def _values(self, thread_id: str, checkpoint_id: str) -> dict[str, Any]:
         values = restore(await self._store.chain(thread_id, checkpoint_id)).values
         return {name: json.loads(text) for name, text in values.items()}
-
-
-def _is_value(answer: Any) -> bool:
-    return isinstance(answer, dict) and list(answer) == ["value"]
-
-
-def _answer(answer: Any) -> str:
-    """JSON of an answer. Raises CallerError for what every store could not hold, or give back as it is."""
-    try:
-        json.dumps(answer, allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CallerError(f"the answer {answer!r:.80} is not JSON: {error}") from None
-    return json.dumps(answer)
 
 
 class Cluster:

@@ -997,7 +997,7 @@ def test_a_fork_goes_on_from_a_checkpoint_and_repeats_what_lies_beyond():
         await stage.drive(run)
         history = await run.history()
         after_a = next(row for row in history if row.step == 1)
-        fork = await run.fork(after_a.checkpoint_id, {"note": "another way"})
+        fork = await run.fork(after_a.checkpoint_id, {"note": "another way"}, effects="repeat")
         await stage.drive(fork)
         assert await fork.result() == Log(seen=["a", "b", "c"], note="another way")
         assert await run.result() == Log(seen=["a", "b", "c"])

@@ -1,0 +1,89 @@
+"""What people answer: checked before it is stored, as the first answer to a question stands."""
+
+import json
+from typing import Any
+
+from understudy.actors.answers import misfit
+from understudy.actors.errors import CallerError, Conflict, NotFound
+from understudy.actors.interrupts import EXPIRED
+from understudy.actors.records import Interrupt, RunRecord, open_questions
+
+ANSWERABLE = ("question", "unknown", "repeat")
+"""Kinds of questions that `resume` answers; a call is approved or denied."""
+
+
+def question_to_answer(record: RunRecord, interrupt_id: str) -> tuple[str, Interrupt | None]:
+    """Which question is meant: the one that is named (None if it is not known), or the only open one.
+
+    Raises Conflict: there is none, there are several, or it is not answered this way.
+    """
+    if not interrupt_id:
+        questions = [i for i in open_questions(record) if i.kind in ANSWERABLE]
+        if len(questions) != 1:
+            listed = ", ".join(f"{i.interrupt_id} (node {i.node!r})" for i in questions)
+            raise Conflict(
+                f"run {record.run_id} is {record.status} and has {len(questions)} open questions: {listed}; name the "
+                f"one that you answer"
+                if questions
+                else f"run {record.run_id} is {record.status} and asks nothing that could be answered"
+            )
+        return questions[0].interrupt_id, questions[0]
+    found = next((i for i in record.interrupts if i.interrupt_id == interrupt_id), None)
+    if found is not None and found.kind == "approval":
+        raise Conflict(f"{interrupt_id} is a call to be approved, not a question: approve or deny it")
+    if found is not None and found.kind not in ANSWERABLE:
+        raise Conflict(f"{interrupt_id} is a {found.kind}: nobody answers it, it comes by itself")
+    return interrupt_id, found
+
+
+def checked_answer(question: Interrupt | None, answer: Any) -> str:
+    """JSON of an answer. Raises CallerError for one that does not fit its question, or that no store could hold."""
+    text = json_of(answer)
+    if question is None:
+        return text
+    if question.kind == "unknown" and answer not in ("retry", "fail") and not _is_value(answer):
+        raise CallerError(f'an unknown call is answered with "retry", "fail" or {{"value": ...}}, not {answer!r:.80}')
+    problem = misfit(question.schema, answer)
+    if problem or answer == EXPIRED:
+        raise CallerError(
+            f"the answer {text[:80]} does not fit question {question.interrupt_id} of node {question.node!r}: "
+            f"{problem or 'that is what time answers'}; it has to fit the schema {json.dumps(question.schema)[:500]}"
+        )
+    return text
+
+
+def _is_value(answer: Any) -> bool:
+    return isinstance(answer, dict) and list(answer) == ["value"]
+
+
+def json_of(answer: Any) -> str:
+    """Raises CallerError for what every store could not hold, or give back as it is."""
+    try:
+        json.dumps(answer, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CallerError(f"the answer {answer!r:.80} is not JSON: {error}") from None
+    return json.dumps(answer)
+
+
+def call_to_decide(record: RunRecord, call_id: str) -> Interrupt:
+    """The call that waits for a person under this id. Raises NotFound."""
+    calls = [i for i in open_questions(record) if i.kind == "approval"]
+    found = next((i for i in calls if i.interrupt_id == call_id), None)
+    if found is None:
+        listed = ", ".join(f"{i.interrupt_id} ({i.payload['tool']})" for i in calls) or "none"
+        raise NotFound(f"run {record.run_id} has no call {call_id!r} to be approved; waiting calls: {listed}")
+    return found
+
+
+def changed_args(call: Interrupt, args: Any) -> dict[str, Any]:
+    """Arguments that a person has changed. Raises CallerError: a name that the call does not have."""
+    asked = call.payload["args"]
+    if not isinstance(args, dict):
+        raise CallerError(f"the changed arguments of a call are an object by name, not {args!r:.80}")
+    strange = sorted(set(args) - set(asked))
+    if strange:
+        raise CallerError(
+            f"call {call.interrupt_id} of tool {call.payload['tool']!r} has no argument {strange[0]!r}; it has "
+            f"{', '.join(asked) or 'none'}"
+        )
+    return args
