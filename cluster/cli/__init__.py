@@ -6,6 +6,7 @@ reading   ps, show, events, history                       (these never start Ray
 running   run, resume, approve, deny, cancel, fork
 machine   up, down, status, doctor, metrics
 policy    policy check, policy explain
+crashtest crashtest
 demo      the demo
 """
 
@@ -14,6 +15,13 @@ from understudy.cluster.cli.command import app
 
 def main() -> None:
     """The console script `understudy`."""
-    from understudy.cluster.cli import reading, running, machine, policy, demo  # noqa: F401, I001 (the order of --help)
+    from understudy.cluster.cli import (  # noqa: F401, I001 (the order of --help)
+        reading,
+        running,
+        machine,
+        policy,
+        crashtest,
+        demo,
+    )
 
     app(prog_name="understudy")

@@ -126,9 +126,9 @@ async def crash_points_async(
     opened: Store = await (open_store(store) if isinstance(store, str) else store())
     try:
         expected = await play(script, opened, slow=slow_commits)
+        assert not expected.broken, f"graph {graph.name!r}, undisturbed: {expected.broken[0]}"
         again = expected.difference(await play(script, opened, slow=slow_commits))
         assert not again, f"graph {graph.name!r} is played twice, undisturbed, and differs: {again}"
-        assert not expected.broken, f"graph {graph.name!r}, undisturbed: {expected.broken[0]}"
         plays, differences = 0, list[Difference]()
         for fault in await _faults(script, opened, victims, sides, sample, seed, slow_commits):
             plays += 1

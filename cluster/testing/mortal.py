@@ -90,6 +90,14 @@ class Ledger:
         once |= {line["key"] for line in lines if line["what"] == "ended"} - {line["key"] for line in executed}
         return Counter(named[key] for key in [*once, *(e["key"] for e in executed if not e["idempotent"])])
 
+    def durable(self) -> set[str]:
+        """Checkpoints that a living process was told are durable, and that nobody pruned."""
+        told: dict[str, set[str]] = {"durable": set(), "pruned": set()}
+        for line in self.read():
+            if line["what"] in told:
+                told[line["what"]] |= set(line["checkpoints"])
+        return told["durable"] - told["pruned"]
+
     def outcome_of(self, key: str) -> Outcome | None:
         """How the effect with this key ended, as an all-knowing person would say."""
         ends = [line for line in self.read() if line["what"] == "ended" and line["key"] == key]
@@ -107,8 +115,7 @@ class Stagehand:
     roles: list[Role] = field(default_factory=list)
     struck: bool = False
     acknowledged: set[str] = field(default_factory=set)
-    """Checkpoints that a living process was told are durable."""
-    pruned: set[str] = field(default_factory=set)
+    """Checkpoints that a living process of this play was told are durable."""
     broken: list[str] = field(default_factory=list)
     """Laws that were broken before everybody's eyes, in words."""
     strike: Callable[[Process], Awaitable[None]] | None = None
@@ -194,11 +201,13 @@ class MortalStore:
         """An answer reaches nobody who is dead."""
         self._check()
         if name == "commit":
-            self._hand.acknowledged |= {c.checkpoint.checkpoint_id for c in args if c.checkpoint is not None}
+            new = [c.checkpoint.checkpoint_id for c in args if c.checkpoint is not None]
+            self._hand.acknowledged |= set(new)
+            self._hand.ledger.note(what="durable", checkpoints=new)
         elif name == "load":
             self._hand.acknowledged |= {row.checkpoint_id for row in answer.chain}
         elif name == "prune":
-            self._hand.pruned |= set(args[1])
+            self._hand.ledger.note(what="pruned", checkpoints=list(args[1]))
         return answer
 
 

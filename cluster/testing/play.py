@@ -61,6 +61,27 @@ class Played:
     """Laws that this play broke by itself, in words."""
     operations: tuple[str, ...] = ()
 
+    def tell(self) -> dict[str, Any]:
+        """As JSON values, for another process."""
+        told = dict(self.__dict__)
+        told["effects"] = [[list(effect), n] for effect, n in self.effects.items()]
+        told["world"] = [[thing, n] for thing, n in self.world.items()]
+        return told
+
+    @staticmethod
+    def read(told: Mapping[str, Any]) -> "Played":
+        """What `tell` told."""
+        return Played(
+            endings={run: (ending[0], ending[1], ending[2]) for run, ending in told["endings"].items()},
+            effects=Counter({(name, digest): n for (name, digest), n in told["effects"]}),
+            world=Counter(dict(told["world"])),
+            nodes={run: Counter(nodes) for run, nodes in told["nodes"].items()},
+            steps={run: tuple(steps) for run, steps in told["steps"].items()},
+            lost=tuple(told["lost"]),
+            broken=tuple(told["broken"]),
+            operations=tuple(told["operations"]),
+        )
+
     def difference(self, other: "Played") -> str:
         """The first thing in which another play differs from this one, in words; empty if there is none."""
         for text in (*other.broken, *(f"checkpoint {name} was acknowledged, and is lost" for name in other.lost)):
@@ -118,14 +139,15 @@ class Theatre(Inline):
             case Fault(victim="owner"):
                 self.hand.strike = self._second_owner
 
-    async def play(self) -> Played:
+    async def play(self, thread: str = "") -> Played:
+        """From the start, or from wherever a play on this thread stands, to the end."""
         graph, plan = self.script.graph, self.script.graph.plan()
         try:
             await self.run(
                 graph,
                 self.script.given,
-                key="",
-                thread=f"play-{uuid.uuid4().hex}",
+                key="play",
+                thread=thread or f"play-{uuid.uuid4().hex}",
                 messages=self.script.messages,
                 labels={},
             )
@@ -238,7 +260,7 @@ class Theatre(Inline):
                 names[run_id]: tuple(sorted(row.step for row in rows if row.run_id == run_id))
                 for run_id, rows in history.items()
             },
-            lost=tuple(sorted(self.hand.acknowledged - self.hand.pruned - kept)),
+            lost=tuple(sorted(self.hand.ledger.durable() - kept)),
             broken=(*self.hand.broken, *self.broken),
             operations=tuple(self.hand.names),
         )

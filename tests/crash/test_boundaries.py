@@ -1,72 +1,17 @@
 """A process may die at any line, and a second owner may come at any line: the kit, on our own story and on every store.
 
-The story has parallel nodes, a loop, tools, a question and a timer. The kit is `understudy.cluster.testing.crash`; that
-it finds what it is there to find is shown by stores that break a law.
+The story (tests/support/stories.py) has parallel nodes, a loop, tools, a question and a timer. That the kit finds what
+it is there to find is shown in test_kit.py.
 """
 
-from datetime import timedelta
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
-from understudy import END, START, Context, Graph, append, tool
+from support.stories import story
 from understudy.cluster.testing.crash import VICTIMS, Victim, crash_points
-
-
-class Story(BaseModel):
-    seen: Annotated[list[str], append] = []
-    rounds: int = 0
-    answer: str = ""
-
-
-@tool
-def act(what: str) -> str:
-    """Changes the world."""
-    return what.upper()
-
-
-@tool(idempotent=True)
-def look(where: str) -> str:
-    return f"looked {where}"
-
-
-story = Graph("story", Story)
-
-
-@story.node
-async def left(state: Story, ctx: Context) -> dict[str, Any]:
-    return {"seen": [await ctx.call(act, what="left")]}
-
-
-@story.node
-async def right(state: Story) -> dict[str, Any]:
-    return {"seen": ["right"]}
-
-
-@story.node
-async def again(state: Story, ctx: Context) -> dict[str, Any]:
-    return {"seen": [await ctx.call(act, what=f"round {state.rounds}")], "rounds": state.rounds + 1}
-
-
-@story.node
-async def ask(state: Story, ctx: Context) -> dict[str, Any]:
-    first = await ctx.call(act, what="before the question")
-    answer = await ctx.interrupt("go on?")
-    second = await ctx.call(act, what="after the question")
-    return {"seen": [first, second], "answer": answer}
-
-
-@story.node
-async def rest(state: Story, ctx: Context) -> dict[str, Any]:
-    before = await ctx.call(look, where="before")
-    await ctx.sleep(timedelta(days=3))
-    return {"seen": [before, await ctx.call(act, what="rested")]}
-
-
-story.edge(START, left).edge(START, right).edge([left, right], again)
-story.branch(again, lambda state: "again" if state.rounds < 3 else "ask", ["again", "ask"])
-story.edge(ask, rest).edge(rest, END)
+from understudy.cluster.testing.killed import kill_points
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis", "postgres"])
@@ -91,3 +36,11 @@ def test_a_death_at_every_boundary_changes_nothing(url: str, victim: Victim) -> 
 def test_nor_does_one_between_commits_that_travel_together() -> None:
     report = crash_points(story, answers={"ask": "yes"}, slow_commits=True, victims=["run", "owner"])
     assert report.ok, report
+
+
+@pytest.mark.parametrize("name", ["sqlite", "redis", "postgres"])
+def test_nor_does_a_real_kill(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    url = f"sqlite://{tmp_path}/killed.db" if name == "sqlite" else str(request.getfixturevalue(f"{name}_url"))
+    report = kill_points("support.stories:story", answers={"ask": "yes"}, store=url, folder=tmp_path, sample=2)
+    assert report.ok, report
+    assert report.plays == 4
