@@ -174,6 +174,8 @@ class RedisStore(RedisMail, RedisUpkeep, RedisMoves):
             raise no_run(run_id)
         run = self._record(run_id, found)
         rows, writes, texts, messages = found[2:]
+        if run.head and not rows:
+            raise no_checkpoint(run.thread_id, run.head)
         receipts = [read_receipt(text) for text in texts]
         return Loaded(
             run,

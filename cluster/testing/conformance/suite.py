@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from understudy.actors.records import (
+    Chunk,
     Commit,
     Event,
     Interrupt,
@@ -17,6 +18,7 @@ from understudy.actors.records import (
     NewRun,
     Receipt,
     RunRecord,
+    partition_of_thread,
     run_id_on,
 )
 from understudy.actors.store import Store
@@ -118,6 +120,16 @@ def receipt_of(run: RunRecord, key: str = "k1", token: str = "t1", **changes: An
         at=T,
     )
     return replace(receipt, **changes)
+
+
+def chunk(data: str = "1", attempt: str = "a1", **changes: Any) -> Chunk:
+    return replace(Chunk("task1", "charge", attempt, data, T), **changes)
+
+
+def thread_beside(thread: str) -> str:
+    """Another thread of the same partition, as that of a child has to be."""
+    names = (f"{thread}-beside-{n}" for n in range(100_000))
+    return next(name for name in names if partition_of_thread(name) == partition_of_thread(thread))
 
 
 def event(kind: str = "checkpoint", **data: Any) -> Event:
