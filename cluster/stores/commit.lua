@@ -4,19 +4,24 @@
 -- Several commits of a run go in one call, in order; the first that is refused ends it, those before it stay.
 -- KEYS: run, events, writes, answers, messages; effects since the head, checkpoints, history, heads, counters;
 --       if one of them has a status other than running also: what its parent has, its place
--- ARGV: run id, epoch, thread, first seq, last seq; then of each commit: number of its arguments, seq, at, status, step,
---       checkpoint's id, its row, result, error, interrupts, wake at, keep until, listens after, messages taken,
---       events, counters, writes, ids of open interrupts
-local run_id, epoch, thread, first, last = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+-- ARGV: run id, thread; then of each commit: number of its arguments, epoch, seq, at, status, step, checkpoint's id, its
+--       row, result, error, interrupts, wake at, keep until, listens after, messages taken, events, counters, writes,
+--       ids of open interrupts
+local run_id, thread = ARGV[1], ARGV[2]
 local was, stored_epoch, seq, seq_epoch, cancel, created =
   unpack(redis.call('HMGET', KEYS[1], 'status', 'epoch', 'seq', 'seq_epoch', 'cancel', 'created'))
-seq = tonumber(seq)
-local sent_again = seq_epoch == epoch and seq >= first and seq <= last
+
+-- Sent again as they were: the stored one is among these, and so are those before it (their reply was lost).
+local sent, at_arg = {}, 3
+while ARGV[at_arg] do
+  sent[ARGV[at_arg + 2]] = true
+  at_arg = at_arg + 1 + ARGV[at_arg]
+end
 
 -- The run leaves its owner: to sleep, straight back into the queue, or for good. Its status then.
 local function leave(at, status, interrupts, wake_at, keep_until, listens, i)
   local keys, place = run_at(1, 11), place_at(14)
-  redis.call('ZREM', place.leases, run_id .. ' ' .. epoch)
+  redis.call('ZREM', place.leases, run_id .. ' ' .. stored_epoch)
   if status ~= 'waiting' then
     end_run(keys, place, run_id, status, at, keep_until)
     return status
@@ -37,20 +42,21 @@ local function leave(at, status, interrupts, wake_at, keep_until, listens, i)
   return 'waiting'
 end
 
-local told, at_arg = 'ok', 6
+local told
+at_arg = 3
 while ARGV[at_arg] do
-  local number, at, status, step, checkpoint, row, result, failure, interrupts, wake_at, keep_until, listens =
-    unpack(ARGV, at_arg + 1, at_arg + 12)
-  local i = at_arg + 13
+  local epoch, number, at, status, step, checkpoint, row, result, failure, interrupts, wake_at, keep_until, listens =
+    unpack(ARGV, at_arg + 1, at_arg + 13)
+  local i = at_arg + 14
   at_arg = at_arg + 1 + ARGV[at_arg]
-  if sent_again and stored_epoch == epoch and tonumber(number) <= seq then
+  if stored_epoch == epoch and seq_epoch == epoch and sent[seq] and tonumber(number) <= tonumber(seq) then
     count(KEYS[10], COMMIT_DUPLICATE)
     told = 'duplicate'
   elseif stored_epoch ~= epoch or was ~= 'running' then
     count(KEYS[10], FENCED_COMMIT)
-    return {'fenced', number}
+    return {'fenced', number, epoch}
   elseif tonumber(number) ~= seq + 1 then
-    return {'gap', number, string.format('%.0f', seq)}
+    return {'gap', number, seq}
   else
     for j = i + 1, i + ARGV[i] do redis.call('ZREMRANGEBYSCORE', KEYS[5], ARGV[j], ARGV[j]) end
     i = add_events(KEYS[2], i + 1 + ARGV[i])
@@ -70,7 +76,7 @@ while ARGV[at_arg] do
       end
     end
     i = set_fields(KEYS[3], i)
-    seq, told = tonumber(number), 'ok'
+    seq, seq_epoch, told = number, epoch, 'ok'
     if status ~= 'running' then was = leave(at, status, interrupts, wake_at, keep_until, listens, i) end
   end
 end

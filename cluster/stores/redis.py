@@ -186,7 +186,7 @@ class RedisStore(RedisMail, RedisUpkeep, RedisMoves):
         )
 
     async def commit(self, *commits: Commit) -> Committed:
-        run_id, epoch = commits[0].run_id, commits[0].epoch
+        run_id = commits[0].run_id
         home = await self._home_of(run_id)
         keys = Keys.of_run(run_id, home.thread_id)
         names = [
@@ -197,12 +197,12 @@ class RedisStore(RedisMail, RedisUpkeep, RedisMoves):
         ]
         if any(commit.status != "running" for commit in commits):
             names += [*keys.parents(home.parent), *keys.place()]
-        args: list[Arg] = [run_id, epoch, home.thread_id, commits[0].seq, commits[-1].seq]
+        args: list[Arg] = [run_id, home.thread_id]
         for commit in commits:
             args += counted(_commit_args(commit))
         tag, *told = await self._call("commit", names, args)
         if tag == "fenced":
-            raise fenced(run_id, epoch, "commit")
+            raise fenced(run_id, int(told[1]), "commit")
         if tag == "gap":
             refused = next(commit for commit in commits if commit.seq == int(told[0]))
             raise AssertionError(seq_gap(refused, int(told[1])))
@@ -378,7 +378,7 @@ class RedisStore(RedisMail, RedisUpkeep, RedisMoves):
 
     async def receipts(self, run_id: str) -> list[Receipt]:
         [texts] = await self._redis.ask(pack("HVALS", *Keys.of_run(run_id).run("receipts")))
-        return sorted(map(read_receipt, texts), key=lambda receipt: (receipt.at, receipt.key))
+        return sorted(map(read_receipt, texts), key=lambda r: (r.at, r.key, r.checkpoint_id))
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -458,6 +458,7 @@ class RedisStore(RedisMail, RedisUpkeep, RedisMoves):
 def _commit_args(commit: Commit) -> list[Arg]:
     new = commit.checkpoint
     return [
+        commit.epoch,
         commit.seq,
         repr(commit.at),
         commit.status,

@@ -84,7 +84,7 @@ def _read(run_id: str, found: Sequence[Any]) -> tuple[int, str, RunDump]:
         due_at=None if due_at is None else float(due_at),
         events=tuple(read_event(text, n) for n, text in enumerate(events, 1)),
         writes=dict(pairs(writes)),
-        receipts=tuple(sorted(map(read_receipt, receipts), key=lambda receipt: (receipt.at, receipt.key))),
+        receipts=tuple(sorted(map(read_receipt, receipts), key=lambda r: (r.at, r.key, r.checkpoint_id))),
         messages=read_messages(messages),
         sent={message_id: int(n) for message_id, n in pairs(sent)},
         listens_after=int(fields["listens"]) if fields["listens"] else None,

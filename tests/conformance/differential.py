@@ -42,6 +42,7 @@ class Walk(MoreSteps):
         self.model = MemoryStore()
         self.now = T
         self.checkpoints = 0
+        self.deletions = 0
         self.trail: list[str] = []
 
     async def run(self, world: World, steps: int) -> None:
@@ -118,7 +119,9 @@ class Walk(MoreSteps):
     # --- verbs ---
 
     async def _create(self) -> tuple[str, Verb]:
-        thread, name = self.dice.choice(THREADS), self.dice.choice(NAMES)
+        thread = self.dice.choice(THREADS)
+        # A run's id is made anew for each run: one that was deleted never comes back as another run.
+        name = f"{self.dice.choice(NAMES)}{thread[0]}{self.deletions}"
         seed = checkpoint("seed", snapshot=True, body='{"s": 1}') if self.dice.random() < 0.2 else None
         near = [i for i in self.model._runs if partition_of_run(i) == partition_of_run(run_id_on(thread, "1"))]
         run = new_run(
@@ -147,11 +150,11 @@ class Walk(MoreSteps):
 
     async def _commit_several(self) -> tuple[str, Verb]:
         run = await self._some_run("running")
-        commits = []
-        for _ in range(self.dice.choice((2, 2, 3))):
-            commits.append(self._commit_of(run))
-            head = commits[-1].checkpoint.checkpoint_id if commits[-1].checkpoint else run.head
-            run = replace(run, seq=run.seq + 1, step=run.step + 1, head=head)
+        first = self._commit_of(run)  # bent, or not; the others follow it
+        commits = [first]
+        for _ in range(self.dice.choice((1, 1, 2))):
+            run = replace(run, step=run.step + 1)  # its head is known only once it is stored
+            commits.append(replace(self._commit_of(run), epoch=first.epoch, seq=commits[-1].seq + 1))
         return f"{commits}", lambda s: s.commit(*commits)
 
     def _commit_of(self, run: RunRecord) -> Commit:
@@ -266,10 +269,12 @@ class Walk(MoreSteps):
 
     async def _sweep(self) -> tuple[str, Verb]:
         now = self.now + self.dice.choice((0.0, 5.0, 100.0, 100_000.0))
+        self.deletions += 1
         return f"{now}", lambda s: s.sweep(now)
 
     async def _delete_thread(self) -> tuple[str, Verb]:
         thread = self.dice.choice((*THREADS, "nowhere"))
+        self.deletions += 1
         return thread, lambda s: s.delete_thread(thread)
 
     async def _run(self) -> tuple[str, Verb]:

@@ -69,7 +69,8 @@ class MoreSteps:
                     needed |= {row.checkpoint_id for row in await self.model.chain(thread, head)}
         chosen = [row.checkpoint_id for row in rows if row.checkpoint_id not in needed]
         heads = [run.head for run in await self.model.runs(thread_id=thread) if run.head and not run.final]
-        ids = [*self.dice.sample(chosen, min(len(chosen), 2)), *heads, "c0", "c0"]
+        # All or none: what no leaf needs may still need one another.
+        ids = [*self.dice.choice((chosen, [])), *heads, "c0", "c0"]
         return f"{thread} {ids}", lambda s: s.prune(thread, ids)
 
     async def _put_blob(self) -> tuple[str, Verb]:
