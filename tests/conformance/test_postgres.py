@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from conformance.old_deployments import check_brought_up, make_postgres
 
 from support.servers import PostgresServer
 from understudy.actors.errors import CallerError, StoreUnavailable
@@ -96,6 +97,38 @@ def test_a_cancelled_verb_leaves_the_store_usable(postgres_url: str) -> None:
         assert (await store.run(run.run_id)).seq == 1
 
     using(postgres_url, check)
+
+
+def test_a_database_of_schema_version_1_is_brought_up_to_date(
+    postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    """Several open it at once: one of them does it, and all go on."""
+    make_postgres(postgres_url)
+
+    async def go() -> None:
+        stores = await asyncio.gather(*(PostgresStore.open(postgres_url) for _ in range(4)))
+        fresh_url = postgres_server.create_database()
+        fresh = await PostgresStore.open(fresh_url)
+        assert await fresh.connections.run(_shape) == await stores[0].connections.run(_shape)
+        await check_brought_up(stores[1])
+        for store in (*stores, fresh):
+            await store.close()
+        await asyncio.to_thread(postgres_server.drop_database, fresh_url)
+
+    asyncio.run(go())
+
+
+async def _shape(connection: Any) -> list[Any]:
+    """Columns, indexes and functions, whatever the order of columns."""
+    found = []
+    for statement in (
+        "SELECT table_name, column_name, data_type, column_default, is_nullable FROM information_schema.columns "
+        "WHERE table_schema = 'understudy' ORDER BY 1, 2",
+        "SELECT indexdef FROM pg_indexes WHERE schemaname = 'understudy' ORDER BY 1",
+        "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'understudy'::regnamespace ORDER BY 1",
+    ):
+        found.append(await (await connection.execute(statement)).fetchall())
+    return found
 
 
 def test_a_newer_schema_is_refused(postgres_url: str) -> None:

@@ -9,11 +9,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from conformance.old_deployments import check_brought_up, make_sqlite
 
-from understudy.actors.errors import CallerError, StoreUnavailable
-from understudy.cluster.stores import open_store
+from understudy.actors.errors import CallerError, Fenced, StoreUnavailable
+from understudy.actors.records import Chunk, Committed
+from understudy.cluster.stores import open_store, sqlite_file
 from understudy.cluster.stores.sqlite import SqliteStore
-from understudy.cluster.testing.conformance.suite import T, commit_of, create, owned
+from understudy.cluster.testing.conformance.suite import T, checkpoint, commit_of, create, owned
 
 WRITER = """
 import asyncio, sys
@@ -46,9 +48,12 @@ def using(path: Path, check: Callable[[SqliteStore], Awaitable[None]], locked_s:
 
 def writer(path: Path, name: str, commits: int) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", WRITER, f"sqlite://{path}", name, str(commits)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+
+
+def environment() -> dict[str, str]:
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}:{root / 'tests'}"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    return {**os.environ, "PYTHONPATH": f"{root / 'src'}:{root / 'tests'}"}
 
 
 def test_processes_share_a_file_and_one_may_be_killed(tmp_path: Path) -> None:
@@ -111,6 +116,57 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
         asyncio.run(open_store(f"sqlite://{path}"))
 
 
+OPENER = """
+import asyncio, sys
+from understudy.cluster.stores import open_store
+
+async def main(url):
+    await (await open_store(url)).close()
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+def test_a_file_of_schema_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Several processes open it at once: one of them does it, and all go on."""
+    path, fresh = tmp_path / "store.db", tmp_path / "fresh.db"
+    make_sqlite(path)
+    openers = [subprocess.Popen([sys.executable, "-c", OPENER, f"sqlite://{path}"], env=environment()) for _ in "123"]
+    assert [opener.wait(60) for opener in openers] == [0, 0, 0]
+    asyncio.run(open_and_close(fresh))
+    assert shape(path) == shape(fresh)
+    using(path, check_brought_up)
+
+
+def test_an_upgrade_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "store.db"
+    make_sqlite(path)
+    before = shape(path)
+    broken = sqlite_file.script("sqlite_2.sql") + "CREATE TABLE runs (x);\n"
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite_file, "script", lambda _: broken)
+        with pytest.raises(sqlite3.OperationalError, match="already exists"):
+            asyncio.run(open_and_close(path))
+    assert shape(path) == before
+    using(path, check_brought_up)
+
+
+async def open_and_close(path: Path) -> None:
+    await (await SqliteStore.open(f"sqlite://{path}")).close()
+
+
+def shape(path: Path) -> dict[str, object]:
+    """Tables with their columns, indexes, views and the version; the order of columns does not matter."""
+    with sqlite3.connect(path) as db:
+        names = sorted(db.execute("SELECT type, name FROM sqlite_schema").fetchall())
+        found: dict[str, object] = {
+            name: sorted(column[1:6] for column in db.execute(f"PRAGMA table_info({name})")) for _, name in names
+        }
+        found["version"] = db.execute("PRAGMA user_version").fetchone()[0]
+    db.close()
+    return found
+
+
 def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("remember the milk\n" * 100)
@@ -139,6 +195,56 @@ def test_urls_that_cannot_be_opened(url: str, told: str) -> None:
         asyncio.run(open_store(url))
     assert told in str(error.value)
     assert "secret" not in str(error.value)
+
+
+def test_what_waits_together_goes_to_the_disk_together(tmp_path: Path) -> None:
+    """One transaction for all commits that are queued; a refused one, and one that fails, hurt none of the others."""
+
+    async def check(store: SqliteStore) -> None:
+        runs = [await owned(store, "1", f"thread-{n}") for n in range(20)]
+        stale, gap, torn = runs[3], runs[7], runs[11]
+        await store.commit(commit_of(torn, checkpoint=checkpoint("c1", snapshot=True)))
+        commits = {run.run_id: commit_of(run, counters={"a": 1}, writes={"t": "[]"}) for run in runs}
+        commits[stale.run_id] = commit_of(stale, epoch=9)
+        commits[gap.run_id] = commit_of(gap, seq=5)
+        again = checkpoint("c1", "c1", snapshot=True)  # a bug of ours: found in the middle of the commit
+        commits[torn.run_id] = commit_of(torn, seq=2, checkpoint=again, counters={"a": 1}, taken=(1,))
+        begun = []
+        await store._do(lambda: store.file.db.set_trace_callback(begun.append))
+        told = await asyncio.gather(*(store.commit(commit) for commit in commits.values()), return_exceptions=True)
+        await store._do(lambda: store.file.db.set_trace_callback(None))
+        assert sum(statement.startswith("BEGIN IMMEDIATE") for statement in begun) <= 4
+        kinds = [type(answer) for answer in told]
+        assert (kinds[3], kinds[7], kinds[11]) == (Fenced, AssertionError, sqlite3.IntegrityError)
+        assert kinds.count(Committed) == 17
+        counted = await store.counters()
+        assert (counted["a"], counted['fence_rejections_total{op="commit"}']) == (17.0, 1.0)
+        assert [(await store.run(run.run_id)).seq for run in runs] == [{3: 0, 7: 0, 11: 1}.get(n, 1) for n in range(20)]
+
+    using(tmp_path / "store.db", check)
+
+
+def test_a_stream_waits_for_no_disk(tmp_path: Path) -> None:
+    async def check(store: SqliteStore) -> None:
+        run = await owned(store)
+        synchronous: list[int] = []
+
+        def note(statement: str) -> None:
+            if statement == "COMMIT":
+                synchronous.append(wanted[-1])
+            elif statement.startswith("PRAGMA synchronous"):
+                wanted.append({"normal": 1, "full": 2}[statement.split(" = ")[1]])
+
+        wanted = [2]
+        await store._do(lambda: store.file.db.set_trace_callback(note))
+        await store.stream(run.run_id, run.epoch, [Chunk("t", "n", "a", "1", T)])
+        await store.commit(commit_of(run))
+        await store._do(lambda: store.file.db.set_trace_callback(None))
+        assert synchronous == [1, 2]
+        level = await store._do(lambda: store.file.db.execute("PRAGMA synchronous").fetchone()[0])
+        assert level == 2
+
+    using(tmp_path / "store.db", check)
 
 
 def test_a_locked_file_is_unavailable_and_then_available_again(tmp_path: Path) -> None:
