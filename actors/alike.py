@@ -15,7 +15,7 @@ def difference(written: Any, back: Any) -> str | None:
     A time with a zone is alike if it is the same wall time at the same offset: JSON keeps the offset, not the zone's
     name. What is equal but another type (True and 1, a tuple and a list, a model and its subclass) differs.
     """
-    if type(written) is not type(back):
+    if written.__class__ is not back.__class__:  # not type(): a state that is not read yet is of a subclass
         return ""
     match written:
         case BaseModel():

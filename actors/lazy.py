@@ -1,8 +1,9 @@
 """The state as a node sees it: an instance of the user's model whose fields are read from JSON when they are asked for.
 
 A node that looks at a counter does not pay for the ten thousand messages beside it (law 8). Only direct reads of
-fields are lazy: whatever else is asked of the instance (its dump, its equality, a copy, a method) reads the rest first
-and makes it a plain instance of the model, so that there is no difference to be seen.
+fields are lazy: whatever else is asked of the instance (its dump, its equality, a copy, a method) reads the rest
+first and makes it a plain instance of the model, so that there is no difference to be seen - but for `type(state)`,
+which nobody can answer for it: a subclass, until then.
 """
 
 import abc

@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 Op = Literal["set", "unset", "append", "union", "merge", "messages"]
 Growing = Literal["append", "union", "merge", "messages"]
 
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 GROWING: frozenset[str] = frozenset(get_args(Growing))
 
 
@@ -49,7 +51,7 @@ def joined(old: str, new: str) -> str:
 
 def compact(value: Any) -> str:
     """JSON text, as short as it gets; numbers, strings and the order of keys as they were read."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _encoder.encode(value)
 
 
 def folded(op: Op, writes: Sequence[str]) -> str:
@@ -111,11 +113,12 @@ class _Log:
 class Grown:
     """One value of a growing channel."""
 
-    __slots__ = ("_length", "_log")
+    __slots__ = ("_length", "_log", "_written")
 
     def __init__(self, op: Op, writes: Sequence[str]) -> None:
         self._log = _Log(op, list(writes))
         self._length = len(self._log.writes)
+        self._written = sum(map(len, writes))
 
     def after(self, change: Change) -> "Grown":
         """The value after a write. Costs what is written, unless the channel went on from this value before."""
@@ -127,7 +130,17 @@ class Grown:
         log.writes.append(change.text)
         grown = Grown.__new__(Grown)
         grown._log, grown._length = log, self._length + 1
+        grown._written = self._written + len(change.text)
         return grown
+
+    @property
+    def size(self) -> int:
+        """Characters of its text, without making it: exact but for commas where it only grows, else as it was when
+        somebody read it last."""
+        if self._log.op == "append":
+            return self._written
+        known, text = self._log.text
+        return len(text) if known else len(self._log.writes[0])
 
     def text(self) -> str:
         """All of it as JSON. Costs its size, so ask only if you need it."""
@@ -150,7 +163,7 @@ class Grown:
 
 
 class Values(Mapping[str, str]):
-    """JSON text of each channel that has a value. Never changes; `after` makes another one."""
+    """JSON text of each channel that has a value. Does not change; `after` makes another one."""
 
     __slots__ = ("_cells",)
 
@@ -160,7 +173,12 @@ class Values(Mapping[str, str]):
     def after(self, changes: Mapping[str, Change]) -> "Values":
         """The channels after these changes."""
         values = Values(self)
-        cells = values._cells
+        values.put(changes)
+        return values
+
+    def put(self, changes: Mapping[str, Change]) -> None:
+        """Make these changes here. Only for whoever made this one, before anybody else has it."""
+        cells = self._cells
         for name, change in changes.items():
             old = cells.get(name)
             if change.op == "set":
@@ -171,13 +189,17 @@ class Values(Mapping[str, str]):
                 cells[name] = old.after(change)
             else:
                 cells[name] = Grown(change.op, [change.text] if old is None else [old, change.text])
-        return values
 
     def in_order(self, names: Iterable[str]) -> "Values":
         """The same, with these names first."""
         values = Values()
         values._cells = {name: self._cells[name] for name in dict.fromkeys((*names, *self)) if name in self}
         return values
+
+    @property
+    def size(self) -> int:
+        """About how many characters all texts have; costs the number of channels."""
+        return sum(len(cell) if isinstance(cell, str) else cell.size for cell in self._cells.values())
 
     def __getitem__(self, name: str) -> str:
         cell = self._cells[name]

@@ -151,7 +151,7 @@ def _commit(db: Connection, commit: Commit, together: set[int]) -> Told:
         "step": commit.step,
         "head": head,
         "at": commit.at,
-        "result": commit.result,
+        "result": "" if commit.status in FINAL else commit.result,
         "error": commit.error,
     }
     db.execute(SQL["advance"], values)
@@ -159,7 +159,7 @@ def _commit(db: Connection, commit: Commit, together: set[int]) -> Told:
         answers = {} if commit.checkpoint else json.loads(run["answers"])
         _sleep(db, n, commit, wake_now=cancel_asked or _answered(commit.interrupts, answers) or _hears(db, n, commit))
     elif commit.status in FINAL:
-        _end(db, n, commit.status, commit.at, commit.retain_s)
+        _end(db, n, commit.status, commit.at, commit.retain_s, commit.result)
     return Committed(duplicate=False, cancel_asked=cancel_asked)
 
 
@@ -279,7 +279,7 @@ def _sleep(db: Connection, n: int, commit: Commit, *, wake_now: bool) -> None:
     db.execute(SQL["sleep"], values)
 
 
-def _end(db: Connection, n: int, status: Status, at: float, retain_s: float) -> None:
+def _end(db: Connection, n: int, status: Status, at: float, retain_s: float, result: str = "") -> None:
     do(db, "end", status, n)
     do(db, "empty_mailbox", n)
     if status in ("succeeded", "cancelled"):  # the others keep what `retry` goes on with
@@ -297,7 +297,9 @@ def _end(db: Connection, n: int, status: Status, at: float, retain_s: float) -> 
     db.execute(SQL["leave_thread"], leaves)
     db.execute(SQL["release"], {"thread_id": run["thread_id"], "at": at})
     if run["parent"]:
-        _tell_parent(db, run, child_answer(status, run["error"], run["result"]), at)
+        _tell_parent(db, run, child_answer(status, run["error"], result), at)
+    if result:  # last: every further change of the row would write it again, and leave the room of it empty
+        do(db, "give_result", result, n)
 
 
 def _tell_parent(db: Connection, child: Row, answer: str, at: float) -> None:

@@ -82,7 +82,7 @@ def test_what_a_store_gives_back_is_what_was_written(make_world: MakeWorld) -> N
     async def go() -> None:
         world = make_world()
         try:
-            store = await world.client()
+            store = await world.open()
             result = await run_inline_async(odd, {}, store=store)
             (record,) = await store.runs()
             rows = await store.history(record.thread_id)

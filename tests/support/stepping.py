@@ -1,7 +1,7 @@
 """Supersteps without nodes, tasks or a store: the writes that they would make, through the real channels and rows."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,19 @@ from understudy.actors.step import TaskResult, apply, opening, result_of, tasks_
 RUN = "r00-x"
 
 
+def _idle(state: Any) -> None: ...
+
+
+def _choice(node: str) -> Callable[[Any], str]:
+    return lambda state: node
+
+
 def loop_of(state: type[BaseModel], *nodes: str, name: str = "loop") -> Graph:
     """A graph in which these nodes run in every superstep, side by side, for ever."""
     graph = Graph(name, state, step_limit=1_000_000)
     for node in nodes:
-        graph.node(lambda state: None, name=node)
-        graph.edge(START, node).branch(node, lambda state, node=node: node, [node, END])
+        graph.node(_idle, name=node)
+        graph.edge(START, node).branch(node, _choice(node), [node, END])
     return graph
 
 
