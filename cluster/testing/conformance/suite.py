@@ -48,7 +48,7 @@ class World:
 
 Check = Callable[[World], Awaitable[None]]
 
-MODULES = ("life", "commits", "effects", "reading", "races")
+MODULES = ("life", "commits", "batches", "effects", "messages", "children", "reading", "races")
 
 
 def checks() -> list[Check]:
