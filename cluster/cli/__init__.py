@@ -6,6 +6,7 @@ reading   ps, show, events, history                       (these never start Ray
 running   run, resume, approve, deny, cancel, fork
 machine   up, down, status, doctor, metrics
 policy    policy check, policy explain
+store     store info, store migrate
 crashtest crashtest
 demo      the demo
 """
@@ -20,6 +21,7 @@ def main() -> None:
         running,
         machine,
         policy,
+        store,
         crashtest,
         demo,
     )

@@ -1,0 +1,113 @@
+"""Commands about the store itself: what it is and holds, and moving all of it to another one."""
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from understudy.cluster.cli.command import Here, Json, WrongUsage, app, command, print_json, say, stdout
+from understudy.cluster.cli.view import plain_table
+
+if TYPE_CHECKING:
+    from understudy.cluster.move import Progress
+
+stores = typer.Typer(no_args_is_help=True, help="What the store is and holds; move it to another one.")
+app.add_typer(stores, name="store", rich_help_panel="This machine")
+
+TELL_S = 1.0
+"""How often progress is told."""
+
+
+@command(stores)
+async def info(here: Here, as_json: Json = False) -> None:
+    """Say what the store is, whether it is durable, and how much it holds.
+
+    Example:
+    [bold]understudy store info --store redis://127.0.0.1/0[/]
+    """
+    from understudy.cluster.client import is_served
+    from understudy.cluster.move import each_thread
+
+    async with here.store() as store:
+        about = await store.info()
+        document: dict[str, Any] = {
+            "kind": about.kind,
+            "where": about.where,
+            "durable": about.durable,
+            "served": await is_served(store, time.time()),
+            "threads": len([None async for _ in each_thread(store)]),
+            "runs": await store.counts(),
+            "blobs": len(await store.blobs()),
+            "detail": dict(about.detail),
+        }
+    if as_json:
+        print_json(document)
+        return
+    screen = stdout()
+    screen.print(Text(f"{about.kind} at {about.where}", "bold"), soft_wrap=True)
+    table = plain_table("", "")
+    table.add_row("durable", Text("yes", "green") if about.durable else Text("no", "red"))
+    table.add_row("served", "yes" if document["served"] else "no")
+    table.add_row("threads", str(document["threads"]))
+    runs = ", ".join(f"{count} {status}" for status, count in document["runs"].items() if count)
+    table.add_row("runs", runs or "none")
+    table.add_row("blobs", str(document["blobs"]))
+    for name, value in about.detail.items():
+        table.add_row(name, value)
+    screen.print(table)
+
+
+@command(stores)
+async def migrate(
+    here: Here,
+    source: Annotated[str, typer.Option("--from", metavar="URL", help="The store that is to be left.")],
+    target: Annotated[str, typer.Option("--to", metavar="URL", help="The store to move to; an empty one.")],
+    as_json: Json = False,
+) -> None:
+    """Move all threads, blobs and counters to another store. Nobody may serve either meanwhile.
+
+    It may be interrupted, and typed again until it is done. The source stays as it is; serve only the target then.
+
+    Example:
+    [bold]understudy store migrate --from sqlite:///var/lib/understudy.db --to postgresql://127.0.0.1/agents[/]
+    """
+    from understudy.cluster.move import move
+    from understudy.cluster.stores import open_store
+
+    if source == target:
+        raise WrongUsage("--from and --to name the same store")
+    old = await open_store(source, allow_volatile=here.settings.allow_volatile)
+    try:
+        new = await open_store(target, allow_volatile=here.settings.allow_volatile)
+        try:
+            moved = await move(old, new, _Teller())
+        finally:
+            await new.close()
+    finally:
+        await old.close()
+    if as_json:
+        print_json(asdict(moved))
+        return
+    before = f", {moved.found} of them before" if moved.found else ""
+    screen = stdout()
+    screen.print(
+        Text(f"moved {moved.threads} threads{before}", "green").append(
+            f": {moved.runs} runs, {moved.checkpoints} checkpoints, {moved.blobs} blobs, {moved.counters} counters", ""
+        ),
+        soft_wrap=True,
+    )
+    screen.print(Text(f"both sides compared, digest {moved.digest[:16]}; serve only the new store from now on", "dim"))
+
+
+class _Teller:
+    """Tells progress on stderr, once a second at most."""
+
+    def __init__(self) -> None:
+        self._told_at = time.monotonic()
+
+    def __call__(self, progress: "Progress") -> None:
+        if time.monotonic() - self._told_at >= TELL_S:
+            self._told_at = time.monotonic()
+            say(f"{progress.stage}: {progress.done} of {progress.of}", "dim")
