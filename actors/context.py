@@ -9,13 +9,15 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from understudy.actors import children, mailbox
 from understudy.actors.calls import Caller, Place, check_value
+from understudy.actors.children import Ship
 from understudy.actors.errors import (
     CallerError,
     Fenced,
@@ -25,6 +27,7 @@ from understudy.actors.errors import (
     ToolDenied,
     ToolError,
 )
+from understudy.actors.graph import Graph
 from understudy.actors.interrupts import (
     EXPIRED,
     Continue,
@@ -41,28 +44,48 @@ from understudy.actors.interrupts import (
     question,
     typed,
 )
+from understudy.actors.mailbox import Mailbox
 from understudy.actors.outcome import Outcome
 from understudy.actors.own_effects import OwnEffect, own_effect, perform
 from understudy.actors.records import Interrupt, RunRecord
+from understudy.actors.streaming import Stream, chunk_text
 from understudy.actors.tool import Tool
 
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Residence:
+    """What all tasks of a run share while it is in an actor."""
+
+    mailbox: Mailbox
+    stream: Stream
+    ship: Ship
+    """Makes the graphs of children known to other processes."""
 
 
 class Context:
     """A node's door to the runtime, for `async def` nodes."""
 
     def __init__(
-        self, place: Place, caller: Caller, clock: Callable[[], float], interrupts: Mapping[str, Interrupt]
+        self,
+        place: Place,
+        caller: Caller,
+        clock: Callable[[], float],
+        interrupts: Mapping[str, Interrupt],
+        residence: Residence,
     ) -> None:
         self._place = place
         self._caller = caller
         self._clock = clock
         self._known = interrupts
+        self._residence = residence
         self._places: Counter[str] = Counter()
         self._work: set[asyncio.Task[Any]] = set()
         self.asked: dict[str, Interrupt] = {}
         """Questions of this attempt that have no answer yet, and timers that have fired, by id."""
+        self.taken: dict[int, None] = {}
+        """Messages that this attempt has received, by n."""
         self.over = False
         """Nobody wants what the node does any more: a cancellation from now on is the run's."""
         self.lost: Fenced | StoreUnavailable | None = None
@@ -70,7 +93,8 @@ class Context:
         catches it, as an agent does that tells its model of every error."""
 
     @property
-    def run(self) -> RunRecord:
+    def record(self) -> RunRecord:
+        """The run as it was when its actor took it up."""
         return self._place.run
 
     @property
@@ -172,7 +196,105 @@ class Context:
         check_duration(duration, "ctx.sleep")
         return self._begin(self._sleep(duration, self._next("sleep")))
 
+    def receive(self, *, deadline: timedelta | None = None) -> asyncio.Task[Any]:
+        """The next message that was sent to this run (`run.send`), in order; waits for it durably, holding no actor.
+
+        Args:
+            deadline: how long to wait at most; then InterruptExpired is raised here.
+        Returns (awaited): the message, as JSON values. It is this task's: it leaves the mailbox when the task is done,
+        and if it has to run again, it receives the same here.
+        """
+        index = self._next("receive")
+        return self._begin(self._recorded(self._receive(deadline, index)))
+
+    def start(
+        self,
+        graph: Graph | str,
+        input: BaseModel | Mapping[str, Any] | None = None,
+        *,
+        key: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> "asyncio.Task[Child]":
+        """Start a child run: durable and supervised like any other, and cancelled with this one.
+
+        Args:
+            graph: a Graph, or `module:attribute`.
+            input: its first state.
+            key: the same key is the same child, wherever in this run it is asked for; default: each place in each task
+                has a child of its own.
+            labels: added to those of this run, which the child has too, as it has its policy.
+        Returns (awaited): the child, once it is durable. It goes on by itself; `await child.result()` waits for it.
+        Raises EffectMismatch, GraphError, CodeError, CallerError (the input does not fit).
+        """
+        index = -1 if key else self._next("start")
+        return self._begin(self._recorded(self._start(graph, input, key, labels, index)))
+
+    def run(
+        self,
+        graph: Graph | str,
+        input: BaseModel | Mapping[str, Any] | None = None,
+        *,
+        key: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> asyncio.Task[Any]:
+        """`start`, and wait for the child's result. Raises what both raise, e.g. ChildFailed."""
+        started = self.start(graph, input, key=key, labels=labels)
+
+        async def ran() -> Any:
+            return await (await started).result()
+
+        return self._begin(ran())
+
+    def stream(self, chunk: Any) -> None:
+        """Send a piece of output (JSON values) to whoever follows the run. Returns at once; part of no state.
+
+        If the task has to run again, what it streamed is marked as withdrawn, and it streams anew.
+        Raises CallerError: the chunk is not JSON, or larger than 64 KiB, or the store does not keep up.
+        """
+        if not self.over:
+            self._residence.stream.put(self._place.task, chunk_text(chunk, self.node))
+
     # --- inside ---
+
+    async def _receive(self, deadline: timedelta | None, index: int) -> Any:
+        if not isinstance(deadline, timedelta | None):
+            raise CallerError(
+                f"the deadline of ctx.receive is a timedelta, not {deadline!r:.80}; write e.g. timedelta(seconds=3)"
+            )
+        known = self._known.get(mailbox.interrupt_id(mailbox.key_of(self._place, index, self._place.task.attempt)))
+        seconds = None if deadline is None else deadline.total_seconds()
+        received = await mailbox.receive(
+            self._place, self._caller.ledger, self._residence.mailbox, known, seconds, index
+        )
+        self.taken[received.n] = None
+        return received.body
+
+    async def _start(
+        self,
+        graph: Graph | str,
+        given: BaseModel | Mapping[str, Any] | None,
+        key: str,
+        labels: Mapping[str, str] | None,
+        index: int,
+    ) -> "Child":
+        ship = self._residence.ship
+        born = await children.start(self._place, self._caller.ledger, ship, graph, given, key, labels, index)
+        return Child(self, born)
+
+    async def _result_of(self, born: children.Born) -> Any:
+        known = self._known.get(born.interrupt_id)
+        try:
+            return await children.result(self._place, self._caller.ledger, born)
+        except Suspended as suspended:
+            if known is not None:  # asked before: since then it waits
+                suspended.args = (known,)
+            raise
+
+    async def _cancel_child(self, born: children.Born) -> None:
+        await self._caller.durable()
+        now = self._clock()
+        await self._caller.store.cancel(born.record.run_id, now)
+        await children.cancel_children(self._caller.store, born.record.run_id, now)
 
     def _place_of(self, tool: "Tool[..., Any]") -> int:
         if not isinstance(tool, Tool):
@@ -286,6 +408,27 @@ class Context:
             task.cancel()
 
 
+class Child:
+    """A child run, in the hands of the node that started it."""
+
+    def __init__(self, context: Context, born: children.Born) -> None:
+        self._context = context
+        self._born = born
+        self.run_id = born.record.run_id
+
+    def result(self) -> asyncio.Task[Any]:
+        """Wait for the child's end, durably: this run leaves its actor meanwhile.
+
+        Returns (awaited): the child's final state, as its graph's model.
+        Raises ChildFailed: it failed, was cancelled, or is quarantined.
+        """
+        return self._context._begin(self._context._recorded(self._context._result_of(self._born)))
+
+    def cancel(self) -> asyncio.Task[None]:
+        """Ask the child, and its own children, to end. Asking twice is the same as once."""
+        return self._context._begin(self._context._recorded(self._context._cancel_child(self._born)))
+
+
 class BlockingContext:
     """The same for `def` nodes, which run in a thread: every call returns its result, not an awaitable."""
 
@@ -321,11 +464,62 @@ class BlockingContext:
         """See Context.sleep."""
         self._wait(lambda: self._context.sleep(duration))
 
+    def receive(self, *, deadline: timedelta | None = None) -> Any:
+        """See Context.receive."""
+        return self._wait(lambda: self._context.receive(deadline=deadline))
+
+    def start(
+        self,
+        graph: Graph | str,
+        input: BaseModel | Mapping[str, Any] | None = None,
+        *,
+        key: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> "BlockingChild":
+        """See Context.start."""
+        return BlockingChild(self, self._wait(lambda: self._context.start(graph, input, key=key, labels=labels)))
+
+    def run(
+        self,
+        graph: Graph | str,
+        input: BaseModel | Mapping[str, Any] | None = None,
+        *,
+        key: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> Any:
+        """See Context.run."""
+        return self._wait(lambda: self._context.run(graph, input, key=key, labels=labels))
+
+    def stream(self, chunk: Any) -> None:
+        """See Context.stream."""
+
+        async def put() -> None:
+            self._context.stream(chunk)
+
+        self._wait(put)
+
     def _wait(self, begin: Callable[[], Awaitable[R]]) -> R:
         async def waited() -> R:
             return await begin()
 
         return asyncio.run_coroutine_threadsafe(waited(), self._loop).result()
+
+
+class BlockingChild:
+    """The same as Child, for `def` nodes."""
+
+    def __init__(self, context: BlockingContext, child: Child) -> None:
+        self._context = context
+        self._child = child
+        self.run_id = child.run_id
+
+    def result(self) -> Any:
+        """See Child.result."""
+        return self._context._wait(self._child.result)
+
+    def cancel(self) -> None:
+        """See Child.cancel."""
+        self._context._wait(self._child.cancel)
 
 
 def _settled(interrupt: Interrupt) -> Interrupt:

@@ -8,6 +8,7 @@ Laws kept here:
 """
 
 import asyncio
+import contextlib
 import functools
 import json
 import time
@@ -19,8 +20,9 @@ from typing import Any
 
 from understudy.actors.calls import Caller, Place, PolicyPort, SandboxPort
 from understudy.actors.checkpoint import Checkpoint
-from understudy.actors.context import BlockingContext, Context
-from understudy.actors.errors import CallerError, Fenced, tellable
+from understudy.actors.children import Ship, cancel_children
+from understudy.actors.context import BlockingContext, Context, Residence
+from understudy.actors.errors import CallerError, Fenced, NotFound, tellable
 from understudy.actors.events import COMMIT_BUCKETS_S, histogram
 from understudy.actors.flight import IN_FLIGHT_MAX, Flight
 from understudy.actors.lazy import state_of
@@ -29,6 +31,7 @@ from understudy.actors.records import Committed, Loaded, Status
 from understudy.actors.run import (
     Abandon,
     CancelAsked,
+    CancelChildren,
     Elapsed,
     Execute,
     Failed,
@@ -41,8 +44,10 @@ from understudy.actors.run import (
     Save,
     Started,
 )
+from understudy.actors.ship import refer_to
 from understudy.actors.step import Task, result_of
 from understudy.actors.store import Store
+from understudy.actors.streaming import Stream
 
 MESSAGE_CHARS_MAX = 4000
 GROUPS_MAX = 10
@@ -63,6 +68,8 @@ class Driver:
     clock: Callable[[], float] = time.time
     in_flight_max: int = IN_FLIGHT_MAX
     """Commits that may be on their way while nodes go on; 0: every node waits for the commit of the one before."""
+    ship: Ship = refer_to
+    """Makes the graphs of children known to other processes."""
     dirty: bool = False
     """A node could not be stopped (a thread, or a swallowed cancellation): the process is not fit for another run."""
     _inbox: asyncio.Queue[Input | BaseException] = field(default_factory=asyncio.Queue)
@@ -70,12 +77,15 @@ class Driver:
     _threads: int = 0
     _reminders: list[asyncio.TimerHandle] = field(default_factory=list)
     _flight: Flight = field(init=False)
+    _residence: Residence = field(init=False)
 
     async def drive(self) -> Status:
         """Until the run leaves; its status then. Raises Fenced (stop quietly), StoreUnavailable, CodeError."""
         run = Run(self.plan, self.loaded)
         self._flight = Flight(self.store, functools.partial(self._landed, run), self._inbox.put_nowait)
-        told: Input | BaseException = Started(self.clock())
+        stream = Stream(self.store, self.loaded.run, self.clock, self._inbox.put_nowait)
+        self._residence = Residence(run.mailbox, stream, self.ship)
+        told: Input | BaseException = await self._first()
         try:
             while True:
                 if isinstance(told, BaseException):
@@ -83,28 +93,43 @@ class Driver:
                 for effect in run.handle(told):
                     match effect:
                         case Save(commit):
+                            if commit.status != "running":  # the last word: after it, nothing can be streamed
+                                await stream.flush()
                             self._flight.send(commit)
                             if self._flight.out >= self.in_flight_max:
                                 await self._flight.landed()
                         case Execute(tasks, checkpoint):
+                            again = isinstance(told, Started) and self.loaded.run.epoch > 1
                             for task in tasks:
-                                self._start(run, task, checkpoint)
+                                self._start(run, task, checkpoint, again=again)
                         case Remind(task, after_s):
                             told_then = functools.partial(self._elapsed, task)
                             self._reminders.append(asyncio.get_running_loop().call_later(after_s, told_then))
                         case Abandon():
                             await self._abandon()
+                        case CancelChildren():
+                            await cancel_children(self.store, self.loaded.run.run_id, self.clock())
                         case Leave(status):
                             await self._flight.landed()
                             return status
                 told = await self._inbox.get()
         finally:
             self._flight.stop()
+            stream.stop()
             for reminder in self._reminders:
                 reminder.cancel()
             for work, context in self._work.items():
                 context.release()
                 work.cancel()
+
+    async def _first(self) -> Input:
+        """A child whose parent was cancelled is cancelled too, if whoever did that did not live to ask it."""
+        parent = self.loaded.run.parent
+        if parent:
+            with contextlib.suppress(NotFound):
+                if (await self.store.run(parent)).status == "cancelled":
+                    return CancelAsked(self.clock())
+        return Started(self.clock())
 
     def cancel(self) -> None:
         """Somebody asked to cancel the run."""
@@ -132,7 +157,7 @@ class Driver:
 
     # --- tasks ---
 
-    def _start(self, run: Run, task: Task, checkpoint: Checkpoint) -> None:
+    def _start(self, run: Run, task: Task, checkpoint: Checkpoint, *, again: bool) -> None:
         record = self.loaded.run
         place = Place(
             run=record,
@@ -145,7 +170,8 @@ class Driver:
             self.store, self.policy, self.sandboxes, self.clock, lambda: uuid.uuid4().hex, self._flight.landed
         )
         mine = {i.interrupt_id: i for i in record.interrupts if i.task_id == task.task_id}
-        context = Context(place, caller, self.clock, mine)
+        self._residence.stream.begin(task, again=again)
+        context = Context(place, caller, self.clock, mine, self._residence)
         work = asyncio.ensure_future(self._attempt(task, checkpoint, context))
         self._work[work] = context
         work.add_done_callback(functools.partial(self._ended, task))
@@ -194,7 +220,8 @@ class Driver:
             except Exception as error:  # of the user's own model: its validators may raise anything
                 self._tell(Failed(self.clock(), task, describe(error), types_of(error)))
             else:
-                self._tell(Finished(self.clock(), task, result, time.perf_counter() - began))
+                seconds = time.perf_counter() - began
+                self._tell(Finished(self.clock(), task, result, seconds, tuple(context.taken)))
 
     async def _call(self, node: Node, task: Task, checkpoint: Checkpoint, context: Context) -> Any:
         args: list[Any] = []

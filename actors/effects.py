@@ -17,6 +17,10 @@ from understudy.actors.step import Task
 
 OWN = "effect:"
 """Begins the names of effects that a node performs itself (`ctx.effect`), so that a tool may have the same name."""
+START = "ctx.start"
+"""Begins the names under which a node has started its children. No tool has a dot in its name."""
+RECEIVE = "ctx.receive"
+"""The name under which a node has received messages."""
 SAID_CHARS_MAX = 300
 
 # --- names ---------------------------------------------------------------------------------------------------------

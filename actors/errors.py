@@ -119,6 +119,20 @@ class InterruptExpired(UnderstudyError):
     """Nobody answered an interrupt before its deadline."""
 
 
+class ChildFailed(UnderstudyError):
+    """A child run ended without a result. `status` is failed, cancelled or quarantined; `error` says why."""
+
+    def __init__(self, run_id: str, graph: str, status: str, error: str) -> None:
+        super().__init__(f"child run {run_id} of graph {graph!r} is {status}: {error or '-'}")
+        self.run_id = run_id
+        self.graph = graph
+        self.status = status
+        self.error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.run_id, self.graph, self.status, self.error)
+
+
 class Suspended(BaseException):
     """Ends a node that has to wait for an answer or a timer. Do not catch it.
 

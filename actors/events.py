@@ -100,6 +100,8 @@ KINDS: Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, float]]] = {
     "cancel_asked": _none,
     "retried": _none,
     "message": _none,  # n, message_id
+    "received": _none,  # node, task_id; n, message_id (without: the deadline passed)
+    "child_started": _none,  # node, task_id, run_id, graph, key, call, digest
     "finished": _finished,  # status, error
 }
 

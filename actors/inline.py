@@ -27,6 +27,7 @@ from understudy.actors.memory import MemoryStore
 from understudy.actors.open import OpenStore
 from understudy.actors.process import is_dead, name_of_this_process
 from understudy.actors.records import Event, Interrupt, RunRecord, open_questions
+from understudy.actors.ship import refer_to
 from understudy.actors.start import create, new_run
 from understudy.actors.step import final_state
 from understudy.actors.store import Store
@@ -161,8 +162,7 @@ class Inline:
         """Start a run, or find the one of this key, and drive it to its end. Its final state, as the graph's model."""
         await self._refuse_served()
         plan = graph.plan()
-        code = locate(graph) or Code(ref=f"{graph.name}:inline")
-        self._graphs[code.text()] = graph
+        code, _ = await self._ship(graph)
         new = new_run(plan, code, given, key=key, thread=thread, labels=labels)
         record = await create(self.store, new, self.clock())
         self._graphs[record.code] = graph  # of a run that was started elsewhere, under the same key
@@ -179,6 +179,14 @@ class Inline:
         if record.status != "succeeded":
             raise RunFailed(record)
         return final_state(plan, record.result)
+
+    async def _ship(self, graph: Graph | str) -> tuple[Code, Graph]:
+        """Nothing is shipped: the very graph is driven here."""
+        if isinstance(graph, str):
+            return await refer_to(graph)
+        code = locate(graph) or Code(ref=f"{graph.name}:inline")
+        self._graphs[code.text()] = graph
+        return code, graph
 
     async def _refuse_served(self) -> None:
         """A supervisor would take the run away, and has no code for what is defined here."""
@@ -231,7 +239,7 @@ class Inline:
         if loaded.run.epoch != record.epoch:
             return
         graph = self._graphs.get(record.code) or await self._library.graph(Code.read(record.code))
-        driver = Driver(store, self.policy, sandboxes, graph.plan(), loaded, self.clock)
+        driver = Driver(store, self.policy, sandboxes, graph.plan(), loaded, self.clock, ship=self._ship)
         renewing = asyncio.ensure_future(self._renew(record, driver))
         try:
             await driver.drive()

@@ -20,6 +20,7 @@ from understudy.actors.effects import call_text
 from understudy.actors.errors import CallerError, CodeError, StepLimitReached, tellable
 from understudy.actors.events import counters_of
 from understudy.actors.lazy import state_of
+from understudy.actors.mailbox import Mailbox
 from understudy.actors.plan import Plan
 from understudy.actors.records import FINAL, Commit, Event, Interrupt, Loaded, NewCheckpoint, Receipt, Status
 from understudy.actors.step import Task, TaskResult, apply, fallback_of, opening, result_text, tasks_of
@@ -42,6 +43,8 @@ class Finished:
     task: Task
     result: TaskResult
     seconds: float
+    taken: tuple[int, ...] = ()
+    """Messages that this attempt received, by n."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,19 @@ class Abandon:
 
 
 @dataclass(frozen=True)
+class CancelChildren:
+    """Ask the unfinished children of the run to end. Before the commit that ends the run, so that it is done again if
+    it was done in part."""
+
+
+@dataclass(frozen=True)
 class Leave:
     """The run leaves its actor: it is final, or it waits."""
 
     status: Status
 
 
-Effect = Execute | Remind | Save | Abandon | Leave
+Effect = Execute | Remind | Save | Abandon | CancelChildren | Leave
 RESIDENT_S = 5.0
 """A wait for the next try that is longer is none in the actor: the run leaves, and comes back."""
 Phase = Literal["loaded", "stepping", "over"]
@@ -132,6 +141,7 @@ class Run:
     phase: Phase = "loaded"
     checkpoint: Checkpoint = field(init=False)
     seq: int = field(init=False)
+    mailbox: Mailbox = field(init=False)
     _observed: dict[str, float] = field(default_factory=dict)
     """Counters that the shell wants to go with the next commit."""
     _open: dict[str, Task] = field(default_factory=dict)
@@ -147,11 +157,14 @@ class Run:
     """When tasks are due whose next try is so far away that the run leaves meanwhile."""
     _held: list[Event] = field(default_factory=list)
     """Events that go with the next commit."""
+    _taken: tuple[int, ...] = ()
+    """Messages that leave the mailbox with the next commit."""
     _recovered_at: float = 0.0
 
     def __post_init__(self) -> None:
         self.seq = self.loaded.run.seq
         self.checkpoint = restore(self.loaded.chain)
+        self.mailbox = Mailbox(self.loaded)
 
     def handle(self, told: Input) -> list[Effect]:
         """The effects of an input, to be performed in order. An input that a phase does not know has none."""
@@ -174,6 +187,8 @@ class Run:
         self._attempts = {task_id: attempt for task_id, attempt in tried.items() if attempt is not None}
         done = {task_id: body for task_id, body in self.loaded.writes.items() if task_id not in self._attempts}
         self._results = {task_id: TaskResult.read(body) for task_id, body in done.items()}
+        for task_id in self._results:
+            self.mailbox.finish(task_id)
         try:
             self._check_schema()
             if self.checkpoint.run_id != record.run_id:
@@ -202,10 +217,14 @@ class Run:
                 "seconds": round(told.seconds, 6),
             },
         )
-        return self._took(told.at, told.task, told.result, event)
+        self._taken += told.taken
+        return self._took(told.at, told.task, told.result, event, told.taken)
 
-    def _took(self, at: float, task: Task, result: TaskResult, event: Event) -> list[Effect]:
+    def _took(
+        self, at: float, task: Task, result: TaskResult, event: Event, taken: tuple[int, ...] = ()
+    ) -> list[Effect]:
         self._results[task.task_id] = result
+        self.mailbox.finish(task.task_id, taken)
         if any(other.task_id not in self._results for other in self._tasks):
             return self._progress(at, event, {task.task_id: result.body()})
         return self._close(at, event)
@@ -318,7 +337,9 @@ class Run:
         ready = {
             i.task_id
             for i in pending
-            if i.interrupt_id in record.answers or (i.deadline is not None and i.deadline <= at)
+            if i.interrupt_id in record.answers
+            or (i.deadline is not None and i.deadline <= at)
+            or (i.kind == "message" and self.mailbox.ends(i))
         }
         # One answer is enough to run a task again; its other questions are asked again under the same ids.
         blocked = {i.task_id for i in pending} - ready
@@ -355,9 +376,16 @@ class Run:
         interrupts = tuple(i for task in self._tasks for i in self._asked.get(task.task_id, ()))
         times = [i.deadline for i in interrupts if i.deadline is not None]
         times += self._later.values()
+        listens = any(interrupt.kind == "message" for interrupt in interrupts)
         self.phase = "over"
         saved = self._save(
-            at, "waiting", events, writes=writes or {}, interrupts=interrupts, wake_at=min(times, default=0.0)
+            at,
+            "waiting",
+            events,
+            writes=writes or {},
+            interrupts=interrupts,
+            wake_at=min(times, default=0.0),
+            listens_after=self.mailbox.listens_after if listens else None,
         )
         return [saved, Leave("waiting")]
 
@@ -379,7 +407,8 @@ class Run:
             result = result_text(self.plan, self.checkpoint.values)
         events = [*events, Event("finished", at, {"status": status, "error": error})]
         saved = self._save(at, status, events, checkpoint=new, writes=writes, result=result, error=error)
-        return [Abandon(), saved, Leave(status)]
+        ended: list[Effect] = [Abandon(), CancelChildren()] if status == "cancelled" else [Abandon()]
+        return [*ended, saved, Leave(status)]
 
     def _save(
         self,
@@ -391,6 +420,7 @@ class Run:
         writes: Mapping[str, str] | None = None,
         interrupts: tuple[Interrupt, ...] = (),
         wake_at: float = 0.0,
+        listens_after: int | None = None,
         result: str = "",
         error: str = "",
     ) -> Save:
@@ -399,6 +429,7 @@ class Run:
             events = [Event("recovered", at, {"seconds": round(seconds, 6)}), *events]
             self._recovered_at = 0.0
         events, self._held = [*self._held, *events], []
+        taken, self._taken = self._taken, ()
         counters = counters_of(self.plan.name, events) | self._observed
         self._observed = {}
         self.seq += 1
@@ -419,6 +450,8 @@ class Run:
                 result=result,
                 error=error,
                 retain_s=self.plan.retain_s,
+                taken=taken,
+                listens_after=listens_after,
             )
         )
 

@@ -9,6 +9,7 @@ Laws kept here:
 """
 
 import asyncio
+import functools
 import threading
 import time
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from understudy.actors.open import OpenStore
 from understudy.actors.ports import Policies, Sandboxes
 from understudy.actors.process import end, name_of_this_process
 from understudy.actors.records import Status
+from understudy.actors.ship import ship_graph
 from understudy.actors.store import Store
 
 
@@ -86,7 +88,9 @@ class RunActor:
                 return Left("stale", dirty=True)
             graph = await self._library.graph(code)
             policy = Policies(self._config.policy)
-            driver = Driver(self._store, policy, Sandboxes(self._config.sandboxes, self._store), graph.plan(), loaded)
+            sandboxes = Sandboxes(self._config.sandboxes, self._store)
+            ship = functools.partial(ship_graph, store=self._store, secret=self._config.secret)
+            driver = Driver(self._store, policy, sandboxes, graph.plan(), loaded, ship=ship)
             self._drivers[run_id] = (epoch, driver)
             status = await driver.drive()
             return Left("left", status, dirty=driver.dirty)

@@ -60,7 +60,7 @@ def tasks_of(checkpoint: Checkpoint, run_id: str) -> tuple[Task, ...]:
     tasks = []
     for index, spec in enumerate(checkpoint.frontier):
         name = "\0".join((checkpoint.checkpoint_id, run_id, str(step), str(index), spec.node))
-        tasks.append(Task(hashlib.sha256(name.encode()).hexdigest()[:20], spec.node, spec.arg, step, index))
+        tasks.append(Task(hashlib.sha256(name.encode()).hexdigest()[:20], spec.node, spec.arg, step, index=index))
     return tuple(tasks)
 
 

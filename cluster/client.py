@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,26 +16,32 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from understudy.actors.approvals import Approval, approval_answer
-from understudy.actors.by_value import pickled
 from understudy.actors.checkpoint import restore
-from understudy.actors.code import Code, digest_of, load_ref, locate, sign_blob
+from understudy.actors.children import cancel_children, children_of
+from understudy.actors.code import Code, digest_of, load_ref, sign_blob
 from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.errors import RunFailed as RunFailed
 from understudy.actors.forks import Beyond, Mode
 from understudy.actors.graph import Graph
+from understudy.actors.mailbox import message_text
 from understudy.actors.process import is_dead
 from understudy.actors.records import (
+    Busy,
     CheckpointRow,
+    Chunk,
     Event,
     Interrupt,
     RunRecord,
     Status,
 )
 from understudy.actors.records import open_questions as open_questions
+from understudy.actors.ship import ship_graph
 from understudy.actors.start import create, new_run
 from understudy.actors.step import final_state
 from understudy.actors.store import Store
+from understudy.cluster import follow as following
 from understudy.cluster.answering import call_to_decide, changed_args, checked_answer, json_of, question_to_answer
+from understudy.cluster.follow import Cursor, Seen
 from understudy.cluster.forking import fork_point, new_fork
 from understudy.cluster.settings import Settings, read_settings
 from understudy.cluster.stores import open_store
@@ -90,21 +97,29 @@ class Run:
             pause_s = min(pause_s * 1.3, 0.25)
 
     async def events(self, after: int = 0, *, follow: bool = True) -> AsyncIterator[Event]:
-        """Events in order, from a cursor on; with `follow`, until the run is final."""
-        pause_s = 0.01
-        while True:
-            record = await self.record()
-            found = await self._store.events(self.run_id, after)
-            for event in found:
-                after = event.n
-                yield event
-            if found:
-                pause_s = 0.01
-                continue
-            if not follow or record.final:
-                return
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 1.3, 0.25)
+        """Events in order, from a cursor (the `n` of the last one seen) on; with `follow`, until the run is final."""
+        async for event in following.events(self._store, self.run_id, after, follow=follow):
+            yield event
+
+    async def stream(self, after: int = 0, *, follow: bool = True) -> AsyncIterator[Chunk]:
+        """What the run streams, in order, from a cursor (the `n` of the last chunk seen) on; until the run is final.
+
+        A chunk that is `withdrawn` says that what its attempt of the task has streamed so far is not part of the run
+        any more; `live(chunks)` leaves out what is withdrawn.
+        """
+        async for chunk in following.chunks(self._store, self.run_id, after, follow=follow):
+            yield chunk
+
+    async def follow(self, after: Cursor | str = "", *, follow: bool = True) -> AsyncIterator[Seen]:
+        """Events and chunks together, each with the cursor to come back with, until the run is final.
+
+        Args:
+            after: a cursor, or its text; default, from the beginning.
+        Raises CallerError: `after` is no cursor.
+        """
+        cursor = after if isinstance(after, Cursor) else Cursor.read(after) if after else Cursor()
+        async for seen in following.both(self._store, self.run_id, cursor, follow=follow):
+            yield seen
 
     async def questions(self) -> list[Interrupt]:
         """Open questions, oldest first; none while the run does not wait."""
@@ -149,8 +164,35 @@ class Run:
         return await self._store.resume(self.run_id, call_id, json_of(approval_answer(approval)), time.time())
 
     async def cancel(self) -> RunRecord:
-        """Ask the run to end; it is cancelled soon. Asking twice is the same as once."""
-        return await self._store.cancel(self.run_id, time.time())
+        """Ask the run, and the children that it started, to end. Asking twice is the same as once."""
+        record = await self._store.cancel(self.run_id, time.time())
+        if record.status == "cancelled":  # the owner of one that is running sees to its children
+            await cancel_children(self._store, self.run_id, time.time())
+        return record
+
+    async def send(self, message: Any, id: str = "") -> int:
+        """Put a message into the run's mailbox, for `ctx.receive()`; durable when this returns.
+
+        Args:
+            message: JSON values, at most 1 MiB.
+            id: names the message: sent again under the same id, it is the same message. Default: a new one.
+        Returns its number in the mailbox, from 1.
+        Raises NotFound; Conflict (the run is final, or its mailbox is full); CallerError (it is not JSON).
+        """
+        text = message_text(message)
+        return await self._store.send(self.run_id, id or uuid.uuid4().hex, text, time.time())
+
+    async def retry(self) -> RunRecord:
+        """Take the run up again, if it failed or is quarantined, from its last checkpoint.
+
+        Tasks of the superstep that had finished are not done again; calls that went well are answered by their
+        receipts, those that failed are made again. Raises NotFound; Conflict: it has not failed, or its thread went on.
+        """
+        return await self._store.retry(self.run_id, time.time())
+
+    async def children(self) -> list["Run"]:
+        """The runs that this one has started, in order."""
+        return [Run(self._store, run_id) for run_id in await children_of(self._store, self.run_id)]
 
     async def state(self) -> dict[str, Any]:
         """The channels at the newest checkpoint, as JSON values."""
@@ -211,6 +253,7 @@ class Cluster:
         *,
         key: str = "",
         thread: str = "",
+        busy: Busy = "enqueue",
         policy: Path | str | Policy | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Run:
@@ -221,9 +264,12 @@ class Cluster:
             input: the first state, or, on a thread that has one, a write to it.
             key: the same key (on the same thread) is the same run, whoever asks and however often.
             thread: the thread to run on; default, one of its own.
+            busy: what becomes of unfinished runs on that thread. `enqueue`: this one stands behind them; `reject`: it
+                is refused; `interrupt`: they are cancelled, and it goes on from what they had committed; `rollback`:
+                they are cancelled, and it goes on from where the first of them had begun.
             policy: policy file, text, or Policy for this run's tool calls; default, the one given to `connect`.
             labels: for policies and for people.
-        Raises GraphError, InvalidWrite, Conflict (the key belongs to another input), CallerError.
+        Raises GraphError, InvalidWrite, Conflict (the key belongs to another input; the thread is busy), CallerError.
         """
         code, loaded = await self._code(graph)
         plan = loaded.plan()
@@ -235,9 +281,21 @@ class Cluster:
             thread=thread,
             policy=self.policy if policy is None else await keep_policy(self.store, policy, self.settings.secret()),
             labels=dict(labels or {}),
+            busy=busy,
         )
         record = await create(self.store, new)
+        if busy in ("interrupt", "rollback"):
+            await self._cancel_children_on(record)
         return Run(self.store, record.run_id, loaded)
+
+    async def _cancel_children_on(self, start: RunRecord) -> None:
+        """Children of the runs that a start has cancelled on its thread. Started again under its key, it does so again.
+
+        Runs that had an actor see to theirs themselves.
+        """
+        for other in await self.store.runs("cancelled", thread_id=start.thread_id):
+            if other.updated_at >= start.created_at:
+                await cancel_children(self.store, other.run_id, time.time())
 
     async def run(self, run_id: str, graph: Graph | None = None) -> Run:
         """A run by its id. Raises NotFound."""
@@ -249,25 +307,7 @@ class Cluster:
         return await self.store.runs(status, limit)
 
     async def _code(self, graph: Graph | str) -> tuple[Code, Graph]:
-        if isinstance(graph, str):
-            loaded = load_ref(graph)
-            found = locate(loaded)
-            return Code(ref=graph, paths=found.paths if found else ()), loaded
-        if not isinstance(graph, Graph):
-            raise CallerError(f"start takes a Graph or MODULE:GRAPH, not {graph!r}")
-        located = locate(graph)
-        if located is not None:
-            return located, graph
-        try:
-            data = await asyncio.to_thread(pickled, graph)
-        except Exception as error:
-            raise CallerError(
-                f"graph {graph.name!r} is not in a module, and cannot be shipped by value: {error}; put it in a module "
-                f"as a global name"
-            ) from error
-        digest = digest_of(data)
-        await self.store.put_blob(digest, sign_blob(data, self.settings.secret()), time.time())
-        return Code(blob=digest), graph
+        return await ship_graph(graph, store=self.store, secret=self.settings.secret())
 
 
 async def graph_of(record: RunRecord) -> Graph:

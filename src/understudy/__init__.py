@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from understudy.actors.errors import (
         AnswerNeeded,
         CallerError,
+        ChildFailed,
         EffectFailed,
         EffectMismatch,
         InterruptExpired,
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from understudy.actors.plan import END, START, Command, Send
     from understudy.actors.reconciled import Done, NeverHappened, Unsure
     from understudy.actors.reducers import Remove, add, append, barrier, ephemeral, merge, messages, topic, union
+    from understudy.actors.streaming import live
     from understudy.actors.tool import tool
     from understudy.cluster.client import Cluster, Run, connect
+    from understudy.cluster.follow import Cursor, Seen
     from understudy.cluster.stores import open_store
     from understudy.cluster.version import __version__
     from understudy.policies.retry import Retry
@@ -42,6 +45,7 @@ _HOMES = {
         "CallerError",
         "EffectFailed",
         "EffectMismatch",
+        "ChildFailed",
         "InterruptExpired",
         "RunFailed",
         "ToolDenied",
@@ -65,8 +69,10 @@ _HOMES = {
         "union",
     ),
     "actors.reconciled": ("Done", "NeverHappened", "Unsure"),
+    "actors.streaming": ("live",),
     "actors.tool": ("tool",),
     "cluster.client": ("Cluster", "Run", "connect"),
+    "cluster.follow": ("Cursor", "Seen"),
     "cluster.stores": ("open_store",),
     "cluster.version": ("__version__",),
     "policies.retry": ("Retry",),
@@ -79,10 +85,12 @@ __all__ = [
     "AnswerNeeded",
     "BlockingContext",
     "CallerError",
+    "ChildFailed",
     "Cluster",
     "Command",
     "Context",
     "Continue",
+    "Cursor",
     "Done",
     "EffectFailed",
     "EffectMismatch",
@@ -96,6 +104,7 @@ __all__ = [
     "Retry",
     "Run",
     "RunFailed",
+    "Seen",
     "Send",
     "SteppedClock",
     "ToolDenied",
@@ -108,6 +117,7 @@ __all__ = [
     "barrier",
     "connect",
     "ephemeral",
+    "live",
     "merge",
     "messages",
     "open_store",

@@ -75,6 +75,8 @@ class Stage:
     graph: Graph
     policy: YesPolicy = field(default_factory=YesPolicy)
     clock: Callable[[], float] = time.time
+    children: dict[str, Graph] = field(default_factory=dict)
+    """Graphs that were started as children, by the text of their code."""
     sandboxes: HeldSandboxes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,7 +97,20 @@ class Stage:
         """Claim the run, and load it."""
         await self.store.claim(run.run_id, owner, 10.0, self.clock())
         loaded = await self.store.load(run.run_id)
-        return Driver(self.store, self.policy, self.sandboxes, self.graph.plan(), loaded, self.clock)
+        plan = self.children.get(loaded.run.code, self.graph).plan()
+        return Driver(self.store, self.policy, self.sandboxes, plan, loaded, self.clock, ship=self._ship)
+
+    async def _ship(self, graph: Graph | str) -> tuple[Code, Graph]:
+        """The very graph is driven here."""
+        assert isinstance(graph, Graph)
+        code = Code(ref=f"inline:{graph.name}")
+        self.children[code.text()] = graph
+        return code, graph
+
+    async def settle(self) -> None:
+        """Drive whatever is due, one after the other, until nothing is."""
+        while ready := (await self.store.due(self.clock(), 1)).ready:
+            await self.drive(Run(self.store, ready[0]))
 
     async def drive(self, run: Run) -> Status:
         """One residence: to the end, or to the next wait."""

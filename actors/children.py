@@ -1,0 +1,220 @@
+"""Child runs: started by a node, durable and supervised like any other, and tied to their parent by its interrupt.
+
+Laws kept here:
+3. What the parent stands on is durable before a child is made.
+4. A child's id and thread follow from the place that starts it (or from its key), so a node that runs again finds the
+   child that it has. The receipt of its start tells which one it was.
+2. A child lives in its parent's partition, so that the child's end and the parent's answer are one move of the store.
+"""
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import BaseModel
+
+from understudy.actors.code import Code
+from understudy.actors.effects import START, call_text, read_outcome, write_outcome
+from understudy.actors.errors import CallerError, ChildFailed, EffectMismatch, NotFound, Suspended, ToolDenied
+from understudy.actors.events import counters_of
+from understudy.actors.graph import Graph
+from understudy.actors.ledger import Ledger, Place, Wish
+from understudy.actors.outcome import Outcome
+from understudy.actors.records import (
+    Event,
+    Interrupt,
+    NewRun,
+    RunRecord,
+    partition_of_thread,
+    run_id_on,
+)
+from understudy.actors.start import create, new_run
+from understudy.actors.store import Store
+
+EVENTS_PAGE = 1000
+
+Ship = Callable[[Graph | str], Awaitable[tuple[Code, Graph]]]
+"""Where other processes find the code of a graph, once this has returned; and the graph."""
+
+
+@dataclass(frozen=True)
+class Born:
+    """A child as it was found or made."""
+
+    record: RunRecord
+    graph: Graph
+
+    @property
+    def interrupt_id(self) -> str:
+        return self.record.parent_interrupt
+
+
+async def start(
+    place: Place,
+    ledger: Ledger,
+    ship: Ship,
+    graph: Graph | str,
+    given: BaseModel | Mapping[str, Any] | None,
+    key: str,
+    labels: Mapping[str, str] | None,
+    index: int,
+) -> Born:
+    """The child of this place: the one that there is, or a new one.
+
+    A later attempt of the node takes the child of an earlier one, unless that has failed or was cancelled. In a fork,
+    a child that the origin has started is asked about, as every effect of it.
+    Raises EffectMismatch: the place, or the key, has a child of another graph or input; ToolDenied: a fork that is not
+    to repeat it; CallerError, CodeError.
+    """
+    code, loaded = await ship(graph)
+    plain = new_run(loaded.plan(), code, given)
+    said = call_text(plain.graph, json.loads(plain.input)["values"])
+    blank = Wish(place, f"{START}:{key}" if key else START, index, plain.digest, said)
+    attempts = [] if key else [replace(blank, attempt=attempt) for attempt in range(place.task.attempt)]
+    own = _digest("child", place.run.run_id, key) if key else ""
+    for wish in [*attempts, replace(blank, attempt=place.task.attempt)]:
+        wanted = _named(place.run, plain, own or wish.key, labels)
+        there = await _there(ledger.store, wanted.run_id) if own or wish in attempts else None
+        if there is not None and (own or _is_of_use(there, place.answers)):
+            return Born(_same(wish, wanted, there), loaded)
+    return Born(await _made(ledger, wish, wanted), loaded)
+
+
+async def _made(ledger: Ledger, wish: Wish, wanted: NewRun) -> RunRecord:
+    """On record first, then made: a crash between the two leaves a receipt from which the same child is made."""
+    place = wish.place
+    run, task = place.run, place.task
+    receipt = place.receipts.get(wish.key)
+    if receipt is not None and receipt.digest != wish.digest:
+        raise await ledger.mismatch(wish, receipt)
+    outcome = await ledger.in_fork(wish) if receipt is None else read_outcome(receipt.outcome)
+    if outcome is None:
+        await ledger.durable()
+        now = ledger.clock()
+        outcome = Outcome("ok", value={"run_id": wanted.run_id})
+        data = {"node": task.node, "task_id": task.task_id, "run_id": wanted.run_id, "graph": wanted.graph}
+        data |= {"key": wish.key, "call": wish.said, "digest": wish.digest}
+        events = [Event("child_started", now, data)]
+        receipt = wish.receipt("done", ledger.token(), now, outcome=write_outcome(outcome))
+        begun = await ledger.store.begin(receipt, run.epoch, events, counters_of(run.graph, events), now)
+        outcome = read_outcome(begun.receipt.outcome)
+    if outcome.kind != "ok":
+        raise ToolDenied(wish.name, outcome)
+    if outcome.value["run_id"] != wanted.run_id:  # the child of a fork's origin, whose end answers here too
+        return await ledger.store.run(outcome.value["run_id"])
+    return _same(wish, wanted, await create(ledger.store, wanted, ledger.clock()))
+
+
+def _named(parent: RunRecord, wanted: NewRun, name: str, labels: Mapping[str, str] | None) -> NewRun:
+    """The child under its own name: on a thread of the parent's partition, with the parent's policy and labels."""
+    thread_id = next(t for t in _threads(name) if partition_of_thread(t) == partition_of_thread(parent.thread_id))
+    return replace(
+        wanted,
+        run_id=run_id_on(thread_id, name[:16]),
+        thread_id=thread_id,
+        policy=parent.policy,
+        labels={**parent.labels, **(labels or {})},
+        parent=parent.run_id,
+        parent_interrupt="c" + _digest("end of", name)[:15],
+        blobs=tuple(blob for blob in (Code.read(wanted.code).blob, parent.policy) if blob),
+    )
+
+
+def _threads(name: str) -> Any:
+    """Names for the thread of a child, until one lies in the right partition: one in 64 does."""
+    number = 0
+    while True:
+        yield f"child-{name[:20]}-{number}"
+        number += 1
+
+
+async def _there(store: Store, run_id: str) -> RunRecord | None:
+    try:
+        return await store.run(run_id)
+    except NotFound:
+        return None
+
+
+def _is_of_use(child: RunRecord, answers: Mapping[str, Any]) -> bool:
+    """To a later attempt. One whose end has been told as a failure could not tell another end any more."""
+    return child.status == "succeeded" or not (child.final or child.parent_interrupt in answers)
+
+
+def _same(wish: Wish, wanted: NewRun, there: RunRecord) -> RunRecord:
+    if there.digest != wanted.digest:
+        first = call_text(there.graph, json.loads(there.input)["values"])
+        raise EffectMismatch(
+            f"node {wish.place.task.node!r} starts {wish.said} in the place of its child {there.run_id}, which is "
+            f"{first}; make what the node starts depend on its state and on what earlier calls answered, or give the "
+            f"other child a key of its own"
+        )
+    return there
+
+
+async def result(place: Place, ledger: Ledger, born: Born) -> Any:
+    """How a child ended: its final state, as its graph's model.
+
+    Raises ChildFailed, or Suspended with the Interrupt to wait with.
+    """
+    child = born.record
+    answer = place.answers.get(born.interrupt_id)
+    if child.status == "succeeded":  # known when it was found: e.g. retried after its first end was told
+        answer = {"status": child.status, "error": "", "result": json.loads(child.result)}
+    elif answer is None:
+        # It may have ended in a superstep before: the answer to it went with that checkpoint.
+        child = await ledger.store.run(child.run_id)
+        if not child.final and child.parent != place.run.run_id:
+            raise CallerError(
+                f"run {child.run_id} is {child.status}, and its end is told to {child.parent} alone, which this run "
+                f"was forked from; wait until it has ended, and have this run retried"
+            )
+        if not child.final:
+            payload = {"run_id": child.run_id, "graph": child.graph}
+            task = place.task
+            raise Suspended(
+                Interrupt(born.interrupt_id, task.task_id, task.node, "child", payload, asked_at=ledger.clock())
+            )
+        answer = {
+            "status": child.status,
+            "error": child.error,
+            "result": json.loads(child.result) if child.result else None,
+        }
+    if answer["status"] != "succeeded":
+        raise ChildFailed(child.run_id, child.graph, answer["status"], answer["error"])
+    return born.graph.state.model_validate_json(json.dumps(answer["result"]))
+
+
+# --- a run and its children ----------------------------------------------------------------------------------------
+
+
+async def children_of(store: Store, run_id: str) -> list[str]:
+    """Ids of the runs that a run has started, in order; from its event log, which is there as long as the run."""
+    found: list[str] = []
+    after = 0
+    while events := await store.events(run_id, after, EVENTS_PAGE):
+        found += [event.data["run_id"] for event in events if event.kind == "child_started"]
+        after = events[-1].n
+    return list(dict.fromkeys(found))
+
+
+async def cancel_children(store: Store, run_id: str, now: float) -> int:
+    """Ask the unfinished children of a run to end, and theirs; how many that were. Can be repeated.
+
+    `now`: seconds since the epoch. Raises NotFound.
+    """
+    asked = 0
+    for child in await children_of(store, run_id):
+        record = await _there(store, child)
+        if record is None:  # on record as started, but never made; or deleted
+            continue
+        if not record.final:
+            await store.cancel(child, now)
+            asked += 1
+        asked += await cancel_children(store, child, now)
+    return asked
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

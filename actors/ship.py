@@ -1,0 +1,55 @@
+"""How the code of a graph gets to other processes: by its name where a module holds it, else by value, signed."""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from understudy.actors.by_value import pickled
+from understudy.actors.code import Code, digest_of, load_ref, locate, sign_blob
+from understudy.actors.errors import CallerError
+from understudy.actors.graph import Graph
+from understudy.actors.store import Store
+
+_PICKLER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ships-graphs")
+"""Not the loop's own threads: `def` nodes sit in those while they wait for the very child whose graph is shipped."""
+
+
+async def ship_graph(graph: Graph | str, *, store: Store, secret: bytes) -> tuple[Code, Graph]:
+    """Where every process finds the code from now on, and the graph.
+
+    Args:
+        graph: a Graph, or `module:attribute`.
+        secret: this deployment's key, which signs what is shipped by value.
+    Raises CallerError: it is no graph, or cannot be pickled. CodeError: there is none of this name.
+    """
+    code, loaded = _referred(graph)
+    if code is not None:
+        return code, loaded
+    try:
+        data = await asyncio.get_running_loop().run_in_executor(_PICKLER, pickled, loaded)
+    except Exception as error:
+        raise CallerError(
+            f"graph {loaded.name!r} is not in a module, and cannot be shipped by value: {error}; put it in a module "
+            f"as a global name"
+        ) from error
+    digest = digest_of(data)
+    await store.put_blob(digest, sign_blob(data, secret), time.time())
+    return Code(blob=digest), loaded
+
+
+async def refer_to(graph: Graph | str) -> tuple[Code, Graph]:
+    """The same without a key to sign with: only what is found by its name. Raises CallerError, CodeError."""
+    code, loaded = _referred(graph)
+    if code is None:
+        raise CallerError(f"graph {loaded.name!r} is in no module; put it in one, as a global name")
+    return code, loaded
+
+
+def _referred(graph: Graph | str) -> tuple[Code | None, Graph]:
+    if isinstance(graph, str):
+        loaded = load_ref(graph)
+        found = locate(loaded)
+        return Code(ref=graph, paths=found.paths if found else ()), loaded
+    if not isinstance(graph, Graph):
+        raise CallerError(f"start takes a Graph or MODULE:GRAPH, not {graph!r:.80}")
+    return locate(graph), graph

@@ -1,0 +1,351 @@
+"""Child runs: found again by a node that runs again, waited for without an actor, cancelled with their parent."""
+
+import asyncio
+import json
+from typing import Annotated, Any
+
+import pytest
+from pydantic import BaseModel
+
+from support.stage import Stage
+from support.waiting import run_async
+from understudy import END, START, BlockingContext, ChildFailed, Context, Graph, Retry, append
+from understudy.actors.children import children_of
+from understudy.actors.errors import StoreUnavailable
+from understudy.actors.memory import MemoryStore
+from understudy.actors.records import RunRecord, partition_of_thread
+from understudy.cluster.client import Run
+
+
+class Log(BaseModel):
+    seen: Annotated[list[str], append] = []
+    n: int = 0
+
+
+def one(node: Any, name: str = "parent", **how: Any) -> Graph:
+    graph = Graph(name, Log)
+    graph.node(node, name="work", **how)
+    return graph.edge(START, "work").edge("work", END)
+
+
+ran: list[int] = []
+
+
+async def doubled(state: Log) -> dict[str, Any]:
+    ran.append(state.n)
+    return {"n": state.n * 2}
+
+
+child = one(doubled, "child")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_ran() -> None:
+    ran.clear()
+
+
+async def records(stage: Stage, run: Run) -> list[RunRecord]:
+    return [await stage.store.run(run_id) for run_id in await children_of(stage.store, run.run_id)]
+
+
+def test_a_child_is_started_and_its_result_is_the_graphs_model():
+    async def node(ctx: Context) -> dict[str, Any]:
+        first = await ctx.start(child, Log(n=1), labels={"which": "first"})
+        second = await ctx.start(child, {"n": 2})
+        results = [await first.result(), await second.result(), await ctx.run(child, {"n": 3})]
+        assert all(type(result) is Log for result in results)
+        return {"seen": [str(result.n) for result in results]}
+
+    assert one(node).run_inline({}).seen == ["2", "4", "6"]
+    assert sorted(ran) == [1, 2, 3]
+
+
+def test_the_parent_holds_no_actor_meanwhile():
+    async def node(ctx: Context) -> dict[str, Any]:
+        return {"n": (await ctx.run(child, {"n": 4}, labels={"mine": "1"})).n}
+
+    async def played() -> None:
+        stage = Stage(MemoryStore(), one(node))
+        run = await stage.start()
+        assert await stage.drive(run) == "waiting"
+        [born] = await records(stage, run)
+        parent = await run.record()
+        assert partition_of_thread(born.thread_id) == partition_of_thread(parent.thread_id)
+        assert (born.parent, born.policy, born.labels) == (run.run_id, parent.policy, {"mine": "1"})
+        assert (await stage.store.due(stage.clock(), 10)).ready == (born.run_id,)
+        await stage.settle()
+        assert (await run.result(1)).n == 8
+
+    run_async(played())
+
+
+def test_a_child_that_ended_before_anyone_waits_is_found():
+    """Also when a superstep lies between, whose checkpoint has cleared the answer."""
+    graph = Graph("parent", Log)
+
+    @graph.node
+    async def begin(ctx: Context) -> None:
+        await ctx.start(child, {"n": 1}, key="it")
+
+    @graph.node
+    async def pause(ctx: Context) -> None:
+        await ctx.receive()
+
+    @graph.node
+    async def end(ctx: Context) -> dict[str, Any]:
+        return {"n": (await ctx.run(child, {"n": 1}, key="it")).n}
+
+    graph.edge(START, begin).edge(begin, pause).edge(pause, end).edge(end, END)
+
+    async def played() -> None:
+        stage = Stage(MemoryStore(), graph)
+        run = await stage.start()
+        await stage.settle()
+        assert (await run.record()).status == "waiting"
+        assert [r.status for r in await records(stage, run)] == ["succeeded"]
+        await stage.store.send(run.run_id, "m", "1", stage.clock())
+        await stage.settle()
+        assert (await run.result(1)).n == 2
+        assert ran == [1], "the key is the same, and so is the child"
+
+    run_async(played())
+
+
+def test_a_child_that_failed_raises_in_the_node():
+    async def bad() -> None:
+        raise ValueError("no luck")
+
+    async def node(ctx: Context) -> dict[str, Any]:
+        try:
+            await ctx.run(one(bad, "bad"))
+        except ChildFailed as failed:
+            return {"seen": [failed.status, failed.graph, failed.error[:28]]}
+        return {}
+
+    assert one(node).run_inline({}).seen == ["failed", "bad", "node 'work': ValueError: no l"[:28]]
+
+
+class Cut(MemoryStore):
+    """Fails the n-th write of the owner, before or after it is done."""
+
+    left = 10**9
+    after = False
+
+    async def commit(self, *commits: Any) -> Any:
+        return await self._cut(super().commit(*commits))
+
+    async def begin(self, *args: Any) -> Any:
+        return await self._cut(super().begin(*args))
+
+    async def create(self, *args: Any) -> Any:
+        return await self._cut(super().create(*args))
+
+    async def _cut(self, work: Any) -> Any:
+        self.left -= 1
+        if self.left == 0 and not self.after:
+            work.close()
+            raise StoreUnavailable("cut")
+        done = await work
+        if self.left == 0:
+            raise StoreUnavailable("cut")
+        return done
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_every_crash_around_a_child_gives_one_child(after: bool):
+    async def node(ctx: Context) -> dict[str, Any]:
+        first = await ctx.start(child, {"n": 1})
+        second = await ctx.start(child, {"n": 2})
+        return {"seen": [str((await second.result()).n), str((await first.result()).n)]}
+
+    async def played(cut: int) -> bool:
+        ran.clear()
+        store = Cut()
+        stage = Stage(store, one(node))
+        run = await stage.start()
+        store.left, store.after = cut, after
+        was_cut = False
+        for _ in range(20):
+            ready = (await store.due(stage.clock(), 1)).ready
+            if not ready:
+                break
+            try:
+                await stage.drive(Run(store, ready[0]))
+            except StoreUnavailable:
+                was_cut = True
+                if not (await store.run(ready[0])).final:
+                    with_it = Run(store, ready[0])
+                    if (await with_it.record()).status == "running":
+                        await stage.crash(with_it)
+        assert (await run.result(1)).seen == ["4", "2"]
+        assert len(await records(stage, run)) == 2
+        assert len(await store.runs()) == 3
+        assert len(ran) <= 3, "a node whose commit was lost runs again, and only that"
+        return was_cut
+
+    cuts = [run_async(played(cut)) for cut in range(1, 12)]
+    assert all(cuts[:8])
+    assert not cuts[-1]
+
+
+def test_another_child_in_the_same_place_is_noticed():
+    wanted = [1]
+
+    async def node(ctx: Context) -> None:
+        await ctx.run(child, {"n": wanted[0]})
+
+    async def played() -> None:
+        stage = Stage(MemoryStore(), one(node))
+        run = await stage.start()
+        await stage.drive(run)
+        wanted[0] = 2
+        await stage.settle()
+        record = await run.record()
+        assert record.status == "failed"
+        assert "child(n=1)" in record.error, record.error
+        assert "child(n=2)" in record.error, record.error
+        assert ran == [1]
+
+    run_async(played())
+
+
+def test_a_later_attempt_takes_the_child_it_has_and_replaces_one_that_failed():
+    fails = [True]
+    tries = []
+
+    async def sometimes(state: Log) -> dict[str, Any]:
+        if fails.pop():
+            raise ValueError("not yet")
+        return {"n": 7}
+
+    async def node(ctx: Context) -> dict[str, Any]:
+        kept = await ctx.start(child, {"n": 1})
+        tries.append(kept.run_id)
+        fails.append(False)
+        other = await ctx.run(one(sometimes, "sometimes"))
+        return {"n": (await kept.result()).n + other.n}
+
+    graph = one(node, retry=Retry(2, base_s=0))
+    assert graph.run_inline({}).n == 9
+    assert len(set(tries)) == 1
+    assert ran == [1]
+
+
+def test_cancelling_a_waiting_run_cancels_its_children_and_theirs():
+    async def waits(ctx: Context) -> None:
+        await ctx.receive()
+
+    async def middle(ctx: Context) -> None:
+        await ctx.run(one(waits, "leaf"))
+
+    async def node(ctx: Context) -> None:
+        await ctx.start(child, {"n": 1})
+        await ctx.run(one(middle, "middle"))
+
+    async def played() -> None:
+        stage = Stage(MemoryStore(), one(node))
+        run = await stage.start()
+        await stage.settle()
+        await run.cancel()
+        assert (await run.record()).status == "cancelled"
+        statuses = {record.graph: record.status for record in await stage.store.runs()}
+        assert statuses == {"parent": "cancelled", "child": "succeeded", "middle": "cancelled", "leaf": "cancelled"}
+        await run.cancel()  # once more changes nothing
+
+    run_async(played())
+
+
+def test_cancelling_a_running_run_cancels_its_children():
+    gate = {}
+
+    async def node(ctx: Context) -> None:
+        await ctx.start(child, {"n": 1})
+        gate["started"].set()
+        await asyncio.Event().wait()
+
+    async def played() -> None:
+        gate["started"] = asyncio.Event()
+        stage = Stage(MemoryStore(), one(node))
+        run = await stage.start()
+        driver = await stage.driver(run)
+        driving = asyncio.ensure_future(driver.drive())
+        await gate["started"].wait()
+        await stage.store.cancel(run.run_id, stage.clock())
+        driver.cancel()
+        assert await driving == "cancelled"
+        assert [record.status for record in await records(stage, run)] == ["cancelled"]
+
+    run_async(played())
+
+
+def test_a_child_whose_parent_was_cancelled_by_somebody_who_died_ends_too():
+    async def node(ctx: Context) -> None:
+        await ctx.run(child, {"n": 1})
+
+    async def played() -> None:
+        stage = Stage(MemoryStore(), one(node))
+        run = await stage.start()
+        await stage.drive(run)
+        await stage.store.cancel(run.run_id, stage.clock())  # and no more
+        await stage.settle()
+        assert [record.status for record in await records(stage, run)] == ["cancelled"]
+        assert ran == []
+
+    run_async(played())
+
+
+def test_a_node_can_cancel_its_child():
+    async def waits(ctx: Context) -> None:
+        await ctx.receive()
+
+    async def node(ctx: Context) -> dict[str, Any]:
+        started = await ctx.start(one(waits, "waits"))
+        await started.cancel()
+        try:
+            await started.result()
+        except ChildFailed as failed:
+            return {"seen": [failed.status]}
+        return {}
+
+    assert one(node).run_inline({}).seen == ["cancelled"]
+
+
+def test_children_in_a_thread():
+    def node(state: Log, ctx: BlockingContext) -> dict[str, Any]:
+        started = ctx.start(child, {"n": 5})
+        return {"n": started.result().n + ctx.run(child, {"n": 1}).n}
+
+    assert one(node).run_inline({}).n == 12
+
+
+def test_a_child_retried_after_it_failed_gives_its_parent_another_try():
+    """`retry` of the child, then of the parent: the child's work is not done twice."""
+    fails = [True]
+
+    async def sometimes(state: Log) -> dict[str, Any]:
+        ran.append(1)
+        if fails:
+            fails.pop()
+            raise ValueError("not yet")
+        return {"n": 7}
+
+    graph = one(sometimes, "sometimes")
+
+    async def node(ctx: Context) -> dict[str, Any]:
+        return {"n": (await ctx.run(graph)).n}
+
+    async def played() -> None:
+        stage = Stage(MemoryStore(), one(node))
+        run = await stage.start()
+        await stage.settle()
+        assert (await run.record()).status == "failed"
+        [born] = await records(stage, run)
+        await stage.store.retry(born.run_id, stage.clock())
+        await stage.settle()
+        await stage.store.retry(run.run_id, stage.clock())
+        await stage.settle()
+        assert (await run.result(1)).n == 7
+        assert len(ran) == 2
+        assert json.loads((await run.record()).answers.get("none", "null")) is None
+
+    run_async(played())
