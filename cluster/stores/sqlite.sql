@@ -124,7 +124,7 @@ UPDATE runs SET status = ?, owner = '', lease_until = 0, not_before = 0, due_at 
 UPDATE runs SET result = ? WHERE n = ?;
 
 -- name: ended
-SELECT thread_id, head, base, rollback, parent, parent_interrupt, error FROM runs WHERE n = ?;
+SELECT thread_id, head, base, rollback, parent, parent_interrupt, error, result FROM runs WHERE n = ?;
 
 -- name: leave_thread
 -- The thread goes on from where this run left it; one that was never claimed left it as it was.

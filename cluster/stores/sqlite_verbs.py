@@ -297,7 +297,7 @@ def _end(db: Connection, n: int, status: Status, at: float, retain_s: float, res
     db.execute(SQL["leave_thread"], leaves)
     db.execute(SQL["release"], {"thread_id": run["thread_id"], "at": at})
     if run["parent"]:
-        _tell_parent(db, run, child_answer(status, run["error"], result), at)
+        _tell_parent(db, run, child_answer(status, run["error"], result or run["result"]), at)
     if result:  # last: every further change of the row would write it again, and leave the room of it empty
         do(db, "give_result", result, n)
 
