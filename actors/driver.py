@@ -22,7 +22,7 @@ from understudy.actors.calls import Caller, Place, PolicyPort, SandboxPort
 from understudy.actors.checkpoint import Checkpoint
 from understudy.actors.children import Ship, cancel_children
 from understudy.actors.context import BlockingContext, Context, Residence
-from understudy.actors.errors import CallerError, Fenced, NotFound, tellable
+from understudy.actors.errors import CallerError, EffectFailed, Fenced, NotFound, ToolError, tellable
 from understudy.actors.events import COMMIT_BUCKETS_S, histogram
 from understudy.actors.flight import IN_FLIGHT_MAX, Flight
 from understudy.actors.lazy import state_of
@@ -254,8 +254,11 @@ class Driver:
 
 
 def types_of(error: BaseException, depth: int = 0) -> tuple[str, ...]:
-    """Names of the exception's classes, its own first; of a group, those of what is in it too."""
+    """Names of the exception's classes, its own first; of a group, those of what is in it too; of an effect or a tool
+    call that failed, also the name of what was raised in there."""
     names = [cls.__name__ for cls in type(error).__mro__]
+    if isinstance(error, EffectFailed | ToolError) and error.outcome.error_type:
+        names.append(error.outcome.error_type)
     if isinstance(error, BaseExceptionGroup) and depth < GROUPS_MAX:
         names += [name for inner in error.exceptions[:GROUPS_MAX] for name in types_of(inner, depth + 1)]
     return tuple(dict.fromkeys(names))
