@@ -81,6 +81,15 @@ class Join:
 
 
 @dataclass(frozen=True)
+class Migration:
+    """How the channels of one version become those of another."""
+
+    from_: str
+    to: str
+    fn: Callable[[dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A validated graph. Nothing in it changes any more."""
 
@@ -95,6 +104,8 @@ class Plan:
     step_limit: int
     retain_s: float
     """Seconds that a thread is kept after its last run ended; negative: for ever."""
+    migrations: Mapping[str, Migration]
+    """By the version that they start from; from each of them, they lead to this one."""
 
     @cached_property
     def passing(self) -> tuple[Channel, ...]:
