@@ -1,6 +1,7 @@
-"""Commands that start runs and change them: run, resume, approve, deny, cancel, fork."""
+"""Commands that start runs and change them: run, resume, approve, deny, cancel."""
 
 import asyncio
+import getpass
 import json
 import os
 import sys
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from understudy.actors.errors import CallerError, NotFound
+from understudy.actors.errors import NotFound
 from understudy.actors.records import Interrupt, RunRecord, open_questions
+from understudy.cluster.answering import ANSWERABLE
 from understudy.cluster.cli.command import (
     Here,
     Json,
@@ -40,6 +42,7 @@ POLL_S = 0.1
 SERVICE_POLL_S = 2.0
 
 Note = Annotated[str, typer.Option(help="Kept with the answer.")]
+By = Annotated[str, typer.Option("--by", metavar="WHO", help="Who decides; default: who is logged in.")]
 CallId = Annotated[
     str | None,
     typer.Argument(metavar="[CALL]", help="The call; may be left out if only one waits.", show_default=False),
@@ -180,7 +183,7 @@ async def _watch_service(here: Here, store: "Store") -> None:
         await asyncio.sleep(SERVICE_POLL_S)
 
 
-async def _report(here: Here, store: "Store", found: "Run", as_json: bool, done: str) -> None:
+async def report(here: Here, store: "Store", found: "Run", as_json: bool, done: str) -> None:
     """What a change has come to, and whether anybody acts on it."""
     from understudy.cluster.client import is_served
 
@@ -209,43 +212,75 @@ async def resume(
     Examples:
     [bold]understudy resume r3f-0c81 '{"ok": true}'[/]
     [bold]understudy resume r3f-0c81 '"yes"' --question q7d1[/]
+    [bold]understudy resume r3f-0c81 '"reuse"'[/]   (an effect that a fork would repeat)
     """
     value = parse_json(answer, "the answer")
     async with here.store() as store:
         found = await find_run(store, run)
-        await found.resume(value, await _question(found, question, ("question", "unknown")) if question else "")
-        await _report(here, store, found, as_json, "answered")
+        await found.resume(value, await _question(found, question, ANSWERABLE) if question else "")
+        await report(here, store, found, as_json, "answered")
 
 
 @command(panel=PANEL)
-async def approve(here: Here, run: RunId, call: CallId = None, note: Note = "", as_json: Json = False) -> None:
-    """Allow a tool call that the policy asks about: this very call, once.
+async def approve(
+    here: Here,
+    run: RunId,
+    call: CallId = None,
+    args: Annotated[
+        str | None, typer.Option("--args", metavar="JSON", help="Arguments to change first; judged again.")
+    ] = None,
+    answer: Annotated[
+        str | None, typer.Option("--answer", metavar="JSON", help="Execute nothing: this is the result.")
+    ] = None,
+    note: Note = "",
+    by: By = "",
+    as_json: Json = False,
+) -> None:
+    """Allow a tool call that the policy asks about: this very call, once; or changed; or answer in its place.
 
-    Example:
+    Examples:
     [bold]understudy approve r3f-0c81 a41c --note 'order checked'[/]
+    [bold]understudy approve r3f-0c81 --args '{"amount": 40}'[/]
+    [bold]understudy approve r3f-0c81 --answer '"paid by hand"'[/]
     """
-    await _decide(here, run, call, note, as_json, approved=True)
+    if args is not None and answer is not None:
+        raise WrongUsage("--args makes another call, --answer makes none; give one of them")
+    changed = None if args is None else parse_json(args, "--args", {"amount": 40})
+    if changed is not None and not isinstance(changed, dict):
+        raise WrongUsage("--args has to be a JSON object, one member per argument that is changed")
+    value = None if answer is None else parse_json(answer, "--answer")
+    async with here.store() as store:
+        found = await find_run(store, run)
+        call_id = await _question(found, call or "", ("approval",))
+        if answer is not None:
+            await found.answer_call(call_id, value, note=note, by=by or whoever())
+        else:
+            await found.approve(call_id, args=changed, note=note, by=by or whoever())
+        done = "answered" if answer is not None else "approved with other arguments" if changed else "approved"
+        await report(here, store, found, as_json, done)
 
 
 @command(panel=PANEL)
-async def deny(here: Here, run: RunId, call: CallId = None, note: Note = "", as_json: Json = False) -> None:
+async def deny(
+    here: Here, run: RunId, call: CallId = None, note: Note = "", by: By = "", as_json: Json = False
+) -> None:
     """Refuse a tool call that the policy asks about; the node is told so.
 
     Example:
     [bold]understudy deny r3f-0c81 a41c --note 'wrong customer'[/]
     """
-    await _decide(here, run, call, note, as_json, approved=False)
-
-
-async def _decide(here: Here, run: str, call: str | None, note: str, as_json: bool, *, approved: bool) -> None:
     async with here.store() as store:
         found = await find_run(store, run)
-        call_id = await _question(found, call or "", ("approval",))
-        if approved:
-            await found.approve(call_id, note=note)
-        else:
-            await found.deny(call_id, note=note)
-        await _report(here, store, found, as_json, "approved" if approved else "denied")
+        await found.deny(await _question(found, call or "", ("approval",)), note=note, by=by or whoever())
+        await report(here, store, found, as_json, "denied")
+
+
+def whoever() -> str:
+    """Who sits at this terminal, as the system knows them; empty if it does not."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no such user, as in a container
+        return ""
 
 
 async def _question(found: "Run", text: str, kinds: tuple[str, ...]) -> str:
@@ -274,34 +309,4 @@ async def cancel(here: Here, run: RunId, as_json: Json = False) -> None:
         found = await find_run(store, run)
         record = await found.cancel()
         done = "it was over already" if record.final and record.status != "cancelled" else "asked to cancel"
-        await _report(here, store, found, as_json, done)
-
-
-@command(panel=PANEL)
-async def fork(
-    here: Here,
-    run: RunId,
-    at: Annotated[str, typer.Option("--at", metavar="CHECKPOINT", help="See `understudy history`.")],
-    update: Annotated[str | None, typer.Option(metavar="JSON", help="Written to the state first.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Start a new run from a checkpoint of this one; what lies beyond it is done again, tools included.
-
-    Example:
-    [bold]understudy fork r3f-0c81 --at c9d2 --update '{"limit": 5}'[/]
-    """
-    values = None if update is None else parse_json(update, "--update")
-    if values is not None and not isinstance(values, dict):
-        raise WrongUsage("--update has to be a JSON object, one member per channel")
-    sys.path.insert(0, os.getcwd())
-    async with here.store() as store:
-        found = await find_run(store, run)
-        rows = await found.history()
-        matching = [row.checkpoint_id for row in rows if row.checkpoint_id.startswith(at)]
-        if len(matching) != 1:
-            problem = "several checkpoints begin" if matching else "no checkpoint begins"
-            raise CallerError(f"{problem} with {at!r}; {here.command('history', found.run_id)} lists them")
-        forked = await found.fork(matching[0], values)
-        await _report(here, store, forked, as_json, f"forked at {matching[0]}")
-        if not as_json:
-            print(forked.run_id)
+        await report(here, store, found, as_json, done)

@@ -73,6 +73,8 @@ def question_document(run_id: str, question: Interrupt, typed: Typed) -> dict[st
         "payload": question.payload,
         "asked_at": iso(question.asked_at),
         "deadline": iso(question.deadline or 0.0),
+        "schema": question.schema,
+        "on_timeout": question.on_timeout,
         "commands": answers_to(run_id, question, typed),
     }
 
@@ -83,6 +85,9 @@ def answers_to(run_id: str, question: Interrupt, typed: Typed) -> list[str]:
     match question.kind:
         case "approval":
             return [typed("approve", run_id, named), typed("deny", run_id, named)]
+        case "repeat":
+            words = question.payload["answers"]
+            return [typed("resume", run_id, json.dumps(word), "--question", named) for word in words]
         case "unknown":
             return [typed("resume", run_id, word, "--question", named) for word in ('"retry"', '"fail"')]
         case _:
@@ -182,6 +187,7 @@ def question_lines(run_id: str, question: Interrupt, now: float, typed: Typed) -
     """What waits for a person, readable, and what to type."""
     text = Text()
     words = {"approval": "asks to approve a tool call", "unknown": "cannot know how a tool call ended"}
+    words["repeat"] = "comes to what the run that it was forked from has done"
     text.append(f"node {question.node!r} {words.get(question.kind, 'asks')}", style="bold yellow")
     text.append(f"  ({span(now - question.asked_at)} ago", style="dim")
     if question.deadline is not None:
@@ -193,11 +199,15 @@ def question_lines(run_id: str, question: Interrupt, now: float, typed: Typed) -
         if payload["reason"]:
             text.append(f"  {payload['reason']}\n")
         text.append(f"  rule {payload['rule']!r} of policy {payload['policy']!r}\n", style="dim")
-    elif question.kind == "unknown":
+        if "problem" in payload:
+            text.append(f"  the answer before could not be used: {payload['problem']}\n", style="yellow")
+    elif question.kind in ("unknown", "repeat"):
         text.append(f"  {payload['tool']}: {payload['question']}\n")
     else:
         shown = payload if isinstance(payload, str) else json.dumps(payload, indent=2, ensure_ascii=False)
         text.append("".join(f"  {line}\n" for line in shown.splitlines()))
+    if question.kind == "question" and question.schema is not None:
+        text.append(f"  an answer has to fit {short(question.schema, 300)}\n", style="dim")
     for command in answers_to(run_id, question, typed):
         text.append(f"  $ {command}\n", style="cyan")
     return text
@@ -246,13 +256,21 @@ def _gist(event: Event) -> str:
         case "answered":
             return str(data["interrupt_id"])
         case "decided":
-            return (
-                f"{data['decision']} {data['tool']}  rule {data['rule'] or '-'}  {short(data['reason'], 80)}".rstrip()
-            )
+            by = "" if data.get("by", "policy") == "policy" else f"by {data['by']}  "
+            rule = f"rule {data['rule'] or '-'}"
+            return f"{data['decision']} {data['tool']}  {by}{rule}  {short(data['reason'], 80)}".rstrip()
         case "tool_started":
             return f"{data['tool']}  in {data['sandbox']}"
         case "tool_finished":
             return f"{data['tool']}  {data['outcome']}, {seconds}  {short(data['error'], 120)}".rstrip()
+        case "effect_started":
+            return short(data["call"], 100)
+        case "effect_finished":
+            return f"{data['name']}  {data['outcome']}, {seconds}  {short(data['error'], 120)}".rstrip()
+        case "reconciled":
+            return f"{data['tool']}  {data['answer']}, by {data['by']}"
+        case "escalated":
+            return f"{data['interrupt_id']} to {data['to']}, node {data['node']}"
         case "finished":
             return f"{data['status']}  {short(data.get('error', ''), 200)}".rstrip()
         case _:
