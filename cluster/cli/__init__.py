@@ -5,6 +5,8 @@ view      records as JSON documents and as text for eighty columns
 reading   ps, show, events, history                       (these never start Ray)
 running   run, resume, approve, deny, cancel
 forking   effects, fork
+sending   send, retry
+live      a followed run on a screen
 machine   up, down, status, doctor, metrics
 policy    policy check, policy explain
 store     store info, store migrate
@@ -21,6 +23,7 @@ def main() -> None:
         reading,
         running,
         forking,
+        sending,
         machine,
         policy,
         store,

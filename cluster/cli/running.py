@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from understudy.actors.errors import NotFound
-from understudy.actors.records import Interrupt, RunRecord, open_questions
+from understudy.actors.records import BUSY, RETRYABLE, Interrupt, RunRecord, open_questions
 from understudy.cluster.answering import ANSWERABLE
 from understudy.cluster.cli.command import (
     Here,
@@ -29,16 +29,17 @@ from understudy.cluster.cli.command import (
     say_error,
     stderr,
 )
+from understudy.cluster.cli.live import Live
 from understudy.cluster.cli.policy import read_policy
 from understudy.cluster.cli.prompt import ask
-from understudy.cluster.cli.view import event_line, question_lines, run_document, span, status_text
+from understudy.cluster.cli.view import question_lines, run_document, span, status_text
 
 if TYPE_CHECKING:
     from understudy.actors.store import Store
     from understudy.cluster.client import Run
 
 PANEL = "Start and steer runs"
-POLL_S = 0.1
+POLL_S = 0.05
 SERVICE_POLL_S = 2.0
 
 Note = Annotated[str, typer.Option(help="Kept with the answer.")]
@@ -57,6 +58,7 @@ async def run(
         str, typer.Option("--input", metavar="JSON|@FILE|-", help="The first state; - reads it from stdin.")
     ] = "{}",
     thread: Annotated[str, typer.Option(metavar="T", help="The thread to run on; default: one of its own.")] = "",
+    busy: Annotated[str, typer.Option(metavar="HOW", help=f"If the thread has runs: {', '.join(BUSY)}.")] = "enqueue",
     key: Annotated[str, typer.Option(metavar="K", help="The same key is the same run, however often.")] = "",
     policy: Annotated[Path | None, typer.Option(metavar="FILE", help="What its tools may do.")] = None,
     var: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A variable of the policy.")] = None,
@@ -76,6 +78,9 @@ async def run(
     from understudy.cluster.client import connect
 
     values = read_input(given)
+    chosen = next((how for how in BUSY if how == busy), None)
+    if chosen is None:
+        raise WrongUsage(f"--busy {busy!r} is none of {', '.join(BUSY)}")
     labels, variables = parse_pairs(label or [], "--label"), parse_pairs(var or [], "--var")
     rules = read_policy(policy, variables) if policy else None
     # Where `python -m` would look; what `understudy` as a script does not do by itself.
@@ -84,7 +89,7 @@ async def run(
     if not detach and not await _is_served(here):
         say("nobody serves this store; starting Ray here for the time of this command ...", "dim")
     async with connect(policy=rules, settings=here.settings, embedded=False if detach else None) as cluster:
-        started = await cluster.start(graph, values, key=key, thread=thread, labels=labels)
+        started = await cluster.start(graph, values, key=key, thread=thread, busy=chosen, labels=labels)
         if detach:
             record = await started.record()
             print_json(run_document(record, (), here.command)) if as_json else print(record.run_id)
@@ -125,14 +130,18 @@ def read_input(given: str) -> Any:
 
 
 async def _attend(here: Here, store: "Store", started: "Run") -> RunRecord:
-    """Show events as they come, ask what the run asks if somebody is there; until the end, or until nobody answers."""
-    after, asked = 0, set[str]()
+    """Show events and what is streamed as they come, ask what the run asks if somebody is there; until the end, or
+    until nobody answers."""
+    from understudy.cluster.follow import Cursor
+
+    cursor, asked, live = Cursor(), set[str](), Live(stderr())
     while True:
         record = await started.record()
-        for event in await store.events(started.run_id, after):
-            after = event.n
-            stderr().print(event_line(event), soft_wrap=True)
+        async for seen in started.follow(cursor, follow=False):
+            cursor = seen.cursor
+            live.show(seen.item)
         if record.final:
+            live.end()
             return record
         questions = [q for q in open_questions(record) if q.interrupt_id not in asked]
         if not questions and any(open_questions(record)):
@@ -140,6 +149,7 @@ async def _attend(here: Here, store: "Store", started: "Run") -> RunRecord:
         for question in questions:
             asked.add(question.interrupt_id)
             if sys.stdin.isatty() and sys.stderr.isatty():
+                live.end()
                 stderr().print(question_lines(record.run_id, question, time.time(), here.command), soft_wrap=True)
                 await ask(started, question)
         if not questions:
@@ -157,6 +167,8 @@ def _conclude(here: Here, record: RunRecord, as_json: bool, served: bool) -> int
         say(f"the run is durable; it goes on once it is answered and {here.command('up')} serves it", "yellow")
     if record.error:
         say_error(record.error)
+    if record.status in RETRYABLE:
+        say(f"once what was wrong is mended: {here.command('retry', record.run_id)}", "dim")
     if as_json:
         print_json(run_document(record, questions, here.command))
     elif record.result:

@@ -52,6 +52,7 @@ def run_document(record: RunRecord, questions: Sequence[Interrupt], typed: Typed
         "updated_at": iso(record.updated_at),
         "error": record.error,
         "key": record.key,
+        "parent": record.parent,
         "labels": dict(record.labels),
         "head": record.head,
         "epoch": record.epoch,
@@ -176,11 +177,26 @@ def note_on(record: RunRecord, questions: Sequence[Interrupt], now: float) -> st
         if first.kind == "approval":
             return f"approve {first.payload['tool']}?"
         return f"asks: {short(first.payload, 40)}"
-    if record.status == "waiting" and record.not_before:
-        return f"sleeps {span(record.not_before - now)}"
+    if record.status == "waiting":
+        return wait_of(record, now)
     if record.status == "queued" and record.not_before > now:
         return f"restarts in {span(record.not_before - now)}"
     return short(record.error, 60)
+
+
+def wait_of(record: RunRecord, now: float) -> str:
+    """What a waiting run that asks nobody waits for."""
+    waits = [i for i in record.interrupts if not i.settled and i.interrupt_id not in record.answers]
+    children = [i.payload["run_id"] for i in waits if i.kind == "child"]
+    parts = [f"for child {child}" for child in children[:3]]
+    if len(children) > 3:
+        parts.append(f"and {len(children) - 3} more")
+    if any(i.kind == "message" for i in waits):
+        parts.append("for a message")
+    left = span(record.not_before - now) if record.not_before else ""
+    if not parts:
+        return f"sleeps {left}" if left else "waits"
+    return f"waits {', '.join(parts)}" + (f", at most {left}" if left else "")
 
 
 def question_lines(run_id: str, question: Interrupt, now: float, typed: Typed) -> Text:
@@ -255,6 +271,12 @@ def _gist(event: Event) -> str:
             return f"{data['interrupt_id']}  {data['kind']}, node {data['node']}: {short(what, 100)}"
         case "answered":
             return str(data["interrupt_id"])
+        case "received":
+            return (
+                f"{data['node']}  message {data['n']}" if "n" in data else f"{data['node']}  none before the deadline"
+            )
+        case "child_started":
+            return f"{data['run_id']}  {data['call']}"
         case "decided":
             by = "" if data.get("by", "policy") == "policy" else f"by {data['by']}  "
             rule = f"rule {data['rule'] or '-'}"

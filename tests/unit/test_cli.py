@@ -359,6 +359,7 @@ def test_following_ends_with_the_run(cli: Cli, url: str) -> None:
 def test_every_kind_of_event_has_its_line() -> None:
     data = {
         "graph": "g",
+        "run_id": "r",
         "version": "1",
         "owner": "o",
         "epoch": 1,
