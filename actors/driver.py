@@ -146,7 +146,10 @@ class Driver:
             self.cancel()
 
     async def _abandon(self) -> None:
-        """End the tasks at work, and their tool calls."""
+        """End the tasks at work, and their tool calls; also those that an owner before this one has left."""
+        for receipt in self.loaded.receipts.values():
+            if receipt.state == "started":
+                self.sandboxes.abort_nowait(receipt)
         for work, context in self._work.items():
             context.stop()
             work.cancel()
