@@ -18,11 +18,11 @@ from typing import Any, Literal, get_args
 from understudy.actors.errors import CodeError
 from understudy.actors.graph import Graph
 
-Mode = Literal["migrate", "latest", "pin"]
+CodeMode = Literal["migrate", "latest", "pin"]
 """How a run follows the code that is deployed. `migrate`: the deployed version, its migrations applied to the run's
 state; `latest`: the deployed version, but never migrated; `pin`: the very code that it was started with."""
 
-MODES: tuple[Mode, ...] = get_args(Mode)
+MODES: tuple[CodeMode, ...] = get_args(CodeMode)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Code:
     ref: str = ""
     blob: str = ""
     paths: tuple[str, ...] = ()
-    mode: Mode = "migrate"
+    mode: CodeMode = "migrate"
 
     def text(self) -> str:
         return json.dumps({"ref": self.ref, "blob": self.blob, "paths": list(self.paths), "mode": self.mode})

@@ -13,11 +13,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from understudy.actors.attempts import Attempt
 from understudy.actors.channels import Channel, reason_of
-from understudy.actors.checkpoint import Checkpoint
+from understudy.actors.checkpoint import Checkpoint, restore
 from understudy.actors.errors import CallerError, CodeError
 from understudy.actors.plan import END, Migration, Plan
-from understudy.actors.records import RunRecord
+from understudy.actors.records import Loaded, RunRecord
 from understudy.actors.step import TaskResult, opening
 from understudy.actors.values import Values, compact
 
@@ -51,6 +52,15 @@ def take_up(
     if problems:
         raise _refusal(plan, record, version, problems, "keep what runs that are under way still need")
     return checkpoint, given
+
+
+def would_take_up(plan: Plan, loaded: Loaded) -> Checkpoint:
+    """What a run that was loaded would stand on. Raises CodeError, CallerError: this version cannot take it up."""
+    record = loaded.run
+    bodies = (item for item in loaded.writes.items() if Attempt.read(item[1]) is None)
+    done = {task_id: TaskResult.read(body) for task_id, body in bodies}
+    checkpoint, given = take_up(plan, record, restore(loaded.chain), done)
+    return checkpoint if checkpoint.run_id == record.run_id else opened(plan, record, checkpoint, given)
 
 
 def opened(plan: Plan, record: RunRecord, head: Checkpoint, given: str) -> Checkpoint:

@@ -7,6 +7,8 @@ running   run, resume, approve, deny, cancel
 forking   effects, fork
 sending   send, retry
 live      a followed run on a screen
+running   run, resume, approve, deny, cancel, fork
+preflight preflight
 machine   up, down, status, doctor, metrics
 policy    policy check, policy explain
 store     store info, store migrate
@@ -24,6 +26,7 @@ def main() -> None:
         running,
         forking,
         sending,
+        preflight,
         machine,
         policy,
         store,

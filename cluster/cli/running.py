@@ -35,6 +35,7 @@ from understudy.cluster.cli.prompt import ask
 from understudy.cluster.cli.view import question_lines, run_document, span, status_text
 
 if TYPE_CHECKING:
+    from understudy.actors.code import CodeMode
     from understudy.actors.store import Store
     from understudy.cluster.client import Run
 
@@ -63,6 +64,10 @@ async def run(
     policy: Annotated[Path | None, typer.Option(metavar="FILE", help="What its tools may do.")] = None,
     var: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A variable of the policy.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="For policies and for people.")] = None,
+    code: Annotated[
+        str,
+        typer.Option(metavar="migrate|latest|pin", help="How it follows the code that is deployed: see Cluster.start."),
+    ] = "migrate",
     detach: Annotated[bool, typer.Option("--detach", metavar="", help="Do not wait for it.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -77,7 +82,7 @@ async def run(
     from understudy.actors.code import load_ref
     from understudy.cluster.client import connect
 
-    values = read_input(given)
+    values, mode = read_input(given), _code_mode(code)
     chosen = next((how for how in BUSY if how == busy), None)
     if chosen is None:
         raise WrongUsage(f"--busy {busy!r} is none of {', '.join(BUSY)}")
@@ -89,7 +94,7 @@ async def run(
     if not detach and not await _is_served(here):
         say("nobody serves this store; starting Ray here for the time of this command ...", "dim")
     async with connect(policy=rules, settings=here.settings, embedded=False if detach else None) as cluster:
-        started = await cluster.start(graph, values, key=key, thread=thread, busy=chosen, labels=labels)
+        started = await cluster.start(graph, values, key=key, thread=thread, busy=chosen, labels=labels, code=mode)
         if detach:
             record = await started.record()
             print_json(run_document(record, (), here.command)) if as_json else print(record.run_id)
@@ -108,6 +113,15 @@ async def run(
             if watch is not None:
                 watch.cancel()
         return _conclude(here, record, as_json, served=cluster.host is None)
+
+
+def _code_mode(text: str) -> "CodeMode":
+    from understudy.actors.code import MODES
+
+    for mode in MODES:
+        if mode == text:
+            return mode
+    raise WrongUsage(f"--code {text!r} is none of {', '.join(MODES)}")
 
 
 def read_input(given: str) -> Any:
