@@ -134,7 +134,8 @@ class Run:
         approved; CallerError: the answer is not JSON, or does not fit the question's schema; NotFound.
         """
         interrupt_id, question = question_to_answer(await self.record(), interrupt_id)
-        return await self._store.resume(self.run_id, interrupt_id, checked_answer(question, answer), time.time())
+        now = time.time()
+        return await self._store.resume(self.run_id, interrupt_id, checked_answer(question, answer, now), now)
 
     async def approve(
         self, call_id: str, *, args: Mapping[str, Any] | None = None, note: str = "", by: str = ""

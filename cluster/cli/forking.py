@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from understudy.actors.effects import is_effect
 from understudy.actors.errors import CallerError
 from understudy.actors.forks import MODES, Beyond
 from understudy.actors.ledger import calls_of
@@ -44,7 +45,8 @@ async def effects(here: Here, run: RunId, as_json: Json = False) -> None:
     """
     async with here.store() as store:
         found = await find_run(store, run)
-        receipts, calls = await store.receipts(found.run_id), await calls_of(store, found.run_id)
+        receipts = [receipt for receipt in await store.receipts(found.run_id) if is_effect(receipt.tool)]
+        calls = await calls_of(store, found.run_id)
     if as_json:
         print_json([_document(receipt, calls) for receipt in receipts])
         return
