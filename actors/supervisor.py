@@ -3,7 +3,8 @@
 Laws kept here:
 1. It takes a run away (epoch + 1) before anyone else gets it; whatever the old owner still does is refused.
 9. Crash-only: starting is recovering. It holds nothing that the store does not; when it dies, the next one goes on.
-10. A lease that has passed counts as a death, whatever Ray thinks of the actor.
+10. A lease that has passed counts as a death, whatever Ray thinks of the actor; but not right after an outage of the
+   store, in which nobody could renew (see policies/grace).
 11. A crash is restarted under restart intensity with backoff, then quarantined with the reason (see policies/restart).
 
 The manner is Erlang's (`supervisor.erl`), with the difference that children are virtual: a run is resident in an actor
@@ -34,6 +35,7 @@ from understudy.actors.run_actor import Left, RunActor, RunActorConfig
 from understudy.actors.sandbox_actor import SandboxActor
 from understudy.actors.store import Store
 from understudy.actors.turns import LOOK_MAX, Turns
+from understudy.policies.grace import Grace
 from understudy.policies.restart import Quarantine, RestartPolicy, decide_restart
 
 MEMBER = "supervisor"
@@ -86,6 +88,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
         self._turns = Turns()
+        self._grace = Grace(config.lease_s)
         self._host = socket.gethostname()
         self.name = name_of_this_process()
         self._isolation: dict[str, Any] = {}
@@ -98,12 +101,14 @@ class Supervisor:
 
     async def watch(self) -> None:
         """Supervise, for ever."""
+        began = time.monotonic()
         self._store = await self._config.open_store()
+        self._grace.asked(began, time.monotonic())
         await self._start_services()
         await self._take_over()
         last_sweep = last_beat = 0.0
         while True:
-            now = time.time()
+            now, began = time.time(), time.monotonic()
             try:
                 await self._tick(now)
                 if now - last_beat >= 1.0:
@@ -114,6 +119,7 @@ class Supervisor:
                     last_sweep = now
             except StoreUnavailable:
                 await asyncio.sleep(0.5)
+            self._grace.asked(began, time.monotonic())
             await self._wait()
 
     def report(self) -> dict[str, Any]:
@@ -210,7 +216,7 @@ class Supervisor:
         assert self._store is not None
         limit = max(1, self._config.run_actors * self._config.runs_per_actor)
         due = await self._store.due(now, limit)
-        for run_id, epoch in due.overdue:
+        for run_id, epoch in () if self._grace.holds(time.monotonic()) else due.overdue:
             slot = next((s for s in self._slots if s.runs.get(run_id) == epoch), None)
             await self._requeue(run_id, epoch, "lease_expired")
             if slot is not None:
@@ -289,9 +295,11 @@ class Supervisor:
             self._freed.set()
             await self._requeue(run_id, epoch, "actor_died")
         except RayTaskError as error:
-            self._retire(slot)
             cause = cause_of(error)
-            await self._requeue(run_id, epoch, type(cause).__name__)
+            away = isinstance(cause, StoreUnavailable)  # nobody's fault here, so no crash; other runs may be fine
+            if not away or len(slot.runs) == 1:
+                self._retire(slot)
+            await self._requeue(run_id, epoch, type(cause).__name__, crashed=not away)
         else:
             if left.dirty:
                 self._retire(slot)
