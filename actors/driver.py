@@ -27,7 +27,8 @@ from understudy.actors.events import COMMIT_BUCKETS_S, histogram
 from understudy.actors.flight import IN_FLIGHT_MAX, Flight
 from understudy.actors.lazy import state_of
 from understudy.actors.plan import Node, Plan
-from understudy.actors.records import Committed, Loaded, Status
+from understudy.actors.pruning import PRUNE_EVERY, prune
+from understudy.actors.records import Commit, Committed, Loaded, Status
 from understudy.actors.run import (
     Abandon,
     CancelAsked,
@@ -76,6 +77,8 @@ class Driver:
     _work: dict[asyncio.Task[None], Context] = field(default_factory=dict)
     _threads: int = 0
     _reminders: list[asyncio.TimerHandle] = field(default_factory=list)
+    _checkpoints: int = 0
+    _pruning: asyncio.Task[int] | None = None
     _flight: Flight = field(init=False)
     _residence: Residence = field(init=False)
 
@@ -96,6 +99,7 @@ class Driver:
                             if commit.status != "running":  # the last word: after it, nothing can be streamed
                                 await stream.flush()
                             self._flight.send(commit)
+                            self._count_checkpoint(commit)
                             if self._flight.out >= self.in_flight_max:
                                 await self._flight.landed()
                         case Execute(tasks, checkpoint):
@@ -111,11 +115,14 @@ class Driver:
                             await cancel_children(self.store, self.loaded.run.run_id, self.clock())
                         case Leave(status):
                             await self._flight.landed()
+                            await self._prune()
                             return status
                 told = await self._inbox.get()
         finally:
             self._flight.stop()
             stream.stop()
+            if self._pruning is not None:
+                self._pruning.cancel()
             for reminder in self._reminders:
                 reminder.cancel()
             for work, context in self._work.items():
@@ -144,6 +151,16 @@ class Driver:
         run.observe(histogram("checkpoint_commit_seconds", COMMIT_BUCKETS_S, seconds))
         if committed.cancel_asked:
             self.cancel()
+
+    def _count_checkpoint(self, commit: Commit) -> None:
+        """A long residence prunes now and then, beside its commits."""
+        self._checkpoints += commit.checkpoint is not None
+        due = commit.checkpoint is not None and self._checkpoints % PRUNE_EVERY == 0
+        if due and (self._pruning is None or self._pruning.done()):
+            self._pruning = asyncio.ensure_future(self._prune())
+
+    async def _prune(self) -> int:
+        return await prune(self.store, self.plan, self.loaded.run.thread_id, self.clock())
 
     async def _abandon(self) -> None:
         """End the tasks at work, and their tool calls; also those that an owner before this one has left."""

@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter
 from understudy.actors.channels import channels_of
 from understudy.actors.errors import GraphError
 from understudy.actors.plan import END, START, Branch, Join, Migration, Node, Plan, Target
+from understudy.policies.retention import All, Keep
 from understudy.policies.retry import Retry
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Graph:
         version: the version of the code, kept with every run.
         step_limit: supersteps after which a run is ended as failed; a guard against loops without end.
         retain_s: seconds that a thread is kept after its last run ended; negative: for ever. Default 7 days.
+        keep: which checkpoints of a thread are kept until then: `All()`, `Last(100)`, `Age(timedelta(days=1))`. What an
+            unfinished run stands on always is.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Graph:
     version: str = "1"
     step_limit: int = 1000
     retain_s: float = 7 * 86400.0
+    keep: Keep = field(default_factory=All)
     _nodes: dict[str, Node] = field(default_factory=dict, repr=False)
     _edges: list[tuple[tuple[str, ...], str]] = field(default_factory=list, repr=False)
     _branches: list[Branch] = field(default_factory=list, repr=False)
@@ -210,6 +214,7 @@ class Graph:
                 joins=tuple(Join(sources, target) for sources, target in self._edges if len(sources) > 1),
                 step_limit=self.step_limit,
                 retain_s=self.retain_s,
+                keep=self.keep,
                 migrations=_migrations(self),
             )
         return self._plan
@@ -307,6 +312,8 @@ def _migration_problems(graph: Graph) -> list[str]:
 def _problems(graph: Graph) -> list[str]:
     """Everything wrong with a graph, each as one clause with its remedy."""
     problems: list[str] = _migration_problems(graph)
+    if not isinstance(graph.keep, Keep):
+        problems.append(f"keep is {graph.keep!r}; give All(), Last(100) or Age(timedelta(days=1))")
     if not graph._nodes:
         return ["it has no nodes; add one with @graph.node"]
     onward: dict[str, set[str]] = {name: set(node.goto) for name, node in graph._nodes.items()}

@@ -24,6 +24,7 @@ from understudy.actors.plan import Plan
 from understudy.actors.records import FINAL, Commit, Event, Interrupt, Loaded, NewCheckpoint, Receipt, Status
 from understudy.actors.step import Task, TaskResult, apply, fallback_of, result_text, tasks_of
 from understudy.actors.take_up import opened, take_up
+from understudy.policies.retention import All
 
 # --- inputs: what a run is told ------------------------------------------------------------------------------------
 
@@ -362,6 +363,7 @@ class Run:
             arrived,
             self.plan.fingerprint,
             self.plan.version,
+            pruned=not isinstance(self.plan.keep, All),
         )
         self._results, self._attempts = {}, {}
         events.append(Event("checkpoint", at, {"checkpoint_id": new.checkpoint_id, "step": new.step}))

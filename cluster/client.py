@@ -19,7 +19,7 @@ from understudy.actors.approvals import Approval, approval_answer
 from understudy.actors.checkpoint import restore
 from understudy.actors.children import cancel_children, children_of
 from understudy.actors.code import Code, CodeMode, load_ref
-from understudy.actors.errors import CallerError, StoreUnavailable
+from understudy.actors.errors import CallerError, NotFound, StoreUnavailable
 from understudy.actors.errors import RunFailed as RunFailed
 from understudy.actors.forks import Beyond, Mode
 from understudy.actors.graph import Graph
@@ -196,12 +196,15 @@ class Run:
         return [Run(self._store, run_id) for run_id in await children_of(self._store, self.run_id)]
 
     async def state(self) -> dict[str, Any]:
-        """The channels at the newest checkpoint, as JSON values."""
+        """The channels at the run's newest checkpoint, as JSON values; empty if that is not kept any more."""
         record = await self.record()
         if not record.head:
             given = json.loads(record.input)
             return {**given["defaults"], **given["values"]}
-        return await self._values(record.thread_id, record.head)
+        try:
+            return await self._values(record.thread_id, record.head)
+        except NotFound:  # the thread went on, and its graph keeps only some checkpoints
+            return dict(json.loads(record.result or "{}"))
 
     async def history(self) -> list[CheckpointRow]:
         """The thread's checkpoints, newest first."""
