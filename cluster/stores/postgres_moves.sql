@@ -74,3 +74,16 @@ BEGIN
     WHERE run IN (SELECT n FROM runs WHERE thread_id = p_thread) AND checkpoint_id = ANY (gone);
     RETURN cardinality(gone);
 END $$;
+
+-- Every start puts its policy and its code again. That only says "not yet" to a sweep, so nobody waits for the disk, and
+-- many starts do not wait for each other's: the run that names it is flushed after it, as there is one log for both.
+CREATE OR REPLACE FUNCTION blob_put(p_digest text, p_data bytea, p_now float8) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE blobs SET put_at = p_now WHERE digest = p_digest;
+    IF FOUND THEN
+        PERFORM set_config('synchronous_commit', 'off', true);
+        RETURN;
+    END IF;
+    INSERT INTO blobs (digest, data, put_at) VALUES (p_digest, p_data, p_now)
+    ON CONFLICT (digest) DO UPDATE SET put_at = excluded.put_at;
+END $$;

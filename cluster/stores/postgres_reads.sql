@@ -93,8 +93,7 @@ SELECT status, count(*) FROM runs GROUP BY status;
 SELECT name, sum(value) FROM counters GROUP BY name;
 
 -- name: put_blob
-INSERT INTO blobs (digest, data, put_at) VALUES (%(digest)s, %(data)s, %(now)s)
-ON CONFLICT (digest) DO UPDATE SET put_at = excluded.put_at;
+SELECT blob_put(%(digest)s, %(data)s, %(now)s);
 
 -- name: get_blob
 SELECT data FROM blobs WHERE digest = %(digest)s;
