@@ -29,6 +29,7 @@ from understudy.actors.errors import (
 )
 from understudy.actors.graph import Graph
 from understudy.actors.interrupts import (
+    EXPIRED,
     Continue,
     Escalate,
     OnTimeout,
@@ -204,7 +205,7 @@ class Context:
         and if it has to run again, it receives the same here.
         """
         index = self._next("receive")
-        return self._begin(self._recorded(self._receive(deadline, index)))
+        return self._begin_recorded(self._receive(deadline, index))
 
     def start(
         self,
@@ -226,7 +227,7 @@ class Context:
         Raises EffectMismatch, GraphError, CodeError, CallerError (the input does not fit).
         """
         index = -1 if key else self._next("start")
-        return self._begin(self._recorded(self._start(graph, input, key, labels, index)))
+        return self._begin_recorded(self._start(graph, input, key, labels, index))
 
     def run(
         self,
@@ -320,6 +321,11 @@ class Context:
     async def _effect(self, asked: OwnEffect, index: int) -> Any:
         return await self._recorded(perform(self._caller, self._place, asked, index))
 
+    def _begin_recorded(self, work: Coroutine[Any, Any, R]) -> "asyncio.Task[R]":
+        task = self._begin(self._recorded(work))
+        task.add_done_callback(lambda _: work.close())  # cancelled before its first step, it was never awaited
+        return task
+
     async def _recorded(self, work: Awaitable[R]) -> R:
         """Do what leaves the system; keep what it asks, and what ended it that is no fault of the node."""
         try:
@@ -337,12 +343,11 @@ class Context:
         while True:
             known = self._known.get(named)
             answered, answer = named in answers, answers.get(named)
-            expired = known is not None and self._is_expired(known)
-            if known is not None and not answered and not expired and self._is_due(known):
-                expired, answer = await self._expire(named)
-                answered = not expired
-            if known is not None and expired:
-                self._ask(_settled(known))
+            if not answered and known is not None and self._is_due(known):
+                answered, answer = True, EXPIRED if known.settled else await self._expire(named)
+            if answered and answer == EXPIRED:
+                if known is not None:
+                    self._ask(_settled(known))
                 match asked.on_timeout:
                     case Continue(value):
                         return value
@@ -375,16 +380,13 @@ class Context:
     def _is_due(self, interrupt: Interrupt) -> bool:
         return interrupt.settled or (interrupt.deadline is not None and interrupt.deadline <= self._clock())
 
-    def _is_expired(self, interrupt: Interrupt) -> bool:
-        """Whether it is on record that time has answered it."""
-        wish = self._caller.ledger.expiry(self._place, interrupt.interrupt_id)
-        return interrupt.settled or wish.key in self._place.receipts
-
-    async def _expire(self, named: str) -> tuple[bool, Any]:
-        """Let time answer, unless somebody was faster: then theirs is the answer."""
-        ledger = self._caller.ledger
-        faster = await self._recorded(ledger.expire(ledger.expiry(self._place, named), named))
-        return faster is None, None if faster is None else json.loads(faster)
+    async def _expire(self, named: str) -> Any:
+        """Let time answer, unless somebody was faster: from here on there is one answer, whoever runs the node."""
+        try:
+            return await self._caller.ledger.answer(self._place.run, named, EXPIRED)
+        except (Fenced, StoreUnavailable) as error:
+            self.lost = error
+            raise
 
     def _ask(self, interrupt: Interrupt) -> None:
         self.asked[interrupt.interrupt_id] = interrupt
@@ -425,11 +427,11 @@ class Child:
         Returns (awaited): the child's final state, as its graph's model.
         Raises ChildFailed: it failed, was cancelled, or is quarantined.
         """
-        return self._context._begin(self._context._recorded(self._context._result_of(self._born)))
+        return self._context._begin_recorded(self._context._result_of(self._born))
 
     def cancel(self) -> asyncio.Task[None]:
         """Ask the child, and its own children, to end. Asking twice is the same as once."""
-        return self._context._begin(self._context._recorded(self._context._cancel_child(self._born)))
+        return self._context._begin_recorded(self._context._cancel_child(self._born))
 
 
 class BlockingContext:

@@ -6,6 +6,7 @@ meant for unit tests and notebooks, and for a store that nobody else serves.
 """
 
 import asyncio
+import contextlib
 import functools
 import json
 import time
@@ -292,7 +293,8 @@ class Inline:
                 data = {"cause": "owner_died", "epoch": record.epoch, "attempt": record.restarts + 1}
                 events = [Event("crashed", now, data)]
                 counters = counters_of(record.graph, events)
-                await self.store.requeue(record.run_id, record.epoch, now, 0.0, events, counters)
+                with contextlib.suppress(Fenced):  # its last commit came through just now
+                    await self.store.requeue(record.run_id, record.epoch, now, 0.0, events, counters)
 
     # --- waiting ---
 

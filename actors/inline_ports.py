@@ -18,6 +18,7 @@ from typing import Any
 
 from understudy.actors.calls import Asked, Granted, Order, Refused, SandboxDied, Verdict, finished_event
 from understudy.actors.effects import write_outcome
+from understudy.actors.errors import StoreUnavailable
 from understudy.actors.events import counters_of
 from understudy.actors.outcome import Outcome, ToolCode
 from understudy.actors.records import Event, Receipt
@@ -25,6 +26,8 @@ from understudy.actors.sandbox.runner import to_json, validated
 from understudy.actors.store import Store
 from understudy.actors.tool import Tool
 from understudy.policies.permission import Allow, Ask, Deny, Policy, Request, decide
+
+PAUSE_S = 0.5
 
 
 class YesPolicy:
@@ -147,19 +150,28 @@ class InlineSandboxes:
         except asyncio.CancelledError:
             outcome = Outcome("killed", error="ended from outside: the run was cancelled, or its node gave up on it")
         outcome = replace(outcome, duration_s=round(time.perf_counter() - began, 6))
-        now = self._clock()
-        events = [finished_event(receipt, outcome, now)]
-        await self.store.finish(
-            receipt.run_id,
-            receipt.key,
-            receipt.checkpoint_id,
-            receipt.token,
-            write_outcome(outcome),
-            events,
-            counters_of(order.graph, events),
-            now,
-        )
+        await self._record(order, receipt, outcome)
         return outcome
+
+    async def _record(self, order: Order, receipt: Receipt, outcome: Outcome) -> None:
+        """Write the receipt, however long the store is away: the outcome exists only here until then."""
+        while True:
+            now = self._clock()
+            events = [finished_event(receipt, outcome, now)]
+            try:
+                await self.store.finish(
+                    receipt.run_id,
+                    receipt.key,
+                    receipt.checkpoint_id,
+                    receipt.token,
+                    write_outcome(outcome),
+                    events,
+                    counters_of(order.graph, events),
+                    now,
+                )
+                return
+            except StoreUnavailable:
+                await asyncio.sleep(PAUSE_S)
 
     async def _called(self, order: Order) -> Outcome:
         """The tool's own end, as the sandbox would tell it: its result is JSON, its exception is text."""

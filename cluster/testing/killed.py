@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Order:
     input: Mapping[str, Any]
     store: str
     answers: Mapping[str, Any]
+    messages: Sequence[Any]
     thread: str
     ledger: str
     at: int
@@ -50,6 +51,7 @@ def kill_points(
     store: str,
     folder: Path,
     answers: Mapping[str, Any] | None = None,
+    messages: Sequence[Any] = (),
     sample: int = 5,
     seed: int = 0,
     sides: Iterable[Side] = ("before", "after"),
@@ -61,10 +63,10 @@ def kill_points(
         input: JSON values.
         store: its URL; one that outlives a process. What is played there is deleted again.
         folder: for the files in which processes note what they do.
-        answers: by node, tool or interrupt id, as for `Graph.run_inline`.
+        answers, messages: as for `Graph.run_inline`; answers by node, tool or interrupt id.
     Raises AssertionError: a process ends otherwise than by its end or our kill; TimeoutError.
     """
-    order = Order(graph, input or {}, store, answers or {}, "", "", 10**9, "before")
+    order = Order(graph, input or {}, store, answers or {}, list(messages), "", "", 10**9, "before")
     expected, _ = _played(order, folder)
     dice = random.Random(seed)
     points = sorted(dice.sample(range(len(expected.operations)), min(sample, len(expected.operations))))
@@ -112,7 +114,7 @@ async def _live(order: Order) -> None:
     """One process of a play: from wherever the run stands, to its end or the kill."""
     store = await open_store(order.store)
     try:
-        script = Script(load_ref(order.graph), order.input, order.answers)
+        script = Script(load_ref(order.graph), order.input, order.answers, order.messages)
         fault = Fault("machine", order.at, order.side)
         theatre = KilledTheatre(script, store, fault, False, Ledger(Path(order.ledger)))
         played = await theatre.play(order.thread)

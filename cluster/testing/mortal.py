@@ -87,7 +87,8 @@ class Ledger:
         named = {line["key"]: (line["tool"], line["digest"]) for line in lines if line["what"] == "begun"}
         executed = [line for line in lines if line["what"] == "executed"]
         once = {line["key"] for line in executed if line["idempotent"]}
-        once |= {line["key"] for line in lines if line["what"] == "ended"} - {line["key"] for line in executed}
+        ended = {line["key"] for line in lines if line["what"] == "ended"}
+        once |= ended - {line["key"] for line in lines if line["what"] in ("executed", "looked")}
         return Counter(named[key] for key in [*once, *(e["key"] for e in executed if not e["idempotent"])])
 
     def durable(self) -> set[str]:
@@ -224,9 +225,11 @@ class MortalSandbox(InlineSandboxes):
         if self.process.dead:
             raise Crash("sandbox")
         call = order.call
-        self._hand.ledger.note(
-            what="executed", key=call.key, tool=call.tool, args=call.args, idempotent=tool.idempotent
-        )
+        if tool.name != tool.judged_as:  # it only asks how a call ended
+            self._hand.ledger.note(what="looked", key=order.receipt.key)
+        else:
+            idempotent = tool.idempotent
+            self._hand.ledger.note(what="executed", key=call.key, tool=call.tool, args=call.args, idempotent=idempotent)
         return await super()._called(order)
 
     def die(self) -> None:

@@ -5,13 +5,14 @@ import contextlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from pydantic import BaseModel
 
 from understudy.actors.calls import PolicyPort
+from understudy.actors.children import children_of
 from understudy.actors.errors import Fenced, RunFailed
 from understudy.actors.events import counters_of
 from understudy.actors.graph import Graph
@@ -19,7 +20,7 @@ from understudy.actors.inline import LEASE_S, Answers, Inline, SteppedClock
 from understudy.actors.inline_ports import YesPolicy
 from understudy.actors.records import Event, Interrupt, RunRecord, ThreadDump
 from understudy.actors.store import Store
-from understudy.cluster.testing.mortal import Fault, Ledger, MortalSandboxes, MortalStore, Process, Stagehand
+from understudy.cluster.testing.mortal import Crash, Fault, Ledger, MortalSandboxes, MortalStore, Process, Stagehand
 
 NOW = 1_764_000_000.0
 """When every play starts, in seconds since the epoch."""
@@ -113,8 +114,26 @@ async def play(
     if script.world is not None:
         list(script.world())
     theatre = Theatre(script, store, fault, slow, ledger or Ledger())
-    async with asyncio.timeout(PLAY_TIMEOUT_S):
-        return await theatre.play()
+    with _deaths_expected():
+        async with asyncio.timeout(PLAY_TIMEOUT_S):
+            return await theatre.play()
+
+
+@contextlib.contextmanager
+def _deaths_expected() -> Iterator[None]:
+    """What a dead process leaves behind on the loop is no error that anybody should read about."""
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+
+    def handler(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), Crash):
+            loop.default_exception_handler(context) if before is None else before(loop, context)
+
+    loop.set_exception_handler(handler)
+    try:
+        yield
+    finally:
+        loop.set_exception_handler(before)
 
 
 class Theatre(Inline):
@@ -199,12 +218,11 @@ class Theatre(Inline):
     async def _second_owner(self, process: Process) -> None:
         """Somebody who takes the first owner for dead claims the run; the first goes on, and is watched."""
         async with self.turn:
-            await self._rob(process)
+            with contextlib.suppress(Fenced):  # the operation was its last
+                await self._rob(process)
 
     async def _rob(self, process: Process) -> None:
         record = await self.store.run(self._runs[process])
-        if record.status != "running":
-            return  # the operation was its last
         now = self.clock()
         events = [Event("crashed", now, {"cause": "lease_expired", "epoch": record.epoch, "attempt": 1})]
         counters = counters_of(record.graph, events)
@@ -212,7 +230,11 @@ class Theatre(Inline):
         self.robbed[process] = await self.store.claim(record.run_id, "second", LEASE_S, now)
 
     async def _family_records(self) -> list[RunRecord]:
-        return [await self.store.run(run_id) for run_id, ours in self._family.items() if ours]
+        """The root first. Found through the event logs: a process before this one may have driven them."""
+        ids = [run_id for run_id, ours in self._family.items() if ours][:1]
+        for run_id in ids:  # grows as it goes
+            ids += [child for child in await children_of(self.store, run_id) if child not in ids]
+        return [await self.store.run(run_id) for run_id in ids]
 
     # --- answers ---
 
@@ -269,7 +291,8 @@ class Theatre(Inline):
 class WatchedStore(MortalStore):
     """Compares the run's thread before and after each operation of an owner that was robbed of its run.
 
-    `finish` and `forget` belong to a start of the effect and not to an owner (law 5), so they may change a receipt.
+    `finish` and `forget` belong to a start of the effect and not to an owner (law 5), so they may change a receipt. A
+    child that is on record already may still be made by either owner: it is the same one.
     """
 
     def __init__(self, store: Store, process: Process, theatre: Theatre) -> None:
@@ -285,15 +308,16 @@ class WatchedStore(MortalStore):
                 robbed = late[0] if late else None
             if robbed is None or verb.__name__ in ("finish", "forget"):
                 return await verb(*args, **kwargs)
-            before = await self._state(robbed.thread_id)
+            counted = verb.__name__ != "create"
+            before = await self._state(robbed.thread_id, counted)
             try:
                 return await verb(*args, **kwargs)
             finally:
-                if await self._state(robbed.thread_id) != before:
+                if await self._state(robbed.thread_id, counted) != before:
                     self._theatre.broken.append(f"the first owner changed the thread by {verb.__name__!r} after that")
 
-    async def _state(self, thread_id: str) -> tuple[ThreadDump, dict[str, float]]:
-        counters = await self._store.counters()
+    async def _state(self, thread_id: str, counted: bool) -> tuple[ThreadDump, dict[str, float]]:
+        counters = await self._store.counters() if counted else {}
         return await self._store.dump(thread_id), {
             sample: value for sample, value in counters.items() if not sample.startswith("fence_rejections_total")
         }

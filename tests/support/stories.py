@@ -25,6 +25,16 @@ def look(where: str) -> str:
     return f"looked {where}"
 
 
+errand = Graph("errand", Story)
+
+
+@errand.node
+async def go(state: Story, ctx: Context) -> dict[str, Any]:
+    return {"seen": [await ctx.call(act, what="errand"), str(await ctx.interrupt("was it far?"))]}
+
+
+errand.edge(START, go).edge(go, END)
+
 story = Graph("story", Story)
 
 
@@ -58,6 +68,26 @@ async def rest(state: Story, ctx: Context) -> dict[str, Any]:
     return {"seen": [before, await ctx.call(act, what="rested")]}
 
 
+@story.node
+async def send(state: Story, ctx: Context) -> dict[str, Any]:
+    child = await ctx.start(errand, {})
+    own = await ctx.effect("model", lambda: "thought about it")
+    ctx.stream({"sent": "errand"})
+    return {"seen": [own, *(await child.result()).seen]}
+
+
+@story.node
+async def hear(state: Story, ctx: Context) -> dict[str, Any]:
+    return {"seen": [await ctx.receive(), await ctx.receive()]}
+
+
+@story.node
+async def sum_up(state: Story) -> dict[str, Any]:
+    return {"answer": f"{state.answer}, {len(state.seen)} lines"}
+
+
 story.edge(START, left).edge(START, right).edge([left, right], again)
 story.branch(again, lambda state: "again" if state.rounds < 3 else "ask", ["again", "ask"])
-story.edge(ask, rest).edge(rest, END)
+story.edge(ask, rest).edge(rest, send).edge(rest, hear).edge([send, hear], sum_up).edge(sum_up, END)
+PLAYED = {"answers": {"ask": "yes", "go": "not far"}, "messages": ["first", "second"]}
+"""How it is played."""

@@ -34,7 +34,6 @@ PURE_ACTORS = (
     "reducers",
     "run",
     "step",
-    "take_up",
     "tool",
     "values",
 )

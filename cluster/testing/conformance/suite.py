@@ -48,10 +48,7 @@ class World:
 
 Check = Callable[[World], Awaitable[None]]
 
-MODULES = (
-    *("life", "busy", "retry", "commits", "batches", "effects", "messages", "children", "reading", "keeping"),
-    *("moves", "races"),
-)
+MODULES = ("life", "commits", "batches", "effects", "messages", "children", "reading", "races")
 
 
 def checks() -> list[Check]:
