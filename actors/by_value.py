@@ -1,18 +1,32 @@
 """Code by value: a cloudpickle that needs none of the user's own modules where it is loaded."""
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from understudy.actors.graph import Graph
 from understudy.actors.outcome import ToolCode
 from understudy.actors.tool import Tool
 
 
-def pickled(thing: Any) -> bytes:
-    """A cloudpickle that needs none of the user's own modules where it is loaded."""
+def homes_of(graph: Graph) -> tuple[str, ...]:
+    """Names of the modules that a graph's own code comes from, installed or not: with all of their packages, so that
+    what the functions of a graph call is taken along too. Of understudy itself, only those that hold a node."""
+    functions = [node.fn for node in graph.nodes.values()]
+    functions += [branch.choose for branch in graph.plan().branches]
+    functions += [migration.fn for migration in graph.plan().migrations.values()]
+    names = {getattr(thing, "__module__", "") for thing in (graph.state, *functions)} - {"", "__main__"}
+    tops = {name if name.split(".")[0] == "understudy" else name.split(".")[0] for name in names}
+    return tuple(sorted(tops))
+
+
+def pickled(thing: Any, modules: Collection[str] = ()) -> bytes:
+    """A cloudpickle that needs none of the user's own modules, nor of those named, where it is loaded."""
     import cloudpickle
 
     mine = [module for module in list(sys.modules.values()) if _is_users(module)]
+    mine += [sys.modules[name] for name in modules if name in sys.modules and sys.modules[name] not in mine]
     for module in mine:
         cloudpickle.register_pickle_by_value(module)
     # A model that is defined inside a function remembers every local of it (pydantic, for forward references): an open
@@ -46,7 +60,8 @@ def tool_code(tool: Tool[Any, Any]) -> ToolCode:
     holder: Any = module
     for part in tool.fn.__qualname__.split("."):
         holder = getattr(holder, part, None)
-    importable = isinstance(holder, Tool) or holder is tool.fn
+    # The very function: a pinned graph brings its own, and the module may hold a newer one.
+    importable = tool.fn in (holder, getattr(holder, "fn", None))
     if importable and module is not None and tool.fn.__module__ != "__main__" and not _is_users(module):
         return ToolCode(ref=f"{tool.fn.__module__}:{tool.fn.__qualname__}")
     return ToolCode(blob=pickled(tool.fn))

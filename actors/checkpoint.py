@@ -9,6 +9,9 @@ chain takes a small multiple of the time of its state, or 4 ms. Such a snapshot 
 bytes at least, so all of those are 2.5 N at most. Together: bytes <= 2 N where the state is made of what is written,
 and never more than 4.5 N.
 
+Where a graph keeps only some of its checkpoints, a snapshot is stored as well once the deltas weigh as much as the last
+one: snapshots then double, 2 N more are written, and what is kept is twice the state and what the graph asks for.
+
 A delta holds, for each changed channel, its new value, or, of one that grows (see values.py), only what was written.
 """
 
@@ -75,9 +78,12 @@ def following(
     arrived: Mapping[str, tuple[str, ...]],
     fingerprint: str,
     version: str = "",
+    *,
+    pruned: bool = False,
 ) -> tuple[Checkpoint, NewCheckpoint]:
     """The checkpoint after `before`, and the row that stores it.
 
+    `pruned`: older ones are deleted, so that a snapshot now and then makes the chain before it needless.
     Its id follows from parent, run and step alone, so that a step that is done again makes the same checkpoint.
     """
     step = before.step + 1
@@ -87,6 +93,7 @@ def following(
     rows, size = before.delta_rows + 1, before.delta_bytes + len(body)
     live = values.size
     outweighed = before.snapshot_bytes + size > 2 * live + BODY_BYTES and rows >= SNAPSHOT_ROWS_MIN
+    outweighed = outweighed or (pruned and size >= before.snapshot_bytes and rows >= SNAPSHOT_ROWS_MIN)
     many = rows >= max(SNAPSHOT_ROWS_MAX, live // ROW_BYTES)
     snapshot = not before.checkpoint_id or before.migrated or outweighed or many
     if snapshot:

@@ -13,10 +13,16 @@ import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from understudy.actors.errors import CodeError
 from understudy.actors.graph import Graph
+
+CodeMode = Literal["migrate", "latest", "pin"]
+"""How a run follows the code that is deployed. `migrate`: the deployed version, its migrations applied to the run's
+state; `latest`: the deployed version, but never migrated; `pin`: the very code that it was started with."""
+
+MODES: tuple[CodeMode, ...] = get_args(CodeMode)
 
 
 @dataclass(frozen=True)
@@ -26,14 +32,15 @@ class Code:
     ref: str = ""
     blob: str = ""
     paths: tuple[str, ...] = ()
+    mode: CodeMode = "migrate"
 
     def text(self) -> str:
-        return json.dumps({"ref": self.ref, "blob": self.blob, "paths": list(self.paths)})
+        return json.dumps({"ref": self.ref, "blob": self.blob, "paths": list(self.paths), "mode": self.mode})
 
     @staticmethod
     def read(text: str) -> "Code":
         raw = json.loads(text)
-        return Code(raw["ref"], raw["blob"], tuple(raw["paths"]))
+        return Code(raw["ref"], raw["blob"], tuple(raw["paths"]), raw.get("mode", "migrate"))
 
 
 def sign_blob(data: bytes, secret: bytes) -> bytes:

@@ -29,7 +29,6 @@ from understudy.actors.errors import (
 )
 from understudy.actors.graph import Graph
 from understudy.actors.interrupts import (
-    EXPIRED,
     Continue,
     Escalate,
     OnTimeout,
@@ -343,11 +342,12 @@ class Context:
         while True:
             known = self._known.get(named)
             answered, answer = named in answers, answers.get(named)
-            if not answered and known is not None and self._is_due(known):
-                answered, answer = True, EXPIRED if known.settled else await self._expire(named)
-            if answered and answer == EXPIRED:
-                if known is not None:
-                    self._ask(_settled(known))
+            expired = known is not None and self._is_expired(known)
+            if known is not None and not answered and not expired and self._is_due(known):
+                expired, answer = await self._expire(named)
+                answered = not expired
+            if known is not None and expired:
+                self._ask(_settled(known))
                 match asked.on_timeout:
                     case Continue(value):
                         return value
@@ -380,13 +380,16 @@ class Context:
     def _is_due(self, interrupt: Interrupt) -> bool:
         return interrupt.settled or (interrupt.deadline is not None and interrupt.deadline <= self._clock())
 
-    async def _expire(self, named: str) -> Any:
-        """Let time answer, unless somebody was faster: from here on there is one answer, whoever runs the node."""
-        try:
-            return await self._caller.ledger.answer(self._place.run, named, EXPIRED)
-        except (Fenced, StoreUnavailable) as error:
-            self.lost = error
-            raise
+    def _is_expired(self, interrupt: Interrupt) -> bool:
+        """Whether it is on record that time has answered it."""
+        wish = self._caller.ledger.expiry(self._place, interrupt.interrupt_id)
+        return interrupt.settled or wish.key in self._place.receipts
+
+    async def _expire(self, named: str) -> tuple[bool, Any]:
+        """Let time answer, unless somebody was faster: then theirs is the answer."""
+        ledger = self._caller.ledger
+        faster = await self._recorded(ledger.expire(ledger.expiry(self._place, named), named))
+        return faster is None, None if faster is None else json.loads(faster)
 
     def _ask(self, interrupt: Interrupt) -> None:
         self.asked[interrupt.interrupt_id] = interrupt

@@ -22,12 +22,13 @@ from understudy.actors.calls import Caller, Place, PolicyPort, SandboxPort
 from understudy.actors.checkpoint import Checkpoint
 from understudy.actors.children import Ship, cancel_children
 from understudy.actors.context import BlockingContext, Context, Residence
-from understudy.actors.errors import CallerError, Fenced, NotFound, tellable
+from understudy.actors.errors import CallerError, EffectFailed, Fenced, NotFound, ToolError, tellable
 from understudy.actors.events import COMMIT_BUCKETS_S, histogram
 from understudy.actors.flight import IN_FLIGHT_MAX, Flight
 from understudy.actors.lazy import state_of
 from understudy.actors.plan import Node, Plan
-from understudy.actors.records import Committed, Loaded, Status
+from understudy.actors.pruning import PRUNE_EVERY, prune
+from understudy.actors.records import Commit, Committed, Loaded, Status
 from understudy.actors.run import (
     Abandon,
     CancelAsked,
@@ -76,6 +77,8 @@ class Driver:
     _work: dict[asyncio.Task[None], Context] = field(default_factory=dict)
     _threads: int = 0
     _reminders: list[asyncio.TimerHandle] = field(default_factory=list)
+    _checkpoints: int = 0
+    _pruning: asyncio.Task[int] | None = None
     _flight: Flight = field(init=False)
     _residence: Residence = field(init=False)
 
@@ -96,6 +99,7 @@ class Driver:
                             if commit.status != "running":  # the last word: after it, nothing can be streamed
                                 await stream.flush()
                             self._flight.send(commit)
+                            self._count_checkpoint(commit)
                             if self._flight.out >= self.in_flight_max:
                                 await self._flight.landed()
                         case Execute(tasks, checkpoint):
@@ -111,11 +115,14 @@ class Driver:
                             await cancel_children(self.store, self.loaded.run.run_id, self.clock())
                         case Leave(status):
                             await self._flight.landed()
+                            await self._prune()
                             return status
                 told = await self._inbox.get()
         finally:
             self._flight.stop()
             stream.stop()
+            if self._pruning is not None:
+                self._pruning.cancel()
             for reminder in self._reminders:
                 reminder.cancel()
             for work, context in self._work.items():
@@ -145,8 +152,21 @@ class Driver:
         if committed.cancel_asked:
             self.cancel()
 
+    def _count_checkpoint(self, commit: Commit) -> None:
+        """A long residence prunes now and then, beside its commits."""
+        self._checkpoints += commit.checkpoint is not None
+        due = commit.checkpoint is not None and self._checkpoints % PRUNE_EVERY == 0
+        if due and (self._pruning is None or self._pruning.done()):
+            self._pruning = asyncio.ensure_future(self._prune())
+
+    async def _prune(self) -> int:
+        return await prune(self.store, self.plan, self.loaded.run.thread_id, self.clock())
+
     async def _abandon(self) -> None:
-        """End the tasks at work, and their tool calls."""
+        """End the tasks at work, and their tool calls; also those that an owner before this one has left."""
+        for receipt in self.loaded.receipts.values():
+            if receipt.state == "started":
+                self.sandboxes.abort_nowait(receipt)
         for work, context in self._work.items():
             context.stop()
             work.cancel()
@@ -254,8 +274,11 @@ class Driver:
 
 
 def types_of(error: BaseException, depth: int = 0) -> tuple[str, ...]:
-    """Names of the exception's classes, its own first; of a group, those of what is in it too."""
+    """Names of the exception's classes, its own first; of a group, those of what is in it too; of an effect or a tool
+    call that failed, also the name of what was raised in there."""
     names = [cls.__name__ for cls in type(error).__mro__]
+    if isinstance(error, EffectFailed | ToolError) and error.outcome.error_type:
+        names.append(error.outcome.error_type)
     if isinstance(error, BaseExceptionGroup) and depth < GROUPS_MAX:
         names += [name for inner in error.exceptions[:GROUPS_MAX] for name in types_of(inner, depth + 1)]
     return tuple(dict.fromkeys(names))

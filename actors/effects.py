@@ -21,6 +21,8 @@ START = "ctx.start"
 """Begins the names under which a node has started its children. No tool has a dot in its name."""
 RECEIVE = "ctx.receive"
 """The name under which a node has received messages."""
+DEADLINE = "ctx.interrupt"
+"""Begins the names of what is on record and is no effect: that a question's deadline has passed."""
 SAID_CHARS_MAX = 300
 
 # --- names ---------------------------------------------------------------------------------------------------------
@@ -63,6 +65,12 @@ def call_text(name: str, args: Mapping[str, Any]) -> str:
         parts.append(text)
         left -= len(text)
     return f"{name}({', '.join(parts)})"
+
+
+def is_effect(name: str) -> bool:
+    """Whether something on record under this name is an effect: not that time has passed or a message was received, and
+    not a look at another effect."""
+    return not (name.startswith(f"{DEADLINE}:") or name == RECEIVE or name.endswith("#reconcile"))
 
 
 # --- outcomes ------------------------------------------------------------------------------------------------------

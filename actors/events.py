@@ -90,6 +90,7 @@ KINDS: Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, float]]] = {
     "checkpoint": _none,  # checkpoint_id, step
     "interrupted": _none,  # interrupt_id, node, kind, payload, deadline
     "answered": _none,  # interrupt_id
+    "expired": _none,  # interrupt_id, node
     "escalated": _none,  # interrupt_id, to, node, deadline
     "decided": _decided,  # tool, key, call, decision, rule, reason, digest, policy, by
     "tool_started": _none,  # tool, key, sandbox, wall_s

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Literal
 
-from understudy.actors.effects import RECEIVE, step_of
+from understudy.actors.effects import is_effect, step_of
 from understudy.actors.records import Receipt, Standing
 
 Mode = Literal["ask", "reuse", "repeat", "refuse"]
@@ -71,7 +71,7 @@ def beyond_point(
     """
     found = {place: told for place, told in (inherited.effects if inherited else {}).items() if step_of(place) > step}
     for receipt in receipts:
-        if step_of(receipt.place) <= step or receipt.tool.endswith("#reconcile") or receipt.tool == RECEIVE:
+        if step_of(receipt.place) <= step or not is_effect(receipt.tool):
             continue
         found.pop(receipt.place, None)
         if receipt.state == "done" and json.loads(receipt.outcome)["kind"] == "denied":

@@ -15,7 +15,8 @@ from pydantic import BaseModel, TypeAdapter
 
 from understudy.actors.channels import channels_of
 from understudy.actors.errors import GraphError
-from understudy.actors.plan import END, START, Branch, Join, Node, Plan, Target
+from understudy.actors.plan import END, START, Branch, Join, Migration, Node, Plan, Target
+from understudy.policies.retention import All, Keep
 from understudy.policies.retry import Retry
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Graph:
         version: the version of the code, kept with every run.
         step_limit: supersteps after which a run is ended as failed; a guard against loops without end.
         retain_s: seconds that a thread is kept after its last run ended; negative: for ever. Default 7 days.
+        keep: which checkpoints of a thread are kept until then: `All()`, `Last(100)`, `Age(timedelta(days=1))`. What an
+            unfinished run stands on always is.
     """
 
     name: str
@@ -45,9 +48,11 @@ class Graph:
     version: str = "1"
     step_limit: int = 1000
     retain_s: float = 7 * 86400.0
+    keep: Keep = field(default_factory=All)
     _nodes: dict[str, Node] = field(default_factory=dict, repr=False)
     _edges: list[tuple[tuple[str, ...], str]] = field(default_factory=list, repr=False)
     _branches: list[Branch] = field(default_factory=list, repr=False)
+    _migrations: list[Migration] = field(default_factory=list, repr=False)
     _plan: Plan | None = field(default=None, repr=False, compare=False)
 
     def node(
@@ -105,6 +110,31 @@ class Graph:
         self._branches.append(Branch(_name(source), choose, tuple(_name(target) for target in targets)))
         self._plan = None
         return self
+
+    def migrate(self, *, from_: str, to: str = "") -> Callable[[F], F]:
+        """Declare how the state of an older version becomes that of a newer one; a decorator.
+
+        The function is given the stored channels as a dict of JSON values, and returns the dict for the newer version:
+        all channels, as JSON values or as objects of their types. Runs that stand in a checkpoint of the older version,
+        with a state model that differs, go through it (and those after it) before they go on.
+
+        Args:
+            from_: the version whose checkpoints it takes.
+            to: the version that it makes; default, the `from_` of the migration that is declared next, or the
+                graph's version after the last.
+
+            @graph.migrate(from_="1")
+            def split_name(old):
+                first, _, last = old.pop("name").partition(" ")
+                return {**old, "first": first, "last": last}
+        """
+
+        def add(fn: F) -> F:
+            self._migrations.append(Migration(from_, to, fn))
+            self._plan = None
+            return fn
+
+        return add
 
     def run_inline(
         self,
@@ -184,6 +214,8 @@ class Graph:
                 joins=tuple(Join(sources, target) for sources, target in self._edges if len(sources) > 1),
                 step_limit=self.step_limit,
                 retain_s=self.retain_s,
+                keep=self.keep,
+                migrations=_migrations(self),
             )
         return self._plan
 
@@ -248,9 +280,40 @@ def _is_context(parameter: inspect.Parameter) -> bool:
     return label in ("Context", "BlockingContext") or parameter.name in ("ctx", "context")
 
 
+def _migrations(graph: Graph) -> dict[str, Migration]:
+    """The migrations of a graph by their start, each with its end."""
+    ends = [*(later.from_ for later in graph._migrations[1:]), graph.version]
+    return {m.from_: replace(m, to=m.to or end) for m, end in zip(graph._migrations, ends, strict=False)}
+
+
+def _migration_problems(graph: Graph) -> list[str]:
+    problems = []
+    starts = [migration.from_ for migration in graph._migrations]
+    for start in dict.fromkeys(starts):
+        if starts.count(start) > 1:
+            problems.append(f"it has {starts.count(start)} migrations from version {start!r}; keep one")
+        if start == graph.version:
+            problems.append(f"it migrates from version {start!r}, which is its own; raise version=")
+    known = _migrations(graph)
+    for start in known:
+        seen, version = {start}, known[start].to
+        while version != graph.version:
+            if version not in known or version in seen:
+                problems.append(
+                    f"its migrations from version {start!r} lead to {version!r} and not to {graph.version!r}; declare "
+                    f"one from {version!r}, or give to="
+                )
+                break
+            seen.add(version)
+            version = known[version].to
+    return problems
+
+
 def _problems(graph: Graph) -> list[str]:
     """Everything wrong with a graph, each as one clause with its remedy."""
-    problems: list[str] = []
+    problems: list[str] = _migration_problems(graph)
+    if not isinstance(graph.keep, Keep):
+        problems.append(f"keep is {graph.keep!r}; give All(), Last(100) or Age(timedelta(days=1))")
     if not graph._nodes:
         return ["it has no nodes; add one with @graph.node"]
     onward: dict[str, set[str]] = {name: set(node.goto) for name, node in graph._nodes.items()}

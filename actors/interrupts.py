@@ -1,8 +1,8 @@
 """Questions of a node to a person (`ctx.interrupt`), and its durable sleep: what is asked, and what answers.
 
 Pure but for the ledger of answers that it is handed: whether a question is answered, expired or open is decided here,
-from what is stored. A deadline that has passed is put on record as the answer, before the node goes on: else an answer
-that comes just then would, after a crash, lead the node another way than the effects that it has had already.
+from what is stored. That a deadline has passed is put on record (`Ledger.expire`) before the node goes on: else an
+answer that comes just then would, after a crash, lead the node another way than the effects that it has had already.
 """
 
 import hashlib
@@ -16,9 +16,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from understudy.actors.errors import CallerError
 from understudy.actors.records import Interrupt
-
-EXPIRED = {"understudy": "expired"}
-"""The answer that time gives."""
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,12 @@ settled by the one who can (its declaration, the outside, a person); what a fork
 Law 3: whoever puts something on record here waits for `durable` first.
 """
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from understudy.actors.effects import call_digest, effect_key, place_of, read_outcome, stands, write_outcome
-from understudy.actors.errors import Conflict, EffectMismatch, Fenced, NotFound, Suspended
+from understudy.actors.effects import DEADLINE, call_digest, effect_key, place_of, read_outcome, stands, write_outcome
+from understudy.actors.errors import EffectMismatch, Suspended
 from understudy.actors.events import counters_of
 from understudy.actors.forks import Beyond, fork_of
 from understudy.actors.outcome import Outcome
@@ -191,18 +190,23 @@ class Ledger:
                 outcome = Outcome("unknown", error="nobody knows how it ended; a person decided not to call again")
                 return await self.settle(wish, outcome, [self._reconciled(wish, "fail", "person")])
 
-    async def answer(self, run: RunRecord, interrupt_id: str, answer: Any) -> Any:
-        """Answer a question of the run; the answer that stands, which is that of somebody who was faster.
+    # --- time ---
 
-        Raises Fenced: the question is not open any more, so the run has gone on without this owner.
+    def expiry(self, place: Place, interrupt_id: str) -> Wish:
+        """Under this name it is on record that a question's deadline has passed."""
+        digest = call_digest(DEADLINE, interrupt_id, {})
+        return Wish(place, f"{DEADLINE}:{interrupt_id}", 0, digest, f"the deadline of {interrupt_id}")
+
+    async def expire(self, wish: Wish, interrupt_id: str) -> str | None:
+        """Put on record that nobody answered in time; or give the answer (JSON) of somebody who was faster.
+
+        From here on it is so for whoever runs the node: an answer that comes later leads it no other way.
         """
-        try:
-            await self.store.resume(run.run_id, interrupt_id, json.dumps(answer), self.clock())
-            return answer
-        except Conflict:
-            return json.loads((await self.store.run(run.run_id)).answers[interrupt_id])
-        except NotFound as error:
-            raise Fenced(str(error)) from None
+        answer = (await self.store.run(wish.place.run.run_id)).answers.get(interrupt_id)
+        if answer is None:
+            data = {"interrupt_id": interrupt_id, "node": wish.place.task.node}
+            await self.settle(wish, Outcome("ok"), [Event("expired", self.clock(), data)])
+        return answer
 
     # --- in a fork ---
 

@@ -18,7 +18,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
+from understudy.actors.alike import difference
 from understudy.actors.calls import Caller
 from understudy.actors.effects import OWN, call_digest, call_text, read_outcome, write_outcome
 from understudy.actors.errors import CallerError, EffectFailed, StoreUnavailable, tellable
@@ -32,6 +34,7 @@ RESULT_BYTES_MAX = 8 * 1024 * 1024
 ERROR_CHARS_MAX = 4000
 PAUSE_S = 0.1
 
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
 _THREADS = ThreadPoolExecutor(max_workers=64, thread_name_prefix="effects")
 """Not the loop's own threads: `def` nodes sit in those while they wait for the very effect."""
 
@@ -67,7 +70,7 @@ def own_effect(name: str, fn: Any, idempotent: bool, reconcile: Any, type_: Any,
         json.dumps(about, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise CallerError(f"ctx.effect({name!r}): about= is not JSON ({error}); use .model_dump(mode='json')") from None
-    return OwnEffect(name, fn, idempotent, reconcile, TypeAdapter(Any if type_ is None else type_), about)
+    return OwnEffect(name, fn, idempotent, reconcile, _ANY if type_ is None else TypeAdapter(type_), about)
 
 
 async def perform(caller: Caller, place: Place, effect: OwnEffect, index: int) -> Any:
@@ -201,16 +204,20 @@ def _result(effect: OwnEffect, outcome: Outcome) -> Any:
 
 
 def _jsonable(effect: OwnEffect, value: Any) -> Any:
-    """The result as JSON values. Raises if it cannot be kept."""
-    value = effect.adapter.dump_python(effect.adapter.validate_python(value), mode="json")
-    text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+    """The result as JSON values. Raises if it cannot be kept, or would come back as something else."""
+    if effect.adapter is _ANY:
+        value = to_jsonable_python(value, inf_nan_mode="constants")
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+    else:
+        checked = effect.adapter.validate_python(value)
+        text = effect.adapter.dump_json(checked).decode()
+        where = difference(checked, effect.adapter.validate_json(text))
+        if where is not None:
+            raise ValueError(f"what stands at {where or 'its top'} would come back as something else")
     size = len(text.encode())
     if size > RESULT_BYTES_MAX:
-        raise ValueError(
-            f"its result has {size} bytes; the limit is {RESULT_BYTES_MAX} (store it, and return its name)"
-        )
-    effect.adapter.validate_json(text)  # a node that runs again reads it so
-    return value
+        raise ValueError(f"it has {size} bytes, and the limit is {RESULT_BYTES_MAX}; store it, and return where")
+    return json.loads(text)
 
 
 async def _called(caller: Caller, fn: Callable[..., Any], key: str) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from understudy.actors.channels import Channel
+from understudy.policies.retention import Keep
 from understudy.policies.retry import Retry
 
 START = "__start__"
@@ -81,6 +82,15 @@ class Join:
 
 
 @dataclass(frozen=True)
+class Migration:
+    """How the channels of one version become those of another."""
+
+    from_: str
+    to: str
+    fn: Callable[[dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A validated graph. Nothing in it changes any more."""
 
@@ -95,6 +105,10 @@ class Plan:
     step_limit: int
     retain_s: float
     """Seconds that a thread is kept after its last run ended; negative: for ever."""
+    keep: Keep
+    """Which checkpoints of a thread are kept."""
+    migrations: Mapping[str, Migration]
+    """By the version that they start from; from each of them, they lead to this one."""
 
     @cached_property
     def passing(self) -> tuple[Channel, ...]:

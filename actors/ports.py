@@ -105,6 +105,7 @@ class Sandboxes:
         self._turn = itertools.cycle(names)
         self._store = store
         self._handles: dict[str, Any] = {}
+        self._aborting: set[asyncio.Task[None]] = set()
 
     def pick(self) -> str:
         return next(self._turn)
@@ -139,10 +140,15 @@ class Sandboxes:
             return None
 
     def abort_nowait(self, receipt: Receipt) -> None:
-        handle = self._handles.get(receipt.sandbox)
-        if handle is not None:  # else the call never got there, or died with its sandbox
-            with contextlib.suppress(RayActorError):
-                handle.abort.remote(receipt.key, receipt.token)
+        if receipt.sandbox in self._names:  # else it is an effect of a run's own, or another cluster's
+            aborting = asyncio.ensure_future(self._abort(receipt))
+            self._aborting.add(aborting)
+            aborting.add_done_callback(self._aborting.discard)
+
+    async def _abort(self, receipt: Receipt) -> None:
+        with contextlib.suppress(RayActorError, RayTaskError, StoreUnavailable):  # it died: with its calls
+            handle = await self._find(receipt.sandbox)
+            await handle.abort.remote(receipt.key, receipt.token)
 
     async def _find(self, name: str) -> Any:
         if name not in self._handles:

@@ -16,6 +16,8 @@ Status = Literal["queued", "running", "waiting", "succeeded", "failed", "cancell
 STATUSES: tuple[Status, ...] = ("queued", "running", "waiting", "succeeded", "failed", "cancelled", "quarantined")
 FINAL: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled", "quarantined"})
 
+RETRYABLE: frozenset[Status] = frozenset({"failed", "quarantined"})
+
 PARTITIONS = 64
 """Fixed for the life of a deployment: all keys of a thread share one partition, so that one script may touch them."""
 
@@ -83,6 +85,9 @@ class CheckpointRow(NewCheckpoint):
 Busy = Literal["enqueue", "reject", "interrupt", "rollback"]
 """A start on a thread with unfinished runs: it stands behind them; it is refused; it cancels them and keeps what they
 committed; it cancels them, and the thread goes back to what it was before them."""
+
+
+BUSY: tuple[Busy, ...] = ("enqueue", "reject", "interrupt", "rollback")
 
 
 @dataclass(frozen=True)

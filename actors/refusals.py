@@ -81,7 +81,10 @@ def no_interrupt(run_id: str, interrupt_id: str) -> NotFound:
 
 
 def no_checkpoint(thread_id: str, checkpoint_id: str) -> NotFound:
-    return NotFound(f"thread {thread_id!r} has no checkpoint {checkpoint_id!r}; `understudy history RUN` lists them")
+    return NotFound(
+        f"thread {thread_id!r} has no checkpoint {checkpoint_id!r}: it never had, or its graph does not keep it so "
+        f"long (Graph(keep=...)); `understudy history RUN` lists those that there are"
+    )
 
 
 def no_blob(digest: str) -> NotFound:

@@ -116,8 +116,11 @@ class RunActor:
         pause_s = min(1.0, self._config.lease_s / 4)
         asked: dict[str, float] = {}
         """Since when runs are to be cancelled."""
+        waited_s = 0.0
         while True:
-            await asyncio.sleep(pause_s)
+            # What waited for the store to come back has renewed up to a time that may have passed: again, at once.
+            await asyncio.sleep(0.0 if waited_s > pause_s else pause_s)
+            began, waited_s = time.monotonic(), 0.0
             hangs = time.monotonic() - self._ticked > self._config.hang_after_s
             leases = [(run_id, epoch) for run_id, (epoch, _) in list(self._drivers.items())]
             if hangs or not leases:
@@ -126,6 +129,8 @@ class RunActor:
                 renewed = await store.renew(leases, self._config.lease_s, time.time())
             except StoreUnavailable:
                 continue
+            finally:
+                waited_s = time.monotonic() - began
             assert self._loop is not None
             for run_id in renewed.lost:
                 self._loop.call_soon_threadsafe(self._tell, run_id, True)

@@ -8,13 +8,14 @@ Laws kept here:
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from typing import Any
 
 from understudy.actors.calls import Order, finished_event
 from understudy.actors.effects import write_outcome
-from understudy.actors.errors import Fenced, StoreUnavailable
+from understudy.actors.errors import Fenced, NotFound, StoreUnavailable
 from understudy.actors.events import counters_of
 from understudy.actors.open import OpenStore
 from understudy.actors.outcome import Outcome
@@ -25,6 +26,9 @@ from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
 from understudy.actors.store import Store
 from understudy.policies.grant import GrantRefused, check
 from understudy.policies.profile import Profile
+
+LOOK_S = 2.0
+"""How often a call at work looks whether its run still wants it."""
 
 
 class SandboxActor:
@@ -84,12 +88,27 @@ class SandboxActor:
             if on_record is not None:
                 return on_record
             began = time.perf_counter()
+            watching = asyncio.ensure_future(self._watch(store, order.receipt))
             try:
                 outcome = await self._isolated(order, profile)
             except asyncio.CancelledError:
                 outcome = _aborted(time.perf_counter() - began)
+            finally:
+                watching.cancel()
         await self._record(store, order, outcome)
         return outcome
+
+    async def _watch(self, store: Store, receipt: Receipt) -> None:
+        """A call belongs to a run and ends with it, also if the run was cancelled while no actor had it."""
+        wanted = True
+        while wanted:
+            await asyncio.sleep(LOOK_S)
+            with contextlib.suppress(StoreUnavailable):
+                try:
+                    wanted = not (await store.run(receipt.run_id)).final
+                except NotFound:
+                    wanted = False
+        await self.abort(receipt.key, receipt.token)
 
     async def _begin(self, store: Store, order: Order, profile: Profile) -> Receipt | None:
         """Put the call on record; what is there already, if it is. Aborted just then, it ends as killed."""

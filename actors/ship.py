@@ -3,9 +3,10 @@
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
-from understudy.actors.by_value import pickled
-from understudy.actors.code import Code, digest_of, load_ref, locate, sign_blob
+from understudy.actors.by_value import homes_of, pickled
+from understudy.actors.code import MODES, Code, CodeMode, digest_of, load_ref, locate, sign_blob
 from understudy.actors.errors import CallerError
 from understudy.actors.graph import Graph
 from understudy.actors.store import Store
@@ -14,27 +15,38 @@ _PICKLER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ships-graphs")
 """Not the loop's own threads: `def` nodes sit in those while they wait for the very child whose graph is shipped."""
 
 
-async def ship_graph(graph: Graph | str, *, store: Store, secret: bytes) -> tuple[Code, Graph]:
+async def ship_graph(
+    graph: Graph | str, *, store: Store, secret: bytes, mode: CodeMode = "migrate"
+) -> tuple[Code, Graph]:
     """Where every process finds the code from now on, and the graph.
 
     Args:
         graph: a Graph, or `module:attribute`.
         secret: this deployment's key, which signs what is shipped by value.
+        mode: with `pin`, it is shipped by value even if a module holds it.
     Raises CallerError: it is no graph, or cannot be pickled. CodeError: there is none of this name.
     """
+    if mode not in MODES:
+        raise CallerError(f"code={mode!r} is none of {', '.join(MODES)}")
     code, loaded = _referred(graph)
-    if code is not None:
-        return code, loaded
+    if code is not None and mode != "pin":
+        return replace(code, mode=mode), loaded
     try:
-        data = await asyncio.get_running_loop().run_in_executor(_PICKLER, pickled, loaded)
+        modules = homes_of(loaded) if mode == "pin" else ()
+        data = await asyncio.get_running_loop().run_in_executor(_PICKLER, pickled, loaded, modules)
     except Exception as error:
+        if code is not None:
+            raise CallerError(
+                f"graph {loaded.name!r} cannot be pinned, as it cannot be shipped by value: {error}; start it with "
+                f"code='migrate' or 'latest', or keep what it cannot take along out of its modules' functions"
+            ) from error
         raise CallerError(
             f"graph {loaded.name!r} is not in a module, and cannot be shipped by value: {error}; put it in a module "
             f"as a global name"
         ) from error
     digest = digest_of(data)
     await store.put_blob(digest, sign_blob(data, secret), time.time())
-    return Code(blob=digest), loaded
+    return Code(blob=digest, mode=mode), loaded
 
 
 async def refer_to(graph: Graph | str) -> tuple[Code, Graph]:

@@ -34,6 +34,7 @@ def new_run(
     """
     text = input_text(plan, given)
     named = json.dumps([plan.name, json.loads(text)["values"]], sort_keys=True)
+    blobs = tuple(digest for digest in (code.blob, str(more.get("policy", ""))) if digest)
     thread_id = thread or (thread_of_key(f"{plan.name}\0{key}") if key else f"t-{uuid.uuid4().hex[:20]}")
     return NewRun(
         run_id=run_id_on(thread_id, uuid.uuid4().hex[:16]),
@@ -44,6 +45,7 @@ def new_run(
         input=text,
         digest=hashlib.sha256(named.encode()).hexdigest()[:32],
         key=key,
+        blobs=blobs,
         **more,
     )
 

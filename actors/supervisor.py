@@ -3,7 +3,8 @@
 Laws kept here:
 1. It takes a run away (epoch + 1) before anyone else gets it; whatever the old owner still does is refused.
 9. Crash-only: starting is recovering. It holds nothing that the store does not; when it dies, the next one goes on.
-10. A lease that has passed counts as a death, whatever Ray thinks of the actor.
+10. A lease that has passed counts as a death, whatever Ray thinks of the actor; but not right after an outage of the
+   store, in which nobody could renew (see policies/grace).
 11. A crash is restarted under restart intensity with backoff, then quarantined with the reason (see policies/restart).
 
 The manner is Erlang's (`supervisor.erl`), with the difference that children are virtual: a run is resident in an actor
@@ -33,6 +34,8 @@ from understudy.actors.records import Event, RunRecord
 from understudy.actors.run_actor import Left, RunActor, RunActorConfig
 from understudy.actors.sandbox_actor import SandboxActor
 from understudy.actors.store import Store
+from understudy.actors.turns import LOOK_MAX, Turns
+from understudy.policies.grace import Grace
 from understudy.policies.restart import Quarantine, RestartPolicy, decide_restart
 
 MEMBER = "supervisor"
@@ -84,8 +87,8 @@ class Supervisor:
         self._slots: list[Slot] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
-        self._returning: dict[str, float] = {}
-        """Restarted runs, and when they may be claimed: they go before those that have not begun yet."""
+        self._turns = Turns()
+        self._grace = Grace(config.lease_s)
         self._host = socket.gethostname()
         self.name = name_of_this_process()
         self._isolation: dict[str, Any] = {}
@@ -98,12 +101,14 @@ class Supervisor:
 
     async def watch(self) -> None:
         """Supervise, for ever."""
+        began = time.monotonic()
         self._store = await self._config.open_store()
+        self._grace.asked(began, time.monotonic())
         await self._start_services()
         await self._take_over()
         last_sweep = last_beat = 0.0
         while True:
-            now = time.time()
+            now, began = time.time(), time.monotonic()
             try:
                 await self._tick(now)
                 if now - last_beat >= 1.0:
@@ -114,6 +119,7 @@ class Supervisor:
                     last_sweep = now
             except StoreUnavailable:
                 await asyncio.sleep(0.5)
+            self._grace.asked(began, time.monotonic())
             await self._wait()
 
     def report(self) -> dict[str, Any]:
@@ -198,6 +204,8 @@ class Supervisor:
         """Runs whose supervisor was a process of this machine that is dead are taken at once; for others, the lease
         decides. A mistake would cost a restart, not correctness: the epoch fences."""
         assert self._store is not None
+        for run in await self._store.runs(status="waiting", limit=LOOK_MAX):
+            self._turns.waits(run.run_id)
         for run in await self._store.runs(status="running", limit=100_000):
             if is_dead(run.owner.partition("/")[0]):
                 await self._requeue(run.run_id, run.epoch, "supervisor_lost")
@@ -206,21 +214,20 @@ class Supervisor:
 
     async def _tick(self, now: float) -> None:
         assert self._store is not None
-        ceiling = self._config.run_actors * self._config.runs_per_actor
-        due = await self._store.due(now, limit=max(1, ceiling))
-        for run_id, epoch in due.overdue:
+        limit = max(1, self._config.run_actors * self._config.runs_per_actor)
+        due = await self._store.due(now, limit)
+        for run_id, epoch in () if self._grace.holds(time.monotonic()) else due.overdue:
             slot = next((s for s in self._slots if s.runs.get(run_id) == epoch), None)
             await self._requeue(run_id, epoch, "lease_expired")
             if slot is not None:
                 self._retire(slot)
-        ready = [run_id for run_id, ready_at in self._returning.items() if ready_at <= now]
-        ready += [run_id for run_id in due.ready if run_id not in self._returning]
+        ready = await self._turns.ready(self._store, due.ready, limit, now)
         for run_id in ready:
             # Looked for anew each time: an actor may have gone since, with the places that it had left.
             slot = min((s for s in self._slots if self._fits(s)), key=lambda s: len(s.runs), default=None)
             if slot is None:
                 break
-            self._returning.pop(run_id, None)
+            self._turns.takes(run_id)
             try:
                 run = await self._store.claim(run_id, f"{self.name}/{slot.pid}", self._config.lease_s, now)
             except (Conflict, NotFound):
@@ -288,16 +295,22 @@ class Supervisor:
             self._freed.set()
             await self._requeue(run_id, epoch, "actor_died")
         except RayTaskError as error:
-            self._retire(slot)
             cause = cause_of(error)
-            await self._requeue(run_id, epoch, type(cause).__name__)
+            away = isinstance(cause, StoreUnavailable)  # nobody's fault here, so no crash; other runs may be fine
+            if not away or len(slot.runs) == 1:
+                self._retire(slot)
+            await self._requeue(run_id, epoch, type(cause).__name__, crashed=not away)
         else:
             if left.dirty:
                 self._retire(slot)
+            if left.status == "waiting":
+                self._turns.waits(run_id)
             if left.how == "stale":
                 await self._requeue(run_id, epoch, "", crashed=False)
             elif left.how == "refused":
-                await self._requeue(run_id, epoch, "", crashed=False, quarantine=left.reason)
+                await self._requeue(
+                    run_id, epoch, "", crashed=False, quarantine=f"{left.reason}; {_once_mended(run_id)}"
+                )
         finally:
             slot.runs.pop(run_id, None)
             self._freed.set()
@@ -321,7 +334,7 @@ class Supervisor:
                     )
                     decision = decide_restart(self._config.restart, [*run.crashes, detected_at], detected_at)
                     if isinstance(decision, Quarantine):
-                        quarantine = f"{decision.reason} (the last: {cause})"
+                        quarantine = f"{decision.reason} (the last: {cause}); {_once_mended(run_id)}"
                     else:
                         after_s = decision.after_s
                 if quarantine:
@@ -337,7 +350,7 @@ class Supervisor:
                     quarantine=quarantine,
                 )
                 if not returned.final:
-                    self._returning[run_id] = detected_at + after_s
+                    self._turns.returns(run_id, detected_at + after_s)
                 self._freed.set()
                 return
             except (Fenced, NotFound):
@@ -376,6 +389,10 @@ class Supervisor:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _once_mended(run_id: str) -> str:
+    return f"once that is mended, `understudy retry {run_id}` takes it up again"
 
 
 def _is_there(name: str) -> bool:

@@ -5,7 +5,6 @@ from typing import Any
 
 from understudy.actors.answers import misfit
 from understudy.actors.errors import CallerError, Conflict, NotFound
-from understudy.actors.interrupts import EXPIRED
 from understudy.actors.records import Interrupt, RunRecord, open_questions
 
 ANSWERABLE = ("question", "unknown", "repeat")
@@ -36,18 +35,24 @@ def question_to_answer(record: RunRecord, interrupt_id: str) -> tuple[str, Inter
     return interrupt_id, found
 
 
-def checked_answer(question: Interrupt | None, answer: Any) -> str:
-    """JSON of an answer. Raises CallerError for one that does not fit its question, or that no store could hold."""
+def checked_answer(question: Interrupt | None, answer: Any, now: float) -> str:
+    """JSON of an answer. Raises CallerError for one that does not fit its question, or that no store could hold;
+    Conflict: its deadline has passed."""
     text = json_of(answer)
     if question is None:
         return text
     if question.kind == "unknown" and answer not in ("retry", "fail") and not _is_value(answer):
         raise CallerError(f'an unknown call is answered with "retry", "fail" or {{"value": ...}}, not {answer!r:.80}')
     problem = misfit(question.schema, answer)
-    if problem or answer == EXPIRED:
+    if problem:
         raise CallerError(
             f"the answer {text[:80]} does not fit question {question.interrupt_id} of node {question.node!r}: "
-            f"{problem or 'that is what time answers'}; it has to fit the schema {json.dumps(question.schema)[:500]}"
+            f"{problem}; it has to fit the schema {json.dumps(question.schema)[:500]}"
+        )
+    if question.deadline is not None and question.deadline <= now:
+        raise Conflict(
+            f"question {question.interrupt_id} of node {question.node!r} expired {now - question.deadline:.0f} s ago; "
+            f"what happens then is under way"
         )
     return text
 

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from understudy.actors.approvals import Approval, approval_answer
 from understudy.actors.checkpoint import restore
 from understudy.actors.children import cancel_children, children_of
-from understudy.actors.code import Code, digest_of, load_ref, sign_blob
-from understudy.actors.errors import CallerError, StoreUnavailable
+from understudy.actors.code import Code, CodeMode, load_ref
+from understudy.actors.errors import CallerError, NotFound, StoreUnavailable
 from understudy.actors.errors import RunFailed as RunFailed
 from understudy.actors.forks import Beyond, Mode
 from understudy.actors.graph import Graph
@@ -43,10 +43,10 @@ from understudy.cluster import follow as following
 from understudy.cluster.answering import call_to_decide, changed_args, checked_answer, json_of, question_to_answer
 from understudy.cluster.follow import Cursor, Seen
 from understudy.cluster.forking import fork_point, new_fork
+from understudy.cluster.sealed import SealedPolicy, seal_policy
 from understudy.cluster.settings import Settings, read_settings
 from understudy.cluster.stores import open_store
 from understudy.policies.permission import Policy
-from understudy.policies.policy_file import PolicyError, canonical, load_policy
 
 if TYPE_CHECKING:
     from understudy.cluster.host import Host
@@ -134,7 +134,8 @@ class Run:
         approved; CallerError: the answer is not JSON, or does not fit the question's schema; NotFound.
         """
         interrupt_id, question = question_to_answer(await self.record(), interrupt_id)
-        return await self._store.resume(self.run_id, interrupt_id, checked_answer(question, answer), time.time())
+        now = time.time()
+        return await self._store.resume(self.run_id, interrupt_id, checked_answer(question, answer, now), now)
 
     async def approve(
         self, call_id: str, *, args: Mapping[str, Any] | None = None, note: str = "", by: str = ""
@@ -195,12 +196,15 @@ class Run:
         return [Run(self._store, run_id) for run_id in await children_of(self._store, self.run_id)]
 
     async def state(self) -> dict[str, Any]:
-        """The channels at the newest checkpoint, as JSON values."""
+        """The channels at the run's newest checkpoint, as JSON values; empty if that is not kept any more."""
         record = await self.record()
         if not record.head:
             given = json.loads(record.input)
             return {**given["defaults"], **given["values"]}
-        return await self._values(record.thread_id, record.head)
+        try:
+            return await self._values(record.thread_id, record.head)
+        except NotFound:  # the thread went on, and its graph keeps only some checkpoints
+            return dict(json.loads(record.result or "{}"))
 
     async def history(self) -> list[CheckpointRow]:
         """The thread's checkpoints, newest first."""
@@ -243,8 +247,8 @@ class Cluster:
         self.settings = settings
         self.host = host
         """The embedded host, if this process holds it."""
-        self.policy = ""
-        """Digest of the policy of the runs that are started here without one of their own."""
+        self.policy: SealedPolicy | None = None
+        """Of the runs that are started here without one of their own."""
 
     async def start(
         self,
@@ -256,6 +260,7 @@ class Cluster:
         busy: Busy = "enqueue",
         policy: Path | str | Policy | None = None,
         labels: Mapping[str, str] | None = None,
+        code: CodeMode = "migrate",
     ) -> Run:
         """Start a run. It is durable when this returns.
 
@@ -269,17 +274,21 @@ class Cluster:
                 they are cancelled, and it goes on from where the first of them had begun.
             policy: policy file, text, or Policy for this run's tool calls; default, the one given to `connect`.
             labels: for policies and for people.
+            code: how the run follows the code that is deployed. `migrate`: the deployed version, with the migrations
+                that it declares; `latest`: the deployed version, refused if the run's state would have to be migrated;
+                `pin`: the very code that there is now, kept with the run, whatever is deployed later.
         Raises GraphError, InvalidWrite, Conflict (the key belongs to another input; the thread is busy), CallerError.
         """
-        code, loaded = await self._code(graph)
+        shipped, loaded = await ship_graph(graph, store=self.store, secret=self.settings.secret(), mode=code)
+        sealed = self.policy if policy is None else await seal_policy(policy, self.settings.secret())
         plan = loaded.plan()
         new = new_run(
             plan,
-            code,
+            shipped,
             input,
             key=key,
             thread=thread,
-            policy=self.policy if policy is None else await keep_policy(self.store, policy, self.settings.secret()),
+            policy="" if sealed is None else await sealed.keep(self.store),
             labels=dict(labels or {}),
             busy=busy,
         )
@@ -306,9 +315,6 @@ class Cluster:
         """Newest first."""
         return await self.store.runs(status, limit)
 
-    async def _code(self, graph: Graph | str) -> tuple[Code, Graph]:
-        return await ship_graph(graph, store=self.store, secret=self.settings.secret())
-
 
 async def graph_of(record: RunRecord) -> Graph:
     """The graph of a run that is given by reference. Raises CodeError, CallerError."""
@@ -316,23 +322,6 @@ async def graph_of(record: RunRecord) -> Graph:
     if not code.ref:
         raise CallerError(f"run {record.run_id} was shipped by value; give the graph to cluster.run(run_id, graph)")
     return load_ref(code.ref, code.paths)
-
-
-async def keep_policy(store: Store, policy: Path | str | Policy, secret: bytes) -> str:
-    """Store a policy by its digest, signed. Raises CallerError with everything that is wrong in it."""
-    try:
-        if isinstance(policy, Policy):
-            text = canonical(policy)
-        elif isinstance(policy, Path):
-            text = canonical(load_policy(await asyncio.to_thread(policy.read_text), source=str(policy)))
-        else:
-            text = canonical(load_policy(policy, source="policy"))
-    except (OSError, UnicodeDecodeError, PolicyError) as error:
-        raise CallerError(f"the policy cannot be used: {error}") from None
-    data = text.encode()
-    digest = digest_of(data)
-    await store.put_blob(digest, sign_blob(data, secret), time.time())
-    return digest
 
 
 async def is_served(store: Store, now: float) -> bool:
@@ -366,7 +355,9 @@ async def connect(
     cluster = Cluster(opened, settings, None)
     standing_by: asyncio.Task[None] | None = None
     try:
-        cluster.policy = "" if policy is None else await keep_policy(opened, policy, settings.secret())
+        if policy is not None:
+            cluster.policy = await seal_policy(policy, settings.secret())
+            await cluster.policy.keep(opened)
         if embedded or (embedded is None and not await is_served(opened, time.time())):
             await _serve(cluster)
         elif embedded is None:

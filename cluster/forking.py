@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from understudy.actors.checkpoint import Checkpoint, restore, seed
@@ -13,6 +13,7 @@ from understudy.actors.plan import Plan
 from understudy.actors.records import NewRun, RunRecord, run_id_on
 from understudy.actors.start import updated
 from understudy.actors.store import Store
+from understudy.actors.take_up import take_up
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ def new_fork(
     if effects not in MODES:
         raise CallerError(f"effects={effects!r} is none of {', '.join(MODES)}")
     checkpoint = point.checkpoint
-    values = checkpoint.values
     if update:
         assert plan is not None
-        values = updated(plan, values, update)
+        checkpoint, _ = take_up(plan, record, checkpoint, {})  # the update is one of this version's state
+        checkpoint = replace(checkpoint, values=updated(plan, checkpoint.values, update))
     thread_id = f"fork-{uuid.uuid4().hex[:20]}"
     run_id = run_id_on(thread_id, uuid.uuid4().hex[:16])
     return NewRun(
@@ -60,6 +61,6 @@ def new_fork(
         digest=record.digest,
         policy=record.policy,
         labels={**record.labels, "forked_from": f"{record.run_id}@{checkpoint.checkpoint_id}"},
-        seed=seed(values, checkpoint, run_id),
+        seed=seed(checkpoint.values, checkpoint, run_id),
         blobs=record.blobs,
     )

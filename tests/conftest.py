@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from support.processes import MARK, leftovers
+from support.redis_cluster import RedisCluster
 from support.servers import PostgresServer, PrometheusServer, RedisServer
 from support.waiting import wait_until
 
@@ -47,6 +48,20 @@ def redis_url(redis_server: RedisServer) -> str:
     """The URL of a Redis that serves and is empty."""
     redis_server.start().flush()
     return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[RedisCluster]:
+    """One Redis Cluster of three masters for the whole session, on the same terms."""
+    with RedisCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_cluster_url(redis_cluster: RedisCluster) -> str:
+    """The URL of one node of a cluster that serves and is empty."""
+    redis_cluster.start().flush()
+    return redis_cluster.url
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,12 @@
 command   what all commands share: --store and its kin, errors in one line, exit status
 view      records as JSON documents and as text for eighty columns
 reading   ps, show, events, history                       (these never start Ray)
+running   run, resume, approve, deny, cancel
+forking   effects, fork
+sending   send, retry
+live      a followed run on a screen
 running   run, resume, approve, deny, cancel, fork
+preflight preflight
 machine   up, down, status, doctor, metrics
 policy    policy check, policy explain
 store     store info, store migrate
@@ -19,6 +24,9 @@ def main() -> None:
     from understudy.cluster.cli import (  # noqa: F401, I001 (the order of --help)
         reading,
         running,
+        forking,
+        sending,
+        preflight,
         machine,
         policy,
         store,

@@ -2,12 +2,14 @@
 
 import json
 import time
-from typing import Annotated, Any
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from understudy.actors.records import STATUSES, RunRecord, open_questions
+from understudy.actors.errors import CallerError
+from understudy.actors.records import RETRYABLE, STATUSES, RunRecord, open_questions
 from understudy.cluster.cli.command import (
     Here,
     Json,
@@ -19,10 +21,9 @@ from understudy.cluster.cli.command import (
     say,
     stdout,
 )
+from understudy.cluster.cli.live import Live, seen_document
 from understudy.cluster.cli.view import (
     checkpoint_document,
-    event_document,
-    event_line,
     moment,
     note_on,
     plain_table,
@@ -32,7 +33,12 @@ from understudy.cluster.cli.view import (
     short,
     span,
     status_text,
+    wait_of,
 )
+from understudy.cluster.follow import Cursor, Seen
+
+if TYPE_CHECKING:
+    from understudy.cluster.client import Run
 
 PANEL = "Look at runs"
 
@@ -83,15 +89,22 @@ async def show(here: Here, run: RunId, as_json: Json = False) -> None:
     async with here.store() as store:
         found = await find_run(store, run)
         record, state = await found.record(), await found.state()
+        children = [await child.record() for child in await found.children()]
     questions = open_questions(record)
     if as_json:
-        print_json({**run_document(record, questions, here.command), "state": state})
+        told = [{"run_id": child.run_id, "graph": child.graph, "status": child.status} for child in children]
+        print_json({**run_document(record, questions, here.command), "state": state, "children": told})
         return
     now, screen = time.time(), stdout()
     screen.print(_head(record, now), end="")
     screen.print(_values("result" if record.status == "succeeded" else "state", state), end="")
+    for child in children:
+        line = Text("child    ", "dim").append(child.run_id, "bold").append(f"  {child.graph}  ")
+        screen.print(line.append_text(status_text(child.status)))
     if record.status == "waiting" and not questions:
-        screen.print(Text(f"sleeps until {moment(record.not_before)}" if record.not_before else "waits", "yellow"))
+        screen.print(Text(wait_of(record, now), "yellow"))
+    if record.status in RETRYABLE:
+        screen.print(Text(f"  $ {here.command('retry', record.run_id)}", "cyan"), soft_wrap=True)
     for question in questions:
         screen.print()
         screen.print(question_lines(record.run_id, question, now, here.command), end="", soft_wrap=True)
@@ -108,6 +121,8 @@ def _head(record: RunRecord, now: float) -> Text:
         ("created", Text(f"{moment(record.created_at)}, {span(now - record.created_at)} ago")),
         ("updated", Text(f"{moment(record.updated_at)}, {span(now - record.updated_at)} ago")),
     ]
+    if record.parent:
+        lines.append(("parent", Text(record.parent)))
     if record.key:
         lines.append(("key", Text(record.key)))
     if record.labels:
@@ -134,7 +149,10 @@ async def events(
     here: Here,
     run: RunId,
     follow: Annotated[bool, typer.Option("--follow", "-f", metavar="", help="Go on until the run ends.")] = False,
-    after: Annotated[int, typer.Option(metavar="N", min=0, help="Only events after this number.")] = 0,
+    stream: Annotated[bool, typer.Option("--stream", metavar="", help="With what its nodes stream.")] = False,
+    after: Annotated[
+        str, typer.Option(metavar="N", help="Only what comes after event N; with --stream also EVENT.CHUNK.")
+    ] = "0",
     as_json: Annotated[
         bool, typer.Option("--json", metavar="", help="Print a JSON list; with --follow, one object a line.")
     ] = False,
@@ -142,22 +160,41 @@ async def events(
     """Show what happened to a run, in order.
 
     Examples:
-    [bold]understudy events r3f-0c81 --follow[/]
+    [bold]understudy events r3f-0c81 --follow --stream[/]
     [bold]understudy events r3f-0c81 --after 40 --json[/]
     """
     screen, listed = stdout(), []
+    live, cursor = Live(screen), _cursor(after)
     async with here.store() as store:
         found = await find_run(store, run)
-        async for event in found.events(after, follow=follow):
+        told = found.follow(cursor, follow=follow) if stream else _plain(found, cursor, follow)
+        async for seen in told:
+            document = seen_document(seen)
+            if not stream:
+                del document["cursor"]
             if not as_json:
-                screen.print(event_line(event), soft_wrap=True)
+                live.show(seen.item)
             elif follow:
-                screen.file.write(json.dumps(event_document(event), ensure_ascii=False) + "\n")
+                screen.file.write(json.dumps(document, ensure_ascii=False) + "\n")
                 screen.file.flush()
             else:
-                listed.append(event_document(event))
+                listed.append(document)
+        live.end()
     if as_json and not follow:
         print_json(listed)
+
+
+def _cursor(text: str) -> Cursor:
+    try:
+        return Cursor(int(text)) if text.isdecimal() else Cursor.read(text)
+    except CallerError as error:
+        raise WrongUsage(f"--after: {error}") from None
+
+
+async def _plain(found: "Run", cursor: Cursor, follow: bool) -> AsyncIterator[Seen]:
+    async for event in found.events(cursor.event, follow=follow):
+        cursor = cursor.past(event)
+        yield Seen(event, cursor)
 
 
 @command(panel=PANEL)

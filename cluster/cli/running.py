@@ -1,6 +1,7 @@
-"""Commands that start runs and change them: run, resume, approve, deny, cancel, fork."""
+"""Commands that start runs and change them: run, resume, approve, deny, cancel."""
 
 import asyncio
+import getpass
 import json
 import os
 import sys
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from understudy.actors.errors import CallerError, NotFound
-from understudy.actors.records import Interrupt, RunRecord, open_questions
+from understudy.actors.errors import NotFound
+from understudy.actors.records import BUSY, RETRYABLE, Interrupt, RunRecord, open_questions
+from understudy.cluster.answering import ANSWERABLE
 from understudy.cluster.cli.command import (
     Here,
     Json,
@@ -27,19 +29,22 @@ from understudy.cluster.cli.command import (
     say_error,
     stderr,
 )
+from understudy.cluster.cli.live import Live
 from understudy.cluster.cli.policy import read_policy
 from understudy.cluster.cli.prompt import ask
-from understudy.cluster.cli.view import event_line, question_lines, run_document, span, status_text
+from understudy.cluster.cli.view import question_lines, run_document, span, status_text
 
 if TYPE_CHECKING:
+    from understudy.actors.code import CodeMode
     from understudy.actors.store import Store
     from understudy.cluster.client import Run
 
 PANEL = "Start and steer runs"
-POLL_S = 0.1
+POLL_S = 0.05
 SERVICE_POLL_S = 2.0
 
 Note = Annotated[str, typer.Option(help="Kept with the answer.")]
+By = Annotated[str, typer.Option("--by", metavar="WHO", help="Who decides; default: who is logged in.")]
 CallId = Annotated[
     str | None,
     typer.Argument(metavar="[CALL]", help="The call; may be left out if only one waits.", show_default=False),
@@ -54,10 +59,15 @@ async def run(
         str, typer.Option("--input", metavar="JSON|@FILE|-", help="The first state; - reads it from stdin.")
     ] = "{}",
     thread: Annotated[str, typer.Option(metavar="T", help="The thread to run on; default: one of its own.")] = "",
+    busy: Annotated[str, typer.Option(metavar="HOW", help=f"If the thread has runs: {', '.join(BUSY)}.")] = "enqueue",
     key: Annotated[str, typer.Option(metavar="K", help="The same key is the same run, however often.")] = "",
     policy: Annotated[Path | None, typer.Option(metavar="FILE", help="What its tools may do.")] = None,
     var: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A variable of the policy.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="For policies and for people.")] = None,
+    code: Annotated[
+        str,
+        typer.Option(metavar="migrate|latest|pin", help="How it follows the code that is deployed: see Cluster.start."),
+    ] = "migrate",
     detach: Annotated[bool, typer.Option("--detach", metavar="", help="Do not wait for it.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -72,7 +82,10 @@ async def run(
     from understudy.actors.code import load_ref
     from understudy.cluster.client import connect
 
-    values = read_input(given)
+    values, mode = read_input(given), _code_mode(code)
+    chosen = next((how for how in BUSY if how == busy), None)
+    if chosen is None:
+        raise WrongUsage(f"--busy {busy!r} is none of {', '.join(BUSY)}")
     labels, variables = parse_pairs(label or [], "--label"), parse_pairs(var or [], "--var")
     rules = read_policy(policy, variables) if policy else None
     # Where `python -m` would look; what `understudy` as a script does not do by itself.
@@ -81,7 +94,7 @@ async def run(
     if not detach and not await _is_served(here):
         say("nobody serves this store; starting Ray here for the time of this command ...", "dim")
     async with connect(policy=rules, settings=here.settings, embedded=False if detach else None) as cluster:
-        started = await cluster.start(graph, values, key=key, thread=thread, labels=labels)
+        started = await cluster.start(graph, values, key=key, thread=thread, busy=chosen, labels=labels, code=mode)
         if detach:
             record = await started.record()
             print_json(run_document(record, (), here.command)) if as_json else print(record.run_id)
@@ -100,6 +113,15 @@ async def run(
             if watch is not None:
                 watch.cancel()
         return _conclude(here, record, as_json, served=cluster.host is None)
+
+
+def _code_mode(text: str) -> "CodeMode":
+    from understudy.actors.code import MODES
+
+    for mode in MODES:
+        if mode == text:
+            return mode
+    raise WrongUsage(f"--code {text!r} is none of {', '.join(MODES)}")
 
 
 def read_input(given: str) -> Any:
@@ -122,14 +144,18 @@ def read_input(given: str) -> Any:
 
 
 async def _attend(here: Here, store: "Store", started: "Run") -> RunRecord:
-    """Show events as they come, ask what the run asks if somebody is there; until the end, or until nobody answers."""
-    after, asked = 0, set[str]()
+    """Show events and what is streamed as they come, ask what the run asks if somebody is there; until the end, or
+    until nobody answers."""
+    from understudy.cluster.follow import Cursor
+
+    cursor, asked, live = Cursor(), set[str](), Live(stderr())
     while True:
         record = await started.record()
-        for event in await store.events(started.run_id, after):
-            after = event.n
-            stderr().print(event_line(event), soft_wrap=True)
+        async for seen in started.follow(cursor, follow=False):
+            cursor = seen.cursor
+            live.show(seen.item)
         if record.final:
+            live.end()
             return record
         questions = [q for q in open_questions(record) if q.interrupt_id not in asked]
         if not questions and any(open_questions(record)):
@@ -137,6 +163,7 @@ async def _attend(here: Here, store: "Store", started: "Run") -> RunRecord:
         for question in questions:
             asked.add(question.interrupt_id)
             if sys.stdin.isatty() and sys.stderr.isatty():
+                live.end()
                 stderr().print(question_lines(record.run_id, question, time.time(), here.command), soft_wrap=True)
                 await ask(started, question)
         if not questions:
@@ -154,6 +181,8 @@ def _conclude(here: Here, record: RunRecord, as_json: bool, served: bool) -> int
         say(f"the run is durable; it goes on once it is answered and {here.command('up')} serves it", "yellow")
     if record.error:
         say_error(record.error)
+    if record.status in RETRYABLE:
+        say(f"once what was wrong is mended: {here.command('retry', record.run_id)}", "dim")
     if as_json:
         print_json(run_document(record, questions, here.command))
     elif record.result:
@@ -180,7 +209,7 @@ async def _watch_service(here: Here, store: "Store") -> None:
         await asyncio.sleep(SERVICE_POLL_S)
 
 
-async def _report(here: Here, store: "Store", found: "Run", as_json: bool, done: str) -> None:
+async def report(here: Here, store: "Store", found: "Run", as_json: bool, done: str) -> None:
     """What a change has come to, and whether anybody acts on it."""
     from understudy.cluster.client import is_served
 
@@ -209,43 +238,75 @@ async def resume(
     Examples:
     [bold]understudy resume r3f-0c81 '{"ok": true}'[/]
     [bold]understudy resume r3f-0c81 '"yes"' --question q7d1[/]
+    [bold]understudy resume r3f-0c81 '"reuse"'[/]   (an effect that a fork would repeat)
     """
     value = parse_json(answer, "the answer")
     async with here.store() as store:
         found = await find_run(store, run)
-        await found.resume(value, await _question(found, question, ("question", "unknown")) if question else "")
-        await _report(here, store, found, as_json, "answered")
+        await found.resume(value, await _question(found, question, ANSWERABLE) if question else "")
+        await report(here, store, found, as_json, "answered")
 
 
 @command(panel=PANEL)
-async def approve(here: Here, run: RunId, call: CallId = None, note: Note = "", as_json: Json = False) -> None:
-    """Allow a tool call that the policy asks about: this very call, once.
+async def approve(
+    here: Here,
+    run: RunId,
+    call: CallId = None,
+    args: Annotated[
+        str | None, typer.Option("--args", metavar="JSON", help="Arguments to change first; judged again.")
+    ] = None,
+    answer: Annotated[
+        str | None, typer.Option("--answer", metavar="JSON", help="Execute nothing: this is the result.")
+    ] = None,
+    note: Note = "",
+    by: By = "",
+    as_json: Json = False,
+) -> None:
+    """Allow a tool call that the policy asks about: this very call, once; or changed; or answer in its place.
 
-    Example:
+    Examples:
     [bold]understudy approve r3f-0c81 a41c --note 'order checked'[/]
+    [bold]understudy approve r3f-0c81 --args '{"amount": 40}'[/]
+    [bold]understudy approve r3f-0c81 --answer '"paid by hand"'[/]
     """
-    await _decide(here, run, call, note, as_json, approved=True)
+    if args is not None and answer is not None:
+        raise WrongUsage("--args makes another call, --answer makes none; give one of them")
+    changed = None if args is None else parse_json(args, "--args", {"amount": 40})
+    if changed is not None and not isinstance(changed, dict):
+        raise WrongUsage("--args has to be a JSON object, one member per argument that is changed")
+    value = None if answer is None else parse_json(answer, "--answer")
+    async with here.store() as store:
+        found = await find_run(store, run)
+        call_id = await _question(found, call or "", ("approval",))
+        if answer is not None:
+            await found.answer_call(call_id, value, note=note, by=by or whoever())
+        else:
+            await found.approve(call_id, args=changed, note=note, by=by or whoever())
+        done = "answered" if answer is not None else "approved with other arguments" if changed else "approved"
+        await report(here, store, found, as_json, done)
 
 
 @command(panel=PANEL)
-async def deny(here: Here, run: RunId, call: CallId = None, note: Note = "", as_json: Json = False) -> None:
+async def deny(
+    here: Here, run: RunId, call: CallId = None, note: Note = "", by: By = "", as_json: Json = False
+) -> None:
     """Refuse a tool call that the policy asks about; the node is told so.
 
     Example:
     [bold]understudy deny r3f-0c81 a41c --note 'wrong customer'[/]
     """
-    await _decide(here, run, call, note, as_json, approved=False)
-
-
-async def _decide(here: Here, run: str, call: str | None, note: str, as_json: bool, *, approved: bool) -> None:
     async with here.store() as store:
         found = await find_run(store, run)
-        call_id = await _question(found, call or "", ("approval",))
-        if approved:
-            await found.approve(call_id, note=note)
-        else:
-            await found.deny(call_id, note=note)
-        await _report(here, store, found, as_json, "approved" if approved else "denied")
+        await found.deny(await _question(found, call or "", ("approval",)), note=note, by=by or whoever())
+        await report(here, store, found, as_json, "denied")
+
+
+def whoever() -> str:
+    """Who sits at this terminal, as the system knows them; empty if it does not."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no such user, as in a container
+        return ""
 
 
 async def _question(found: "Run", text: str, kinds: tuple[str, ...]) -> str:
@@ -274,34 +335,4 @@ async def cancel(here: Here, run: RunId, as_json: Json = False) -> None:
         found = await find_run(store, run)
         record = await found.cancel()
         done = "it was over already" if record.final and record.status != "cancelled" else "asked to cancel"
-        await _report(here, store, found, as_json, done)
-
-
-@command(panel=PANEL)
-async def fork(
-    here: Here,
-    run: RunId,
-    at: Annotated[str, typer.Option("--at", metavar="CHECKPOINT", help="See `understudy history`.")],
-    update: Annotated[str | None, typer.Option(metavar="JSON", help="Written to the state first.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Start a new run from a checkpoint of this one; what lies beyond it is done again, tools included.
-
-    Example:
-    [bold]understudy fork r3f-0c81 --at c9d2 --update '{"limit": 5}'[/]
-    """
-    values = None if update is None else parse_json(update, "--update")
-    if values is not None and not isinstance(values, dict):
-        raise WrongUsage("--update has to be a JSON object, one member per channel")
-    sys.path.insert(0, os.getcwd())
-    async with here.store() as store:
-        found = await find_run(store, run)
-        rows = await found.history()
-        matching = [row.checkpoint_id for row in rows if row.checkpoint_id.startswith(at)]
-        if len(matching) != 1:
-            problem = "several checkpoints begin" if matching else "no checkpoint begins"
-            raise CallerError(f"{problem} with {at!r}; {here.command('history', found.run_id)} lists them")
-        forked = await found.fork(matching[0], values)
-        await _report(here, store, forked, as_json, f"forked at {matching[0]}")
-        if not as_json:
-            print(forked.run_id)
+        await report(here, store, found, as_json, done)

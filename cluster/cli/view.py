@@ -52,6 +52,7 @@ def run_document(record: RunRecord, questions: Sequence[Interrupt], typed: Typed
         "updated_at": iso(record.updated_at),
         "error": record.error,
         "key": record.key,
+        "parent": record.parent,
         "labels": dict(record.labels),
         "head": record.head,
         "epoch": record.epoch,
@@ -73,6 +74,8 @@ def question_document(run_id: str, question: Interrupt, typed: Typed) -> dict[st
         "payload": question.payload,
         "asked_at": iso(question.asked_at),
         "deadline": iso(question.deadline or 0.0),
+        "schema": question.schema,
+        "on_timeout": question.on_timeout,
         "commands": answers_to(run_id, question, typed),
     }
 
@@ -83,6 +86,9 @@ def answers_to(run_id: str, question: Interrupt, typed: Typed) -> list[str]:
     match question.kind:
         case "approval":
             return [typed("approve", run_id, named), typed("deny", run_id, named)]
+        case "repeat":
+            words = question.payload["answers"]
+            return [typed("resume", run_id, json.dumps(word), "--question", named) for word in words]
         case "unknown":
             return [typed("resume", run_id, word, "--question", named) for word in ('"retry"', '"fail"')]
         case _:
@@ -171,17 +177,33 @@ def note_on(record: RunRecord, questions: Sequence[Interrupt], now: float) -> st
         if first.kind == "approval":
             return f"approve {first.payload['tool']}?"
         return f"asks: {short(first.payload, 40)}"
-    if record.status == "waiting" and record.not_before:
-        return f"sleeps {span(record.not_before - now)}"
+    if record.status == "waiting":
+        return wait_of(record, now)
     if record.status == "queued" and record.not_before > now:
         return f"restarts in {span(record.not_before - now)}"
     return short(record.error, 60)
+
+
+def wait_of(record: RunRecord, now: float) -> str:
+    """What a waiting run that asks nobody waits for."""
+    waits = [i for i in record.interrupts if not i.settled and i.interrupt_id not in record.answers]
+    children = [i.payload["run_id"] for i in waits if i.kind == "child"]
+    parts = [f"for child {child}" for child in children[:3]]
+    if len(children) > 3:
+        parts.append(f"and {len(children) - 3} more")
+    if any(i.kind == "message" for i in waits):
+        parts.append("for a message")
+    left = span(record.not_before - now) if record.not_before else ""
+    if not parts:
+        return f"sleeps {left}" if left else "waits"
+    return f"waits {', '.join(parts)}" + (f", at most {left}" if left else "")
 
 
 def question_lines(run_id: str, question: Interrupt, now: float, typed: Typed) -> Text:
     """What waits for a person, readable, and what to type."""
     text = Text()
     words = {"approval": "asks to approve a tool call", "unknown": "cannot know how a tool call ended"}
+    words["repeat"] = "comes to what the run that it was forked from has done"
     text.append(f"node {question.node!r} {words.get(question.kind, 'asks')}", style="bold yellow")
     text.append(f"  ({span(now - question.asked_at)} ago", style="dim")
     if question.deadline is not None:
@@ -193,11 +215,15 @@ def question_lines(run_id: str, question: Interrupt, now: float, typed: Typed) -
         if payload["reason"]:
             text.append(f"  {payload['reason']}\n")
         text.append(f"  rule {payload['rule']!r} of policy {payload['policy']!r}\n", style="dim")
-    elif question.kind == "unknown":
+        if "problem" in payload:
+            text.append(f"  the answer before could not be used: {payload['problem']}\n", style="yellow")
+    elif question.kind in ("unknown", "repeat"):
         text.append(f"  {payload['tool']}: {payload['question']}\n")
     else:
         shown = payload if isinstance(payload, str) else json.dumps(payload, indent=2, ensure_ascii=False)
         text.append("".join(f"  {line}\n" for line in shown.splitlines()))
+    if question.kind == "question" and question.schema is not None:
+        text.append(f"  an answer has to fit {short(question.schema, 300)}\n", style="dim")
     for command in answers_to(run_id, question, typed):
         text.append(f"  $ {command}\n", style="cyan")
     return text
@@ -245,14 +271,28 @@ def _gist(event: Event) -> str:
             return f"{data['interrupt_id']}  {data['kind']}, node {data['node']}: {short(what, 100)}"
         case "answered":
             return str(data["interrupt_id"])
-        case "decided":
+        case "received":
             return (
-                f"{data['decision']} {data['tool']}  rule {data['rule'] or '-'}  {short(data['reason'], 80)}".rstrip()
+                f"{data['node']}  message {data['n']}" if "n" in data else f"{data['node']}  none before the deadline"
             )
+        case "child_started":
+            return f"{data['run_id']}  {data['call']}"
+        case "decided":
+            by = "" if data.get("by", "policy") == "policy" else f"by {data['by']}  "
+            rule = f"rule {data['rule'] or '-'}"
+            return f"{data['decision']} {data['tool']}  {by}{rule}  {short(data['reason'], 80)}".rstrip()
         case "tool_started":
             return f"{data['tool']}  in {data['sandbox']}"
         case "tool_finished":
             return f"{data['tool']}  {data['outcome']}, {seconds}  {short(data['error'], 120)}".rstrip()
+        case "effect_started":
+            return short(data["call"], 100)
+        case "effect_finished":
+            return f"{data['name']}  {data['outcome']}, {seconds}  {short(data['error'], 120)}".rstrip()
+        case "reconciled":
+            return f"{data['tool']}  {data['answer']}, by {data['by']}"
+        case "escalated":
+            return f"{data['interrupt_id']} to {data['to']}, node {data['node']}"
         case "finished":
             return f"{data['status']}  {short(data.get('error', ''), 200)}".rstrip()
         case _:

@@ -57,7 +57,7 @@ from understudy.actors.refusals import (
 )
 from understudy.actors.store import BLOB_KEPT_S, CHUNKS_MAX, MAILBOX_MAX, StoreInfo
 from understudy.cluster.stores import postgres_moves
-from understudy.cluster.stores.postgres_client import Connection, Connections
+from understudy.cluster.stores.postgres_client import OPEN_PATIENCE_S, Connection, Connections
 from understudy.cluster.stores.postgres_listener import Listener
 from understudy.cluster.stores.postgres_schema import prepare
 from understudy.cluster.stores.rows import (
@@ -89,7 +89,7 @@ class PostgresStore:
         """Raises CallerError (wrong password, no such database, a newer schema), StoreUnavailable."""
         store = cls(url)
         try:
-            await store.connections.run(lambda connection: prepare(connection, store.connections.where))
+            await store.connections.run(lambda c: prepare(c, store.connections.where), OPEN_PATIENCE_S)
         except BaseException:
             await store.close()
             raise
@@ -131,12 +131,16 @@ class PostgresStore:
         await self._listener.wait(timeout_s)
 
     async def claim(self, run_id: str, owner: str, lease_s: float, now: float) -> RunRecord:
-        taken = await self._call("run_claim", run_id, owner, lease_s, now)
+        times, (taken,) = await self._sent("run_claim", run_id, owner, lease_s, now)
         if taken["run"] is None:
             raise no_run(run_id)
-        if taken["outcome"] != "ok":
-            raise not_ready(_run(taken))
-        return _run(taken)
+        run = _run(taken)
+        if taken["outcome"] == "ok":
+            return run
+        claimed = (run.status, run.owner, run.updated_at, run.lease_until)
+        if times > 1 and claimed == ("running", owner, now, now + lease_s):
+            return run  # this very claim: its answer was lost with the server
+        raise not_ready(run)
 
     async def load(self, run_id: str) -> Loaded:
         rows = await self._rows("load", run_id=run_id)
@@ -387,13 +391,20 @@ class PostgresStore:
 
     async def _one(self, function: str, *values: Any) -> tuple[Any, ...]:
         """The row that a function of postgres_verbs.sql answers."""
+        return (await self._sent(function, *values))[1]
+
+    async def _sent(self, function: str, *values: Any) -> tuple[int, tuple[Any, ...]]:
+        """As `_one`, and how often it was sent until there was an answer."""
+        times = 0
         statement = f"SELECT * FROM {function}({', '.join(['%s'] * len(values))})"
 
-        async def do(connection: Connection) -> tuple[Any, ...]:
+        async def do(connection: Connection) -> tuple[int, tuple[Any, ...]]:
+            nonlocal times
+            times += 1
             cursor = await connection.execute(statement.encode(), values)
             row = await cursor.fetchone()
             assert row is not None, f"{function} answers one row"
-            return row
+            return times, row
 
         return await self.connections.run(do)
 

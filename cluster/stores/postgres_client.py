@@ -1,7 +1,8 @@
 """A few connections to Postgres that come back: what fails because the server is away is sent again for a while.
 
-Law 2 allows that: every verb is one statement in a transaction of its own, and may be sent twice. After `PATIENCE_S`
-it is StoreUnavailable, and whoever called waits and tries again.
+Law 2 allows that: every verb is one transaction of its own, and may be sent twice. A server that is killed and started
+again within `PATIENCE_S` is thus no crash of the runs under way; after that it is StoreUnavailable, and whoever called
+waits and tries again.
 """
 
 import asyncio
@@ -20,7 +21,12 @@ try:
 except ImportError as error:
     raise CallerError(f"a postgresql:// store needs psycopg ({error}); pip install 'understudy[postgres]'") from None
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
+"""A crashed server recovers for some seconds after it was started again, and somebody has to start it."""
+OPEN_PATIENCE_S = 10.0
+"""A store that is being opened has no run under way yet, and a person may be waiting."""
+ATTEMPT_S_MIN = 1.0
+"""What a call has at least, however long it waited for its turn: the server may have just come back."""
 CONNECTIONS_MAX = 4
 """Of one process, besides the one that listens; more verbs at once wait for each other."""
 
@@ -39,24 +45,27 @@ class Connections:
         self.where = _without_credentials(url)
         self.patience_s = patience_s
         self.closed = False
+        self.connects = 0
+        """Connections that were tried."""
         self._idle: list[Connection] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turns = asyncio.Semaphore(CONNECTIONS_MAX)
 
-    async def run(self, do: Callable[[Connection], Awaitable[R]]) -> R:
-        """Do something on a connection of its own. Raises StoreUnavailable, CallerError."""
+    async def run(self, do: Callable[[Connection], Awaitable[R]], patience_s: float | None = None) -> R:
+        """Do something on a connection of its own, again if need be. Raises StoreUnavailable, CallerError."""
         self._come_to_this_loop()
-        until = time.monotonic() + self.patience_s
+        patience_s = self.patience_s if patience_s is None else patience_s
+        until = time.monotonic() + patience_s
         pause_s = 0.02
         async with self._turns:
             while True:
                 left = until - time.monotonic()
                 try:
-                    async with asyncio.timeout(max(0.01, left)):
+                    async with asyncio.timeout(max(ATTEMPT_S_MIN, left)):
                         return await self._once(do)
                 except (psycopg.OperationalError, psycopg.InterfaceError, *ANOTHER_TIME, TimeoutError) as error:
                     if time.monotonic() + pause_s > until:
-                        told = f"{self.where} did not answer for {self.patience_s:g} s: {_first_line(error)}"
+                        told = f"{self.where} did not answer for {patience_s:g} s: {_first_line(error)}"
                         raise StoreUnavailable(told) from error
                 except errors.InsufficientPrivilege as error:
                     raise CallerError(f"{self.where}: {_first_line(error)}; grant it, or use another role") from error
@@ -67,6 +76,7 @@ class Connections:
         """A new connection, the caller's own. Raises psycopg.OperationalError, CallerError."""
         if self.closed:
             raise CallerError(f"the store {self.where} is closed; open it again")
+        self.connects += 1
         try:
             connection = await psycopg.AsyncConnection.connect(
                 self.url,

@@ -150,6 +150,11 @@ BEGIN
         RETURN answer('seed', NULL);
     END IF;
     IF p_busy <> 'enqueue' THEN
+        -- Also those that hear of an end: in one order with all who lock several.
+        PERFORM 1 FROM runs WHERE run_id = ANY (ARRAY(
+            SELECT unnest(ARRAY[run_id, parent]) FROM runs
+            WHERE thread_id = p_thread AND status IN ('queued', 'running', 'waiting')
+        )) ORDER BY n DESC FOR UPDATE;
         FOR known IN
             SELECT * FROM runs WHERE thread_id = p_thread AND status IN ('queued', 'running', 'waiting')
             ORDER BY n FOR UPDATE
@@ -308,7 +313,8 @@ CREATE OR REPLACE FUNCTION run_renew(
     p_run_ids text[], p_epochs bigint[], p_until float8, OUT lost text[], OUT cancelled text[]
 ) LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM 1 FROM runs WHERE run_id = ANY (p_run_ids) ORDER BY n DESC FOR UPDATE;
+    PERFORM 1 FROM runs JOIN unnest(p_run_ids, p_epochs) AS lease (run_id, epoch) USING (run_id, epoch)
+    WHERE status = 'running' ORDER BY n DESC FOR UPDATE OF runs;
     UPDATE runs SET lease_until = p_until FROM unnest(p_run_ids, p_epochs) AS lease (run_id, epoch)
     WHERE runs.run_id = lease.run_id AND runs.epoch = lease.epoch AND status = 'running';
     SELECT

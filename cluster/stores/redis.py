@@ -46,7 +46,7 @@ from understudy.actors.refusals import (
 )
 from understudy.actors.store import StoreInfo
 from understudy.cluster.stores.redis_base import PAGE, Home
-from understudy.cluster.stores.redis_client import Arg, pack
+from understudy.cluster.stores.redis_client import OPENING_S
 from understudy.cluster.stores.redis_codec import (
     Keys,
     all_shared,
@@ -69,6 +69,7 @@ from understudy.cluster.stores.redis_codec import (
     to_json,
     token_text,
 )
+from understudy.cluster.stores.redis_link import Arg, pack
 from understudy.cluster.stores.redis_mail import RedisMail
 from understudy.cluster.stores.redis_moves import RedisMoves
 from understudy.cluster.stores.redis_safety import check_safety, read_info
@@ -443,16 +444,22 @@ class RedisStore(RedisMail, RedisUpkeep, RedisMoves):
     async def open(cls, url: str, *, allow_volatile: bool = False) -> "RedisStore":
         """Connect, and refuse a Redis that would lose or evict data (UnsafeStore) unless `allow_volatile`."""
         store = cls(url)
+        store._redis.give_up_s = OPENING_S
         try:
-            check_safety(await read_info(store._redis), allow_volatile)
+            for found in await read_info(store._redis):
+                check_safety(found, allow_volatile)
         except BaseException:
             await store.close()
             raise
+        store._redis.give_up_s = None
         return store
 
     async def info(self) -> StoreInfo:
         found = await read_info(self._redis)
-        return StoreInfo("redis", self._redis.address.where, found.durable, found.detail())
+        detail = found[0].detail()
+        if self._redis.slots is not None:
+            detail["cluster_nodes"] = " ".join(map(str, self._redis.slots.nodes))
+        return StoreInfo("redis", self._redis.address.where, all(node.durable for node in found), detail)
 
 
 def _commit_args(commit: Commit) -> list[Arg]:

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 from understudy.actors.bell import Bell
 from understudy.actors.records import RunRecord
 from understudy.actors.refusals import no_run
-from understudy.cluster.stores.redis_client import Address, Arg, Link, RedisClient, pack
+from understudy.cluster.stores.redis_address import Address
+from understudy.cluster.stores.redis_client import RedisClient
 from understudy.cluster.stores.redis_codec import Keys, read_run
+from understudy.cluster.stores.redis_link import Arg, Link, pack
 from understudy.cluster.stores.redis_scripts import CHANNEL, SCRIPTS
 
 HOMES_REMEMBERED = 10_000

@@ -1,33 +1,35 @@
-"""One connection to Redis that many coroutines share: requests go out as they come, answers come back in that order.
+"""Asks Redis, and asks again: one server, or the nodes of a cluster, through one connection each.
 
-Why not redis.asyncio: its pool, retries and parser cost as much as the command itself (see tests/bench), and its
-retries are blind. This client sends again after a lost connection, for about ten seconds, because every request of the
-store is made so that it applies once (law 2). Faults are told apart (law 11): what time heals is tried again, what an
-operator must heal is `StoreUnavailable` with the remedy, a wrong password is the caller's, the rest is a bug.
+It sends again after a lost connection, for half a minute, because every request of the store is made so that it applies
+once (law 2): a server that is killed and started again, or a failover, is a wait and nothing more. Faults are told
+apart (law 11): what time heals is tried again (a start, a failover, a slot that moves), what an operator must heal is
+`StoreUnavailable` with the remedy, a wrong password is the caller's, the rest is a bug.
 """
 
 import asyncio
-import hashlib
-import socket
+import contextlib
 import ssl
-import urllib.parse
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import hiredis
 
 from understudy.actors.errors import CallerError, StoreUnavailable
+from understudy.cluster.stores.redis_address import Address, Node
+from understudy.cluster.stores.redis_cluster import SlotMap, redirection
+from understudy.cluster.stores.redis_link import Link, Script, pack
 
-Arg = str | bytes | int
-
-GIVE_UP_S = 10.0
-"""How long a request is tried again before the store counts as unavailable."""
+GIVE_UP_S = 30.0
+"""How long a request is tried again before the store counts as unavailable: a server that starts again on its
+append-only file, or a replica that takes over, is back by then."""
+OPENING_S = 10.0
+"""The same for the first request, whose URL may be wrong."""
 CONNECT_S = 3.0
-SILENCE_S = 5.0
-"""A connection that owes an answer for so long is given up; the request is sent again on a new one."""
 BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.4)
+REDIRECTIONS_MAX = 4
+"""So many in a row are followed at once; after that a pause, as the cluster is being changed."""
 
 _HEALS = ("LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "READONLY", "ERR max number of clients")
 """Errors that pass by themselves: a start, a failover, a slow script of someone else."""
@@ -38,312 +40,284 @@ _REMEDIES = {
 }
 _DENIED = ("NOAUTH", "WRONGPASS", "NOPERM", "ERR AUTH", "ERR invalid password", "ERR Client sent AUTH")
 
-
-@dataclass(frozen=True)
-class Address:
-    """Where Redis is, read from a URL: redis://, rediss:// (TLS) or unix://."""
-
-    host: str
-    port: int
-    path: str
-    db: int
-    username: str
-    password: str
-    tls: ssl.SSLContext | None
-
-    @classmethod
-    def of_url(cls, url: str) -> "Address":
-        parts = urllib.parse.urlsplit(url)
-        query = dict(urllib.parse.parse_qsl(parts.query))
-        if parts.scheme not in ("redis", "rediss", "valkey", "valkeys", "unix"):
-            raise CallerError(f"store URL {_without_secrets(url)!r}: expected redis://, rediss:// (TLS) or unix://")
-        is_unix = parts.scheme == "unix"
-        database = query.get("db", "") if is_unix else parts.path.strip("/") or query.get("db", "")
-        if not (database or "0").isdigit():
-            raise CallerError(f"store URL {_without_secrets(url)!r}: {database!r} is no database number, e.g. /0")
-        try:
-            port = parts.port or 6379
-        except ValueError as error:
-            raise CallerError(f"store URL {_without_secrets(url)!r}: {error}") from None
-        return cls(
-            host="" if is_unix else parts.hostname or "localhost",
-            port=port,
-            path=parts.path if is_unix else "",
-            db=int(database or 0),
-            username=urllib.parse.unquote(parts.username or ""),
-            password=urllib.parse.unquote(parts.password or ""),
-            tls=_tls(query) if parts.scheme in ("rediss", "valkeys") else None,
-        )
-
-    @property
-    def where(self) -> str:
-        """The URL without credentials."""
-        if self.path:
-            return f"unix://{self.path}?db={self.db}"
-        return f"{'rediss' if self.tls else 'redis'}://{self.host}:{self.port}/{self.db}"
+Where = Node | None
+"""A node of a cluster; None: where the URL leads."""
 
 
-def _tls(query: Mapping[str, str]) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=query.get("ssl_ca_certs"))
-    if "ssl_certfile" in query:
-        context.load_cert_chain(query["ssl_certfile"], query.get("ssl_keyfile"))
-    if query.get("ssl_cert_reqs") == "none":
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+@dataclass
+class _Request:
+    """Commands that are asked until each has an answer."""
 
+    commands: Sequence[bytes]
+    text: bool
+    at: Where = None
+    """Ask only there."""
+    settled: dict[int, Any] = field(default_factory=dict)
+    asking: dict[int, Node] = field(default_factory=dict)
+    """A slot is on its way to another node, which answers for it this once."""
+    unloaded: set[Where] = field(default_factory=set)
+    """Nodes that do not know the scripts."""
+    pauses: int = 0
+    redirections: int = 0
+    must_pause: bool = False
+    trouble: str = ""
 
-def _without_secrets(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
-
-
-@dataclass(frozen=True)
-class Script:
-    """A Lua script and the name that Redis knows it by."""
-
-    name: str
-    source: str
-    sha: str
-
-    @classmethod
-    def of(cls, name: str, source: str) -> "Script":
-        return cls(name, source, hashlib.sha1(source.encode()).hexdigest())
-
-    def call(self, keys: Sequence[str], args: Sequence[Arg]) -> bytes:
-        """The request that runs it. Every key that it touches has to be among `keys`."""
-        return pack("EVALSHA", self.sha, len(keys), *keys, *args)
-
-
-def pack(*command: Arg) -> bytes:
-    """A command as Redis reads it."""
-    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub says a tuple of one
-    return packed
-
-
-_INCOMPLETE = object()
-
-
-class Link(asyncio.Protocol):
-    """One open connection. Redis answers in the order of asking, so a queue of futures is all the bookkeeping."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_message: Callable[[], None] | None = None) -> None:
-        self.loop = loop
-        self.closed = False
-        self._on_message = on_message
-        self._reader = hiredis.Reader(encoding="utf-8", notEnoughData=_INCOMPLETE)
-        self._owed: deque[tuple[asyncio.Future[list[Any]], int, list[Any], bool, float]] = deque()
-        self._transport: asyncio.Transport
-        self._watch: asyncio.TimerHandle | None = None
-
-    def request(self, payload: bytes, answers: int, text: bool = True) -> asyncio.Future[list[Any]]:
-        """Send commands; the future brings their answers, errors among them as values."""
-        future: asyncio.Future[list[Any]] = self.loop.create_future()
-        if self.closed:
-            future.set_exception(ConnectionResetError("connection is closed"))
-            return future
-        self._owed.append((future, answers, [], text, self.loop.time()))
-        if self._watch is None:
-            self._watch = self.loop.call_later(1.0, self._look)
-        self._transport.write(payload)
-        return future
-
-    def close(self) -> None:
-        self._lost(ConnectionResetError("connection was closed"))
-        if not self.loop.is_closed():
-            self._transport.abort()
-
-    # --- what asyncio calls ---
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if hasattr(socket, "TCP_KEEPIDLE"):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-
-    def data_received(self, data: bytes) -> None:
-        self._reader.feed(data)
-        while True:
-            answer = self._reader.gets(not self._owed or self._owed[0][3])
-            if answer is _INCOMPLETE:
-                return
-            if not self._owed:  # a message of a subscription
-                if self._on_message:
-                    self._on_message()
-                continue
-            future, expected, answers, _text, _since = self._owed[0]
-            answers.append(answer)
-            if len(answers) == expected:
-                self._owed.popleft()
-                if not future.done():
-                    future.set_result(answers)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._lost(exc or ConnectionResetError("Redis closed the connection"))
-
-    # --- inside ---
-
-    def _lost(self, error: Exception) -> None:
-        self.closed = True
-        if self._watch:
-            self._watch.cancel()
-        while self._owed:
-            future = self._owed.popleft()[0]
-            if not future.done():
-                future.set_exception(error)
-        if self._on_message:
-            self._on_message()
-
-    def _look(self) -> None:
-        """Once a second while an answer is owed; a timer for each request would cost more than the request."""
-        self._watch = None
-        if not self._owed:
-            return
-        if self.loop.time() - self._owed[0][4] > SILENCE_S:
-            self._lost(TimeoutError(f"no answer for {SILENCE_S:g} s"))
-            self._transport.abort()
-        else:
-            self._watch = self.loop.call_later(1.0, self._look)
+    def open(self) -> list[int]:
+        return [index for index in range(len(self.commands)) if index not in self.settled]
 
 
 class RedisClient:
-    """Asks, and asks again. Shared by all coroutines of one event loop; opened on another one, it starts afresh."""
+    """Shared by all coroutines of one event loop; opened on another one, it starts afresh."""
 
     def __init__(self, address: Address, scripts: Sequence[Script]) -> None:
         self.address = address
+        self.slots: SlotMap | None = None
+        """Set once it is known to be a cluster."""
+        self.give_up_s: float | None = None
+        """Instead of GIVE_UP_S."""
         self._scripts = scripts
-        self._link: Link | None = None
-        self._connecting = asyncio.Lock()
+        self._links: dict[Where, Link] = {}
+        self._locks: defaultdict[Where, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._learning = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._first = 0
+        """Which of the URL's nodes it leads to."""
+        self._lost_track = False
+        """The map is old."""
 
     async def ask(self, *commands: bytes, text: bool = True) -> list[Any]:
         """The answers to these commands, sent in one go. What must not be retried is raised, see above."""
-        link = self._link
-        if link is not None and not link.closed and link.loop is asyncio.get_running_loop():
+        slots = self.slots
+        where = slots.node_of(commands[0]) if slots else None
+        link = self._links.get(where)
+        answers: list[Any] = []
+        if (
+            link is not None
+            and not link.closed
+            and link.loop is asyncio.get_running_loop()
+            and (slots is None or len(commands) == 1)
+        ):
             try:
                 answers = await link.request(
                     b"".join(commands) if len(commands) > 1 else commands[0], len(commands), text
                 )
-            except OSError:  # every ConnectionError and TimeoutError is one
-                answers = []
-            if answers and not any(isinstance(answer, hiredis.ReplyError) for answer in answers):
+            except OSError as error:  # every ConnectionError and TimeoutError is one
+                return await self._ask_at_length(_Request(commands, text, trouble=_words(error)), None, [])
+            if not any(isinstance(answer, hiredis.ReplyError) for answer in answers):
                 return answers
-        else:
-            answers = []
-        return await self._ask_again(commands, answers, text)
+        return await self._ask_at_length(_Request(commands, text), where, answers)
+
+    async def ask_each(self, *commands: bytes) -> dict[str, list[Any]]:
+        """The answers of every node that has keys, by where it is."""
+        nodes: list[Where] = [*self.slots.nodes] if self.slots else []
+        return {
+            self._address_of(node).where: await self._ask_at_length(_Request(commands, True, at=node), node, [])
+            for node in nodes or [None]
+        }
+
+    async def find_nodes(self) -> None:
+        """What `ask` does by itself at the first answer that says so: it is a cluster, learn who has what."""
+        self.slots = self.slots or SlotMap()
+        self._lost_track = True
+        await self._learn()
 
     async def close(self) -> None:
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
 
     async def subscribe(self, channel: str, on_message: Callable[[], None]) -> Link:
-        """A connection of its own, on which `on_message` is called for each message, and once when it is lost."""
-        return await self._connect(on_message, pack("SUBSCRIBE", channel))
+        """A connection of its own, on which `on_message` is called for each message, and once when it is lost.
 
-    # --- inside ---
+        Nodes of a cluster pass messages on to one another, so any of them will do."""
+        nodes: list[Where] = [None, *self.slots.nodes] if self.slots else [None]
+        for node in nodes[:-1]:
+            with contextlib.suppress(OSError):
+                return await self._connect(node, on_message, pack("SUBSCRIBE", channel))
+        return await self._connect(nodes[-1], on_message, pack("SUBSCRIBE", channel))
 
-    async def _ask_again(self, commands: Sequence[bytes], answers: list[Any], text: bool) -> list[Any]:
-        """The long way: connect, load scripts, wait and repeat what has no good answer yet."""
+    # --- asking until there is an answer ---
+
+    async def _ask_at_length(self, request: _Request, asked: Where, answers: list[Any]) -> list[Any]:
+        """The long way: connect, find the nodes, load scripts, wait and repeat what has no good answer yet."""
         loop = asyncio.get_running_loop()
-        give_up_at, attempt, trouble = loop.time() + GIVE_UP_S, 0, ""
-        settled: dict[int, Any] = {}
-        while True:
-            for index, answer in zip(self._open(commands, settled), answers, strict=False):
-                if not isinstance(answer, hiredis.ReplyError):
-                    settled[index] = answer
-                    continue
-                trouble = str(answer)
-                if trouble.startswith("NOSCRIPT"):
-                    attempt = 0
-                elif trouble.startswith(_HEALS):
-                    if trouble.startswith(("READONLY", "MASTERDOWN")):  # the name may lead to another server by now
-                        await self.close()
-                else:
-                    raise self._fault(trouble)
-            if len(settled) == len(commands):
-                return [settled[index] for index in range(len(commands))]
+        patience_s = GIVE_UP_S if self.give_up_s is None else self.give_up_s
+        give_up_at = loop.time() + patience_s
+        self._read(request, asked, request.open(), answers)
+        while open_ones := request.open():
             if loop.time() > give_up_at:
                 raise StoreUnavailable(
-                    f"Redis at {self.address.where} gave no good answer for {GIVE_UP_S:g} s (last: {trouble}); "
-                    f"is it running and reachable?"
+                    f"Redis at {self.address.where} gave no good answer for {patience_s:g} s "
+                    f"(last: {request.trouble}); is it running and reachable?"
                 )
-            if attempt:
-                await asyncio.sleep(BACKOFF_S[min(attempt, len(BACKOFF_S)) - 1])
-            attempt += 1
-            answers = []
-            try:
-                link = await self._connected()
-                if trouble.startswith("NOSCRIPT"):
-                    await self._ok(link, *(pack("SCRIPT", "LOAD", script.source) for script in self._scripts))
-                again = [commands[index] for index in self._open(commands, settled)]
-                answers = await link.request(b"".join(again), len(again), text)
-            except OSError as error:
-                trouble = str(error) or type(error).__name__
+            if request.must_pause or request.redirections > REDIRECTIONS_MAX:
+                await asyncio.sleep(BACKOFF_S[min(request.pauses, len(BACKOFF_S) - 1)])
+                request.pauses += 1
+                request.must_pause, request.redirections = False, 0
+            if self._lost_track:
+                await self._learn()
+            groups: dict[Where, list[int]] = {}
+            for index in open_ones:
+                groups.setdefault(request.asking.get(index) or self._where(request, index), []).append(index)
+            await asyncio.gather(*(self._ask_one(request, where, some) for where, some in groups.items()))
+        return [request.settled[index] for index in range(len(request.commands))]
 
-    @staticmethod
-    def _open(commands: Sequence[bytes], settled: Mapping[int, Any]) -> list[int]:
-        return [index for index in range(len(commands)) if index not in settled]
+    def _where(self, request: _Request, index: int) -> Where:
+        return request.at or (self.slots.node_of(request.commands[index]) if self.slots else None)
 
-    async def _connected(self) -> Link:
+    async def _ask_one(self, request: _Request, where: Where, indices: list[int]) -> None:
+        """Ask one node for the answers that it has to give."""
+        asking = [request.asking.pop(index, None) is not None for index in indices]
+        sent = [(pack("ASKING") if ask else b"") + request.commands[i] for i, ask in zip(indices, asking, strict=True)]
+        try:
+            link = await self._connected(where)
+            if where in request.unloaded:
+                await self._ok(link, where, *(pack("SCRIPT", "LOAD", script.source) for script in self._scripts))
+                request.unloaded.discard(where)
+            answers = iter(await link.request(b"".join(sent), len(sent) + sum(asking), request.text))
+        except OSError as error:
+            request.trouble, request.must_pause = _words(error), True
+            self._lost_track = self.slots is not None
+            return
+        told = []
+        for ask in asking:
+            if ask:
+                next(answers)
+            told.append(next(answers))
+        self._read(request, where, indices, told)
+
+    def _read(self, request: _Request, asked: Where, indices: Sequence[int], answers: Sequence[Any]) -> None:
+        """Sort answers: settled, to be asked again, or raised."""
+        for index, answer in zip(indices, answers, strict=False):
+            if not isinstance(answer, hiredis.ReplyError):
+                request.settled[index] = answer
+                continue
+            request.trouble = str(answer)
+            match request.trouble.partition(" ")[0]:
+                case "NOSCRIPT":
+                    request.unloaded.add(asked)
+                case "MOVED":
+                    self._moved(*redirection(request.trouble, self._node_at(asked)))
+                    request.redirections += 1
+                case "ASK":
+                    request.asking[index] = redirection(request.trouble, self._node_at(asked))[1]
+                    request.redirections += 1
+                case _ if request.trouble.startswith(_HEALS):
+                    request.must_pause = True
+                    self._lost_track = self.slots is not None
+                    if request.trouble.startswith(("READONLY", "MASTERDOWN")):
+                        self._leave(asked)
+                case _:
+                    raise self._fault(request.trouble, asked)
+
+    # --- where things are ---
+
+    def _node_at(self, where: Where) -> Node:
+        nodes = self.address.nodes
+        return where or (nodes[self._first % len(nodes)] if nodes else Node("", 0))
+
+    def _address_of(self, where: Where) -> Address:
+        return self.address.at(where) if where else self.address
+
+    def _moved(self, slot: int, node: Node) -> None:
+        self.slots = self.slots or SlotMap()
+        self.slots.move(slot, node)
+        self._lost_track = True  # where one slot has moved, others have
+
+    def _leave(self, where: Where) -> None:
+        """This server takes no writes: the name may lead to another one by now, or the next of the names does."""
+        link = self._links.pop(where, None)
+        if link is not None:
+            link.close()
+        if where is None:
+            self._first += 1
+
+    async def _learn(self) -> None:
+        """Ask whoever answers which node has which slots; those with an open connection first."""
+        async with self._learning:
+            if not self._lost_track or self.slots is None:
+                return
+            known: list[Where] = [*self.slots.nodes, None]
+            for where in sorted(known, key=lambda node: node not in self._links or self._links[node].closed):
+                try:
+                    link = await self._connected(where)
+                    [answer] = await link.request(pack("CLUSTER", "SLOTS"), 1)
+                except OSError:
+                    continue
+                if isinstance(answer, list):
+                    self.slots = SlotMap.of_answer(answer, self._node_at(where))
+                    self._lost_track = False
+                    return
+
+    # --- connections ---
+
+    async def _connected(self, where: Where) -> Link:
         loop = asyncio.get_running_loop()
-        if self._link is not None and self._link.loop is not loop:
-            self._link, self._connecting = None, asyncio.Lock()
-        async with self._connecting:
-            if self._link is None or self._link.closed:
-                self._link = await self._connect()
-            return self._link
+        if self._loop is not loop:
+            self._loop = loop
+            self._links.clear()
+            self._locks.clear()
+            self._learning = asyncio.Lock()
+        async with self._locks[where]:
+            link = self._links.get(where)
+            if link is None or link.closed:
+                link = self._links[where] = await self._connect(where)
+            return link
 
-    async def _connect(self, on_message: Callable[[], None] | None = None, *first: bytes) -> Link:
+    async def _connect(self, where: Where, on_message: Callable[[], None] | None = None, *first: bytes) -> Link:
         loop = asyncio.get_running_loop()
         at = self.address
         async with asyncio.timeout(CONNECT_S):
             if at.path:
                 _, link = await loop.create_unix_connection(lambda: Link(loop, on_message), at.path)
             else:
+                node = self._node_at(where)
                 try:
-                    _, link = await loop.create_connection(lambda: Link(loop, on_message), at.host, at.port, ssl=at.tls)
+                    _, link = await loop.create_connection(lambda: Link(loop, on_message), *node, ssl=at.tls)
                 except ssl.SSLCertVerificationError as error:
                     raise CallerError(
                         f"Redis at {at.where} has a certificate that is not trusted here ({error.verify_message}); "
                         f"name its authority in the URL, ?ssl_ca_certs=/path/to/ca.pem"
                     ) from None
+                except OSError:
+                    self._first += where is None
+                    raise
             greeting = [pack("CLIENT", "SETNAME", "understudy")]
             if at.password:
                 greeting.insert(0, pack("AUTH", *filter(None, (at.username, at.password))))
             if at.db:
                 greeting.append(pack("SELECT", at.db))
             try:
-                await self._ok(link, *greeting, *first)
+                await self._ok(link, where, *greeting, *first)
             except BaseException:
                 link.close()
                 raise
         return link
 
-    async def _ok(self, link: Link, *commands: bytes) -> None:
+    async def _ok(self, link: Link, where: Where, *commands: bytes) -> None:
         for answer in await link.request(b"".join(commands), len(commands)):
             if isinstance(answer, hiredis.ReplyError):
                 if str(answer).startswith(_HEALS):
                     raise ConnectionError(str(answer))
-                raise self._fault(str(answer))
+                raise self._fault(str(answer), where)
 
-    def _fault(self, answer: str) -> Exception:
+    def _fault(self, answer: str, asked: Where) -> Exception:
         """Whose fault an error is that will not pass by itself."""
-        code = answer.partition(" ")[0]
+        code, where = answer.partition(" ")[0], self._address_of(asked).where
         if code in _REMEDIES:
-            return StoreUnavailable(f"Redis at {self.address.where} refuses to write, {_REMEDIES[code]} ({answer})")
+            return StoreUnavailable(f"Redis at {where} refuses to write, {_REMEDIES[code]} ({answer})")
         if answer.startswith(_DENIED) or "can't access at least one of the keys" in answer:
             user = self.address.username or "default"
             return CallerError(
-                f"Redis at {self.address.where} denies access to user {user!r}: {answer}; "
+                f"Redis at {where} denies access to user {user!r}: {answer}; "
                 f"put the right user and password into the URL, redis://user:password@host:port/0"
             )
-        if code in ("MOVED", "ASK", "CROSSSLOT"):
+        if answer.startswith("ERR SELECT is not allowed in cluster mode"):
             return CallerError(
-                f"Redis at {self.address.where} is a node of a cluster that does not hold all slots ({answer}); "
-                f"give the URL of a single primary or of a proxy"
+                f"Redis at {where} is a node of a cluster, which has database 0 only; end the URL with /0"
             )
         return AssertionError(f"Redis refused a command of the store: {answer}")
+
+
+def _words(error: OSError) -> str:
+    return str(error) or type(error).__name__

@@ -36,7 +36,7 @@ from understudy.actors.records import (
     partition_of_run,
     partition_of_thread,
 )
-from understudy.cluster.stores.redis_client import Arg
+from understudy.cluster.stores.redis_link import Arg
 
 _TAGS = tuple(f"u:{{p{partition:02x}}}:" for partition in range(PARTITIONS))
 BEATS = "u:{p00}:beats"

@@ -7,7 +7,6 @@ from typing import Any
 from understudy.actors.records import Counters, RunDump, ThreadDump
 from understudy.actors.refusals import no_thread
 from understudy.cluster.stores.redis_base import RedisBase
-from understudy.cluster.stores.redis_client import Arg, pack
 from understudy.cluster.stores.redis_codec import (
     Keys,
     all_shared,
@@ -25,6 +24,7 @@ from understudy.cluster.stores.redis_codec import (
     row_text,
     run_fields,
 )
+from understudy.cluster.stores.redis_link import Arg, pack
 
 WORDS = 1000
 """So many words of a list are written in one command: Lua's stack ends."""

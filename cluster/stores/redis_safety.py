@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from understudy.actors.errors import CallerError, UnsafeStore
-from understudy.cluster.stores.redis_client import RedisClient, pack
+from understudy.cluster.stores.redis_client import RedisClient
+from understudy.cluster.stores.redis_link import pack
 
 VERSION_MIN = (7, 0)
 
@@ -44,14 +45,26 @@ class RedisInfo:
         }
 
 
-async def read_info(redis: RedisClient) -> RedisInfo:
-    [text] = await redis.ask(pack("INFO"))
-    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
+async def read_info(redis: RedisClient) -> list[RedisInfo]:
+    """Of the server, or of every node of a cluster that has keys; finds the nodes, if it is one."""
+    texts = await redis.ask_each(pack("INFO"))
+    if redis.slots is None and any(_pairs(text).get("cluster_enabled") == "1" for [text] in texts.values()):
+        await redis.find_nodes()
+        texts = await redis.ask_each(pack("INFO"))
     try:
-        [flat] = await redis.ask(pack("CONFIG", "GET", "appendfsync"))
+        policies = await redis.ask_each(pack("CONFIG", "GET", "appendfsync"))
     except (CallerError, AssertionError):  # denied, or an unknown command: a managed server
-        flat = []
-    return RedisInfo(redis.address.where, dict(pairs), flat[1] if len(flat) > 1 else "unknown")
+        policies = {}
+    found = []
+    for where, [text] in texts.items():
+        [flat] = policies.get(where, [[]])
+        found.append(RedisInfo(where, _pairs(text), flat[1] if len(flat) > 1 else "unknown"))
+    return found
+
+
+def _pairs(text: str) -> dict[str, str]:
+    lines = (line for line in text.splitlines() if ":" in line and not line.startswith("#"))
+    return dict(line.split(":", 1) for line in lines)
 
 
 def check_safety(found: RedisInfo, allow_volatile: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from understudy.actors.events import sample
 from understudy.actors.refusals import CRASHES_MAX
 from understudy.actors.store import CHUNKS_MAX, MAILBOX_MAX
-from understudy.cluster.stores.redis_client import Script
+from understudy.cluster.stores.redis_link import Script
 
 CHANNEL = "understudy:work"
 """Where scripts publish that something has become ready."""

@@ -7,8 +7,8 @@ from understudy.actors.records import FINAL
 from understudy.actors.refusals import MEMBER_SILENT_S, no_blob, thread_in_use
 from understudy.actors.store import BLOB_KEPT_S
 from understudy.cluster.stores.redis_base import RedisBase
-from understudy.cluster.stores.redis_client import Arg, pack
 from understudy.cluster.stores.redis_codec import BEATS, RUN_KEYS, THREAD_KEYS, Keys, all_shared, pairs
+from understudy.cluster.stores.redis_link import Arg, pack
 from understudy.cluster.stores.redis_scripts import SCRIPTS
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from understudy.cluster.follow import Cursor, Seen
     from understudy.cluster.stores import open_store
     from understudy.cluster.version import __version__
+    from understudy.policies.retention import Age, All, Last
     from understudy.policies.retry import Retry
 
 _HOMES = {
@@ -75,6 +76,7 @@ _HOMES = {
     "cluster.follow": ("Cursor", "Seen"),
     "cluster.stores": ("open_store",),
     "cluster.version": ("__version__",),
+    "policies.retention": ("Age", "All", "Last"),
     "policies.retry": ("Retry",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -82,6 +84,8 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "END",
     "START",
+    "Age",
+    "All",
     "AnswerNeeded",
     "BlockingContext",
     "CallerError",
@@ -98,6 +102,7 @@ __all__ = [
     "Failure",
     "Graph",
     "InterruptExpired",
+    "Last",
     "NeverHappened",
     "Outcome",
     "Remove",

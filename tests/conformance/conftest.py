@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from support.redis_cluster import RedisCluster
 from understudy.actors.memory import MemoryStore
 from understudy.actors.store import Store
 from understudy.cluster.stores import open_store
 from understudy.cluster.testing.conformance.suite import World
 
-BACKENDS = ("memory", "sqlite", "redis", "postgres")
+BACKENDS = ("memory", "sqlite", "redis", "redis_cluster", "postgres")
 
 KEPT = ("blob", "beat", "counter", "meta")
 """What outlives threads: part of the name of its table or key."""
@@ -31,6 +32,9 @@ def make_world(request: pytest.FixtureRequest, tmp_path: Path) -> MakeWorld:
             return functools.partial(sqlite_world, tmp_path / "new" / "folders" / "store.db")
         case "redis":
             return functools.partial(redis_world, request.getfixturevalue("redis_url"))
+        case "redis_cluster":
+            url = request.getfixturevalue("redis_cluster_url")
+            return functools.partial(redis_cluster_world, url, request.getfixturevalue("redis_cluster"))
         case _:
             return functools.partial(postgres_world, request.getfixturevalue("postgres_url"))
 
@@ -70,6 +74,13 @@ def redis_world(url: str) -> World:
         keys = [key for key in client.scan_iter(count=1000) if is_bound(key)]
         client.close()
         return dict.fromkeys(keys, 1)
+
+    return World(lambda: open_store(url), leftovers)
+
+
+def redis_cluster_world(url: str, cluster: RedisCluster) -> World:
+    async def leftovers() -> dict[str, int]:
+        return dict.fromkeys(filter(is_bound, cluster.keys()), 1)
 
     return World(lambda: open_store(url), leftovers)
 

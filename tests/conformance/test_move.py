@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conformance.deployment import BLOB, settle
 from pydantic import BaseModel
 
 from support.servers import PostgresServer
@@ -25,6 +24,7 @@ from understudy.actors.store import Store
 from understudy.cluster.client import Run
 from understudy.cluster.move import digest_of, each_thread, move
 from understudy.cluster.stores import open_store
+from understudy.cluster.testing.conformance.deployment import BLOB, settle
 from understudy.cluster.testing.conformance.suite import T, commit_of, create, owned, thread_beside
 
 KINDS = ("sqlite", "postgres", "redis")

@@ -2,16 +2,21 @@
 
 import asyncio
 import builtins
+import json
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 import psycopg
 import pytest
 from conformance.old_deployments import check_brought_up, make_postgres
+from pydantic import BaseModel
 
 from support.servers import PostgresServer
-from understudy.actors.errors import CallerError, StoreUnavailable
+from support.stage import Stage
+from support.waiting import wait_until_async
+from understudy import END, START, Graph, append
+from understudy.actors.errors import CallerError, Conflict, StoreUnavailable
 from understudy.actors.records import run_id_on
 from understudy.cluster.stores import open_store
 from understudy.cluster.stores.postgres import PostgresStore
@@ -49,6 +54,78 @@ def test_a_killed_server_is_unavailable_and_then_goes_on(postgres_server: Postgr
         waiting = asyncio.ensure_future(store.wait_work(30.0))
         await create(store, "1", "other")
         await asyncio.wait_for(waiting, 10)
+
+    using(postgres_url, check)
+
+
+class Many(BaseModel):
+    done: Annotated[list[int], append] = []
+
+
+many = Graph("many", Many)
+
+
+@many.node
+async def step(state: Many) -> dict[str, Any]:
+    return {"done": [len(state.done)]}
+
+
+many.edge(START, "step")
+many.branch("step", lambda state: END if len(state.done) == 20 else "step", ["step", END])
+
+
+def test_an_outage_is_no_crash_of_the_runs_under_way(postgres_server: PostgresServer, postgres_url: str) -> None:
+    """Killed under twelve runs and started again: each goes on with the commit it was at, and nothing is doubled."""
+
+    async def check(store: PostgresStore) -> None:
+        stage = Stage(store, many)
+        runs = [await stage.start({}) for _ in range(12)]
+        driven = [asyncio.ensure_future(stage.drive(run)) for run in runs]
+        await wait_until_async(lambda: half_way(store), 60, "60 commits")
+        postgres_server.kill()
+        enough = store.connections.connects + 8
+        await wait_until_async(lambda: tried(store, enough), 60, "all to notice, and to go on trying")
+        assert not any(task.done() and task.exception() for task in driven)
+        await asyncio.to_thread(postgres_server.start)
+        assert await asyncio.gather(*driven) == ["succeeded"] * 12
+        for run in runs:
+            record = await run.record()
+            assert (record.restarts, json.loads(record.result)["done"]) == (0, list(range(20)))
+            kinds = await stage.kinds(run)
+            assert (kinds.count("claimed"), kinds.count("node_finished"), kinds.count("checkpoint")) == (1, 20, 20)
+
+    using(postgres_url, check)
+
+
+async def half_way(store: PostgresStore) -> bool:
+    return (await store.counters()).get('checkpoint_commits_total{result="ok"}', 0) >= 60
+
+
+async def tried(store: PostgresStore, connects: int) -> bool:
+    return store.connections.connects >= connects
+
+
+def test_a_claim_whose_answer_was_lost_is_still_ours(postgres_server: PostgresServer, postgres_url: str) -> None:
+    """Else a run would stay claimed by nobody until its lease ends, and that would count as a crash."""
+
+    async def check(store: PostgresStore) -> None:
+        run = await create(store)
+        real = store.connections._once
+        lost = []
+
+        async def once(do: Callable[[Any], Awaitable[Any]]) -> Any:
+            answer = await real(do)
+            if not lost:
+                lost.append(answer)
+                raise psycopg.OperationalError("server closed the connection unexpectedly")
+            return answer
+
+        store.connections._once = once  # type: ignore[method-assign,assignment]
+        claimed = await store.claim(run.run_id, "one", 30.0, T)
+        assert lost
+        assert (claimed.status, claimed.epoch, claimed.owner) == ("running", 1, "one")
+        with pytest.raises(Conflict):
+            await store.claim(run.run_id, "two", 30.0, T)
 
     using(postgres_url, check)
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from conformance.conftest import MakeWorld
 from pydantic import BaseModel
 
-from understudy import END, START, Graph, Remove, append, merge, messages, open_store, union
+from understudy import END, START, Graph, Last, Remove, append, merge, messages, open_store, union
 from understudy.actors.alike import difference
 from understudy.actors.checkpoint import restore
 from understudy.actors.inline import run_inline_async
@@ -142,3 +142,29 @@ def test_1600_messages_of_500_bytes_take_3_megabytes(tmp_path: Path) -> None:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert size <= 3_000_000, f"{size} bytes"
+
+
+kept = Graph("kept", Chat, step_limit=2000, keep=Last(5))
+kept.node(say)
+kept.edge(START, "say").branch("say", lambda state: END if state.said % 300 == 0 else "say", ["say", END])
+
+
+def test_a_graph_that_keeps_five_checkpoints(make_world: MakeWorld) -> None:
+    """Two runs on one thread: what is deleted is deleted, and what is left can be loaded, on every backend."""
+
+    async def go() -> None:
+        world = make_world()
+        try:
+            store = await world.open()
+            await run_inline_async(kept, {}, store=store, thread="t")
+            result = await run_inline_async(kept, {}, store=store, thread="t")
+            rows = await store.history("t", limit=1000)
+            assert 5 <= len(rows) < 300
+            for row in rows:
+                values = restore(await store.chain("t", row.checkpoint_id)).values
+                assert len(state_of(Chat, kept.plan().channels, values).log) == row.step  # type: ignore[attr-defined]
+            assert (result.said, len(result.log)) == (600, 600)
+        finally:
+            await world.close()
+
+    asyncio.run(go())

@@ -15,7 +15,7 @@ from understudy.cluster.testing.crash import VICTIMS, Victim, crash_points
 from understudy.cluster.testing.killed import kill_points
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis", "postgres"])
+@pytest.fixture(params=["memory", "sqlite", "redis", "redis_cluster", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Any) -> str:
     match request.param:
         case "memory":

@@ -280,6 +280,7 @@ def test_one_cluster_many_matters(redis_url: str, redis_server: RedisServer, fol
             await changed_code_is_noticed(cluster, folder)
             await a_running_run_is_cancelled(cluster, folder)
             await a_run_whose_node_holds_its_loop_is_cancelled(cluster, folder)
+            await a_call_ends_with_its_run(cluster, folder)
             await a_tool_call_outlives_its_run_actor(cluster, folder)
             await a_call_whose_sandbox_died_is_asked_about(cluster, folder)
             await the_policy_actor_is_replaced(cluster, folder)
@@ -448,6 +449,19 @@ async def working(cluster: Cluster, folder: Path) -> Run:
 
     await wait_until_async(began, 60, "the slow tool to begin")
     return run
+
+
+async def a_call_ends_with_its_run(cluster: Cluster, folder: Path) -> None:
+    """A run that is cancelled while no actor has it: nobody is there to end its call but the sandbox."""
+    run = await working(cluster, folder / "ends")
+    record, now = await running(run), time.time()
+    await cluster.store.requeue(run.run_id, record.epoch, now, now + 3600, [], {}, crashed=False)
+    assert (await run.cancel()).status == "cancelled"
+
+    async def outcomes() -> list[str]:
+        return [e.data["outcome"] async for e in run.events(follow=False) if e.kind == "tool_finished"]
+
+    assert await wait_until_async(outcomes, 30, "the call to end") == ["killed"]
 
 
 async def a_tool_call_outlives_its_run_actor(cluster: Cluster, folder: Path) -> None:

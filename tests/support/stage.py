@@ -15,7 +15,7 @@ from understudy.actors.graph import Graph
 from understudy.actors.inline_ports import InlineSandboxes
 from understudy.actors.inline_ports import YesPolicy as YesToAll
 from understudy.actors.outcome import Outcome, ToolCode
-from understudy.actors.records import Event, Receipt, RunRecord, Status
+from understudy.actors.records import Busy, Event, Receipt, RunRecord, Status
 from understudy.actors.start import create, new_run
 from understudy.actors.store import Store
 from understudy.actors.tool import Tool
@@ -87,9 +87,9 @@ class Stage:
         self.sandboxes.known |= {tool.name for tool in tools}
         return self
 
-    async def start(self, given: Any = None, *, thread: str = "", key: str = "") -> Run:
+    async def start(self, given: Any = None, *, thread: str = "", key: str = "", busy: Busy = "enqueue") -> Run:
         thread = thread or f"t-{uuid.uuid4().hex}"
-        new = new_run(self.graph.plan(), Code(ref="inline:graph"), given, thread=thread, key=key)
+        new = new_run(self.graph.plan(), Code(ref="inline:graph"), given, thread=thread, key=key, busy=busy)
         record = await create(self.store, new)
         return Run(self.store, record.run_id, self.graph)
 

@@ -22,7 +22,7 @@ from understudy.actors.errors import CallerError
 from understudy.actors.events import Event
 from understudy.actors.records import STATUSES
 from understudy.actors.store import Store
-from understudy.cluster.cli import demo, machine, policy, reading, running  # noqa: F401 (they register commands)
+from understudy.cluster.cli import demo, forking, machine, policy, reading, running  # noqa: F401 (they register commands)
 from understudy.cluster.cli.command import Here, app
 from understudy.cluster.cli.view import event_line, short, span
 from understudy.cluster.client import Run
@@ -147,7 +147,10 @@ def words_of(command: str) -> list[str]:
 
 def test_help_names_every_command_and_each_has_an_example(cli: Cli) -> None:
     text = cli("--help").stdout
-    looking, steering = ("ps", "show", "events", "history"), ("run", "resume", "approve", "deny", "cancel", "fork")
+    looking, steering = (
+        ("ps", "show", "events", "history", "effects"),
+        ("run", "resume", "approve", "deny", "cancel", "fork"),
+    )
     for command in (*looking, *steering, "up", "down", "status", "doctor", "metrics", "demo"):
         assert command in text
         assert f"understudy {command}" in cli(command, "--help").stdout
@@ -356,6 +359,7 @@ def test_following_ends_with_the_run(cli: Cli, url: str) -> None:
 def test_every_kind_of_event_has_its_line() -> None:
     data = {
         "graph": "g",
+        "run_id": "r",
         "version": "1",
         "owner": "o",
         "epoch": 1,
@@ -376,6 +380,11 @@ def test_every_kind_of_event_has_its_line() -> None:
         "sandbox": "s",
         "outcome": "ok",
         "status": "failed",
+        "name": "e",
+        "call": "e()",
+        "answer": "done",
+        "by": "a person",
+        "to": "q2",
     }
     from understudy.actors.events import KINDS
 

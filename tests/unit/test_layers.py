@@ -34,6 +34,7 @@ PURE_ACTORS = (
     "reducers",
     "run",
     "step",
+    "take_up",
     "tool",
     "values",
 )

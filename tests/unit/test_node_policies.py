@@ -292,3 +292,27 @@ def test_what_had_finished_when_a_run_is_cancelled_is_kept() -> None:
         assert record.head == (await run.record()).head
 
     run_async(go())
+
+
+def test_a_call_that_an_owner_has_left_is_ended_when_the_run_is_cancelled() -> None:
+    async def go() -> None:
+        async def node(state: Log, ctx: Context) -> dict[str, Any]:
+            return {"seen": [await ctx.call(act, what="slow")]}
+
+        stage = Stage(MemoryStore(), one_node(node)).tools(act)
+        stage.sandboxes.hold = asyncio.Event()
+        run = await stage.start()
+        driving = asyncio.ensure_future(stage.drive(run))
+        await stage.sandboxes.called.wait()
+        driving.cancel()  # its process dies; the sandbox goes on
+        await asyncio.wait([driving])
+        assert stage.sandboxes.aborted == []
+        await stage.crash(run)
+        await stage.driver(run)
+        await run.cancel()
+        assert (await run.record()).status == "running"
+        await stage.crash(run)
+        assert await stage.drive(run) == "cancelled"
+        assert stage.sandboxes.aborted == ["act"]
+
+    run_async(go())

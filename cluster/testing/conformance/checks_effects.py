@@ -212,6 +212,23 @@ async def check_a_forgotten_effect_is_unknown_and_may_start_anew(world: World) -
     assert await store.counters() == {"u": 1.0, "b": 1.0, "f": 1.0}
 
 
+async def check_an_unknown_effect_is_settled_by_who_knows(world: World) -> None:
+    """A person, or the other side, tells how it ended: begun as done, over the start that nobody knows of."""
+    store = await world.open()
+    run = await owned(store)
+    receipt = receipt_of(run, place="2/0/node/pay/0")
+    await store.begin(receipt, 1, [], {}, T)
+    told = replace(receipt, token="t2", state="done", sandbox="", outcome=DONE)
+    assert await store.begin(told, 1, [event("reconciled")], {"r": 1}, T) == Begun(False, receipt)
+    assert await forget(store, receipt)
+    for _ in range(2):
+        assert await store.begin(told, 1, [event("reconciled")], {"r": 1}, T) == Begun(True, told)
+    assert not await finish(store, receipt)  # too late
+    assert await stored(store, receipt) == told
+    assert (await store.load(run.run_id)).receipts == {"k1": told}
+    assert await store.counters() == {"u": 1.0, "r": 1.0}
+
+
 async def check_late_knowledge_is_knowledge(world: World) -> None:
     store = await world.open()
     run = await owned(store)

@@ -48,7 +48,10 @@ class World:
 
 Check = Callable[[World], Awaitable[None]]
 
-MODULES = ("life", "commits", "batches", "effects", "messages", "children", "reading", "races")
+MODULES = (
+    *("life", "busy", "retry", "commits", "batches", "effects", "messages", "children", "reading", "keeping"),
+    *("moves", "races"),
+)
 
 
 def checks() -> list[Check]:

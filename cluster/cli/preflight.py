@@ -1,0 +1,63 @@
+"""The check before a deployment: `understudy preflight MODULE:GRAPH`."""
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from understudy.cluster.cli.command import Here, Json, command, print_json, say, stdout
+
+
+@command(panel="Start and steer runs")
+async def preflight(
+    here: Here,
+    graph: Annotated[
+        str, typer.Argument(metavar="MODULE:GRAPH", help="The new version, from this folder.", show_default=False)
+    ],
+    as_json: Json = False,
+) -> int:
+    """List the unfinished runs that this version of a graph could not take up; exit status 1 if there are any.
+
+    Run it where the new version is importable, against the store of the deployment, before you deploy. Runs that carry
+    their own code (started with [bold]--code pin[/], or from a script) go on with that.
+
+    Example:
+    [bold]understudy preflight flows:refund --store redis://127.0.0.1/0[/]
+    """
+    from understudy.actors.code import load_ref
+    from understudy.cluster.preflight import preflight as look
+
+    sys.path.insert(0, os.getcwd())
+    loaded = load_ref(graph)
+    plan = loaded.plan()
+    async with here.store() as store:
+        found = await look(store, loaded)
+    blocked = [finding for finding in found if finding.problem]
+    if as_json:
+        rows: list[dict[str, Any]] = [
+            {
+                "run_id": finding.record.run_id,
+                "thread_id": finding.record.thread_id,
+                "status": finding.record.status,
+                "version": finding.record.version,
+                "code": finding.mode,
+                "problem": finding.problem,
+            }
+            for finding in blocked
+        ]
+        own = sum(finding.by_value for finding in found)
+        document = {"graph": plan.name, "version": plan.version, "unfinished": len(found), "with_own_code": own}
+        print_json({**document, "blocked": rows})
+        return 1 if blocked else 0
+    for finding in blocked:
+        record = finding.record
+        line = Text(record.run_id, "bold").append(f"  {record.status}, version {record.version}\n", "dim")
+        stdout().print(line.append(f"  {finding.problem}"), soft_wrap=True)
+    told = f"{len(found)} unfinished runs of graph {plan.name!r}; version {plan.version}"
+    if blocked:
+        say(f"{told} cannot take up {len(blocked)} of them", "red")
+        return 1
+    say(f"{told} can take up all of them", "green")
+    return 0

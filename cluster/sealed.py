@@ -1,0 +1,47 @@
+"""A policy as it is stored: its canonical text, signed, under its digest; so that all runs of a policy share one."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from understudy.actors.code import digest_of, sign_blob
+from understudy.actors.errors import CallerError
+from understudy.actors.store import BLOB_KEPT_S, Store
+from understudy.policies.permission import Policy
+from understudy.policies.policy_file import PolicyError, canonical, load_policy
+
+PUT_AGAIN_S = BLOB_KEPT_S / 24
+"""A blob that no run names is dropped a day after it was put: a program that lives longer puts its policy again."""
+
+
+@dataclass
+class SealedPolicy:
+    """A policy that is ready to be stored."""
+
+    digest: str
+    signed: bytes
+    put_at: float = 0.0
+
+    async def keep(self, store: Store) -> str:
+        """See to it that the store has it; its digest."""
+        now = time.time()
+        if now - self.put_at > PUT_AGAIN_S:
+            await store.put_blob(self.digest, self.signed, now)
+            self.put_at = now
+        return self.digest
+
+
+async def seal_policy(policy: Path | str | Policy, secret: bytes) -> SealedPolicy:
+    """Read and sign a policy: a file, its text, or the policy itself. Raises CallerError with all that is wrong."""
+    try:
+        if isinstance(policy, Policy):
+            text = canonical(policy)
+        elif isinstance(policy, Path):
+            text = canonical(load_policy(await asyncio.to_thread(policy.read_text), source=str(policy)))
+        else:
+            text = canonical(load_policy(policy, source="policy"))
+    except (OSError, UnicodeDecodeError, PolicyError) as error:
+        raise CallerError(f"the policy cannot be used: {error}") from None
+    data = text.encode()
+    return SealedPolicy(digest_of(data), sign_blob(data, secret))

@@ -1,0 +1,23 @@
+"""Leases after an outage of the store."""
+
+from understudy.policies.grace import Grace
+
+
+def test_an_outage_gives_every_owner_one_lease() -> None:
+    grace = Grace(10.0)
+    assert not grace.holds(0.0)
+    grace.asked(100.0, 104.9)
+    assert not grace.holds(104.9)  # owners renew often enough to sit it out
+    grace.asked(105.0, 117.0)
+    assert grace.holds(117.0)
+    assert grace.holds(126.9)
+    assert not grace.holds(127.0)
+
+
+def test_an_answer_that_comes_at_once_does_not_end_it() -> None:
+    grace = Grace(10.0)
+    grace.asked(0.0, 30.0)
+    grace.asked(30.0, 30.01)
+    assert grace.holds(39.9)
+    grace.asked(31.0, 41.0)  # away once more
+    assert grace.holds(50.9)

@@ -1,0 +1,181 @@
+"""The sandbox actor without Ray and without walls: what is on record when, and what an aborted call leaves."""
+
+import asyncio
+import dataclasses
+import time
+from typing import Any
+
+import pytest
+
+from support.waiting import run_async, wait_until_async
+from understudy.actors import sandbox_actor
+from understudy.actors.calls import Order
+from understudy.actors.errors import Fenced
+from understudy.actors.events import counters_of
+from understudy.actors.memory import MemoryStore
+from understudy.actors.outcome import Outcome, ToolCall, ToolCode
+from understudy.actors.records import Event, NewRun, Receipt, RunRecord, run_id_on
+from understudy.actors.sandbox_actor import SandboxActor
+from understudy.policies.grant import Grant, sign
+from understudy.policies.profile import Limits, Profile
+
+SECRET = b"0123456789abcdef"
+RUN = run_id_on("t", "run")
+
+
+class HeldBackend:
+    """Stands for the walls: a call is at work until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.go = asyncio.Event()
+
+    async def execute(self, call: ToolCall, profile: Profile) -> Outcome:
+        self.begun.append(call.key)
+        await self.go.wait()
+        return Outcome("ok", value=call.key)
+
+
+def order(run: RunRecord, key: str) -> Order:
+    grant = Grant(RUN, key, "pay", "d", run.epoch, Profile(limits=Limits(wall_s=7)), "", "r", "allow", 0.0, 2e10)
+    receipt = Receipt(key, RUN, "", "task", "pay", "d", "started", "sandbox-0", f"token of {key}", at=time.time())
+    decided = Event("decided", 0.0, {"tool": "pay", "decision": "allow"})
+    return Order(ToolCall(key, "pay", ToolCode(ref="x:y"), {}), sign(grant, SECRET), receipt, run.epoch, "g", decided)
+
+
+async def actor_with(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> tuple[SandboxActor, HeldBackend, RunRecord]:
+    """With room for one call, and a run that calls it."""
+    backend = HeldBackend()
+    monkeypatch.setattr(sandbox_actor, "BubblewrapBackend", lambda: backend)
+
+    async def opened() -> Any:
+        return store
+
+    await store.create(NewRun(RUN, "t", "g", "1", "{}", "{}", "d"), [], {}, 1.0)
+    run = await store.claim(RUN, "owner", 60.0, 2.0)
+    return SandboxActor("sandbox-0", opened, SECRET, at_once=1), backend, run
+
+
+async def keys_on_record(store: MemoryStore) -> dict[str, str]:
+    return {receipt.key: receipt.state for receipt in await store.receipts(RUN)}
+
+
+async def at_work(actor: SandboxActor, backend: HeldBackend, orders: list[Order]) -> list[asyncio.Task[Any]]:
+    """All of them ordered, one after the other; the first one has begun."""
+    work = []
+    for one in orders:
+        work.append(asyncio.ensure_future(actor.execute(one)))
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    async def begun() -> bool:
+        return bool(backend.begun)
+
+    await wait_until_async(begun, 10, "the first call to begin")
+    return work
+
+
+def test_a_call_is_on_record_once_there_is_room_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sandbox that died made every call in its queue unknown, though none of them had started."""
+
+    async def played() -> None:
+        store = MemoryStore()
+        actor, backend, run = await actor_with(store, monkeypatch)
+        work = await at_work(actor, backend, [order(run, "k1"), order(run, "k2"), order(run, "k3")])
+        assert await keys_on_record(store) == {"k1": "started"}, "the queue would start anew if this process died now"
+        assert backend.begun == ["k1"]
+        backend.go.set()
+        assert [outcome.value for outcome in await asyncio.gather(*work)] == ["k1", "k2", "k3"]
+        assert await keys_on_record(store) == {"k1": "done", "k2": "done", "k3": "done"}
+        started = [event.data for event in await store.events(RUN) if event.kind == "tool_started"]
+        assert [(data["key"], data["wall_s"]) for data in started] == [("k1", 7), ("k2", 7), ("k3", 7)]
+
+    run_async(played())
+
+
+def test_a_queued_call_of_an_owner_that_lost_the_run_never_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def played() -> None:
+        store = MemoryStore()
+        actor, backend, run = await actor_with(store, monkeypatch)
+        first, queued = await at_work(actor, backend, [order(run, "k1"), order(run, "k2")])
+        events = [Event("crashed", 3.0, {"cause": "actor_died", "epoch": run.epoch, "attempt": 1})]
+        await store.requeue(RUN, run.epoch, 3.0, 0.0, events, counters_of("g", events))
+        again = await store.claim(RUN, "next owner", 60.0, 4.0)
+        anew = order(again, "k2")
+        anew = dataclasses.replace(anew, receipt=dataclasses.replace(anew.receipt, token="of the next owner"))
+        next_one = asyncio.ensure_future(actor.execute(anew))
+        backend.go.set()
+        assert (await first).value == "k1", "one that has started is finished, whoever owns the run (law 5)"
+        with pytest.raises(Fenced):
+            await queued
+        assert (await next_one).value == "k2"
+        assert backend.begun == ["k1", "k2"]
+
+    run_async(played())
+
+
+def test_a_queued_call_that_nobody_wants_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def played() -> None:
+        store = MemoryStore()
+        actor, backend, run = await actor_with(store, monkeypatch)
+        first, queued, third = await at_work(actor, backend, [order(run, key) for key in ("k1", "k2", "k3")])
+        await actor.abort("k2", "token of k2")
+        with pytest.raises(asyncio.CancelledError):
+            await queued
+        await actor.abort("k1", "token of k1")
+        assert (await first).kind == "killed"
+        backend.go.set()
+        assert (await third).value == "k3"
+        assert await keys_on_record(store) == {"k1": "done", "k3": "done"}
+
+    run_async(played())
+
+
+def test_a_call_that_is_ended_while_it_is_put_on_record_does_not_stay_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(MemoryStore):
+        go = asyncio.Event()
+
+        async def begin(self, *args: Any) -> Any:
+            begun = await super().begin(*args)
+            await self.go.wait()
+            return begun
+
+    async def played() -> None:
+        store = Slow()
+        store.go = asyncio.Event()
+        actor, backend, run = await actor_with(store, monkeypatch)
+        work = asyncio.ensure_future(actor.execute(order(run, "k1")))
+
+        async def on_record() -> bool:
+            return bool(await store.receipts(RUN))
+
+        await wait_until_async(on_record, 10, "the call to be on record")
+        await actor.abort("k1", "token of k1")
+        await asyncio.sleep(0)
+        store.go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        (receipt,) = await store.receipts(RUN)
+        assert (receipt.state, receipt.standing) == ("done", "failed")
+        assert '"killed"' in receipt.outcome
+        assert backend.begun == []
+
+    run_async(played())
+
+
+def test_the_same_order_again_is_the_same_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def played() -> None:
+        store = MemoryStore()
+        actor, backend, run = await actor_with(store, monkeypatch)
+        one = order(run, "k1")
+        work = await at_work(actor, backend, [one, one])
+        attending = asyncio.ensure_future(actor.attend("k1", "token of k1"))
+        await asyncio.sleep(0)
+        backend.go.set()
+        assert [outcome.value for outcome in await asyncio.gather(*work, attending)] == ["k1"] * 3
+        assert backend.begun == ["k1"]
+        assert await actor.attend("k1", "token of k1") is None, "not at work any more: the receipt answers"
+
+    run_async(played())
