@@ -317,3 +317,25 @@ async def hold_loop(state: Script) -> dict[str, Any]:
 
 
 stuck.edge(START, hold_loop).edge(hold_loop, END)
+
+
+class Walk(BaseModel):
+    folder: str
+    name: str
+    steps: int
+    at: int = 0
+
+
+walk = Graph("walk", Walk)
+"""So many supersteps, none of which takes long; each is written down when it runs."""
+
+
+@walk.node
+async def walk_on(state: Walk) -> dict[str, int]:
+    noted(state.folder, f"{state.name}-{state.at}")
+    await asyncio.sleep(0.05)
+    return {"at": state.at + 1}
+
+
+walk.edge(START, walk_on)
+walk.branch(walk_on, lambda state: "walk_on" if state.at < state.steps else END, ["walk_on", END])
