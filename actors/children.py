@@ -153,9 +153,11 @@ def _same(wish: Wish, wanted: NewRun, there: RunRecord) -> RunRecord:
     return there
 
 
-async def result(place: Place, ledger: Ledger, born: Born) -> Any:
+async def result(place: Place, ledger: Ledger, born: Born, known: Interrupt | None) -> Any:
     """How a child ended: its final state, as its graph's model.
 
+    Args:
+        known: the wait for it that is stored with the run, if it has waited already.
     Raises ChildFailed, or Suspended with the Interrupt to wait with.
     """
     child = born.record
@@ -171,11 +173,9 @@ async def result(place: Place, ledger: Ledger, born: Born) -> Any:
                 f"was forked from; wait until it has ended, and have this run retried"
             )
         if not child.final:
-            payload = {"run_id": child.run_id, "graph": child.graph}
-            task = place.task
-            raise Suspended(
-                Interrupt(born.interrupt_id, task.task_id, task.node, "child", payload, asked_at=ledger.clock())
-            )
+            payload, task = {"run_id": child.run_id, "graph": child.graph}, place.task
+            asked_at = known.asked_at if known else ledger.clock()
+            raise Suspended(Interrupt(born.interrupt_id, task.task_id, task.node, "child", payload, asked_at=asked_at))
         answer = {
             "status": child.status,
             "error": child.error,
@@ -184,6 +184,14 @@ async def result(place: Place, ledger: Ledger, born: Born) -> Any:
     if answer["status"] != "succeeded":
         raise ChildFailed(child.run_id, child.graph, answer["status"], answer["error"])
     return born.graph.state.model_validate_json(json.dumps(answer["result"]))
+
+
+async def cancel(ledger: Ledger, born: Born) -> None:
+    """Ask a child, and its own children, to end."""
+    await ledger.durable()
+    now = ledger.clock()
+    await ledger.store.cancel(born.record.run_id, now)
+    await cancel_children(ledger.store, born.record.run_id, now)
 
 
 # --- a run and its children ----------------------------------------------------------------------------------------

@@ -204,7 +204,7 @@ class Context:
         and if it has to run again, it receives the same here.
         """
         index = self._next("receive")
-        return self._begin_recorded(self._receive(deadline, index))
+        return self._begin(self._receive(deadline, index))
 
     def start(
         self,
@@ -226,7 +226,7 @@ class Context:
         Raises EffectMismatch, GraphError, CodeError, CallerError (the input does not fit).
         """
         index = -1 if key else self._next("start")
-        return self._begin_recorded(self._start(graph, input, key, labels, index))
+        return self._begin(self._start(graph, input, key, labels, index))
 
     def run(
         self,
@@ -260,11 +260,11 @@ class Context:
             raise CallerError(
                 f"the deadline of ctx.receive is a timedelta, not {deadline!r:.80}; write e.g. timedelta(seconds=3)"
             )
-        known = self._known.get(mailbox.interrupt_id(mailbox.key_of(self._place, index, self._place.task.attempt)))
+        place, ledger = self._place, self._caller.ledger
+        known = self._known.get(mailbox.interrupt_id(mailbox.key_of(place, index, place.task.attempt)))
         seconds = None if deadline is None else deadline.total_seconds()
-        received = await mailbox.receive(
-            self._place, self._caller.ledger, self._residence.mailbox, known, seconds, index
-        )
+        work = mailbox.receive(place, ledger, self._residence.mailbox, known, seconds, index)
+        received = await self._recorded(work)
         self.taken[received.n] = None
         return received.body
 
@@ -276,24 +276,17 @@ class Context:
         labels: Mapping[str, str] | None,
         index: int,
     ) -> "Child":
-        ship = self._residence.ship
-        born = await children.start(self._place, self._caller.ledger, ship, graph, given, key, labels, index)
+        place, ledger, ship = self._place, self._caller.ledger, self._residence.ship
+        work = children.start(place, ledger, ship, graph, given, key, labels, index)
+        born = await self._recorded(work)
         return Child(self, born)
 
     async def _result_of(self, born: children.Born) -> Any:
         known = self._known.get(born.interrupt_id)
-        try:
-            return await children.result(self._place, self._caller.ledger, born)
-        except Suspended as suspended:
-            if known is not None:  # asked before: since then it waits
-                suspended.args = (known,)
-            raise
+        return await self._recorded(children.result(self._place, self._caller.ledger, born, known))
 
     async def _cancel_child(self, born: children.Born) -> None:
-        await self._caller.durable()
-        now = self._clock()
-        await self._caller.store.cancel(born.record.run_id, now)
-        await children.cancel_children(self._caller.store, born.record.run_id, now)
+        await self._recorded(children.cancel(self._caller.ledger, born))
 
     def _place_of(self, tool: "Tool[..., Any]") -> int:
         if not isinstance(tool, Tool):
@@ -319,11 +312,6 @@ class Context:
 
     async def _effect(self, asked: OwnEffect, index: int) -> Any:
         return await self._recorded(perform(self._caller, self._place, asked, index))
-
-    def _begin_recorded(self, work: Coroutine[Any, Any, R]) -> "asyncio.Task[R]":
-        task = self._begin(self._recorded(work))
-        task.add_done_callback(lambda _: work.close())  # cancelled before its first step, it was never awaited
-        return task
 
     async def _recorded(self, work: Awaitable[R]) -> R:
         """Do what leaves the system; keep what it asks, and what ended it that is no fault of the node."""
@@ -430,11 +418,11 @@ class Child:
         Returns (awaited): the child's final state, as its graph's model.
         Raises ChildFailed: it failed, was cancelled, or is quarantined.
         """
-        return self._context._begin_recorded(self._context._result_of(self._born))
+        return self._context._begin(self._context._result_of(self._born))
 
     def cancel(self) -> asyncio.Task[None]:
         """Ask the child, and its own children, to end. Asking twice is the same as once."""
-        return self._context._begin_recorded(self._context._cancel_child(self._born))
+        return self._context._begin(self._context._cancel_child(self._born))
 
 
 class BlockingContext:

@@ -285,8 +285,9 @@ class Inline:
 
     async def _take_over(self) -> None:
         """A run of ours whose owner died (a process before this one, with the same store and key) is taken from it."""
+        here = set(self._residences)  # before the reading: a residence that ends meanwhile leaves no run behind
         for record in await self._unfinished():
-            if record.status != "running" or record.run_id in self._residences:
+            if record.status != "running" or record.run_id in here:
                 continue
             now = self.clock()
             if is_dead(record.owner.partition("/")[0]) or record.owner == self.owner or record.lease_until <= now:

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from understudy.actors.errors import CallerError, Fenced, StoreUnavailable
+from understudy.actors.errors import CallerError
 from understudy.actors.records import Chunk, RunRecord
 from understudy.actors.step import Task
 from understudy.actors.store import Store
@@ -32,7 +32,7 @@ class Stream:
     """The chunks of one residence of a run, on their way to the store.
 
     Args:
-        failed: called with what makes it impossible to go on: Fenced, StoreUnavailable.
+        failed: called with what makes it impossible to go on: Fenced, StoreUnavailable, or a bug.
     """
 
     def __init__(
@@ -111,7 +111,9 @@ class Stream:
                 if batch:
                     await self._store.stream(self._run.run_id, self._run.epoch, batch)
                 self._sent_at = asyncio.get_running_loop().time()
-        except (Fenced, StoreUnavailable) as error:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
             self._broken = True
             self._failed(error)
         finally:
