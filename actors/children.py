@@ -117,6 +117,7 @@ def _named(parent: RunRecord, wanted: NewRun, name: str, labels: Mapping[str, st
         policy=parent.policy,
         labels={**parent.labels, **(labels or {})},
         parent=parent.run_id,
+        parent_epoch=parent.epoch,
         parent_interrupt="c" + _digest("end of", name)[:15],
         blobs=tuple(blob for blob in (Code.read(wanted.code).blob, parent.policy) if blob),
     )

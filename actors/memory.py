@@ -105,6 +105,8 @@ class MemoryStore:
     async def create(self, run: NewRun, events: Sequence[Event], counters: Counters, now: float) -> RunRecord:
         if run.run_id in self._runs:
             return self._runs[run.run_id].record
+        if run.parent_epoch and self._owned(run.parent, run.parent_epoch, "create").record.status != "running":
+            raise self._fenced(run.parent, run.parent_epoch, "create")
         thread = self._threads.get(run.thread_id, _Thread())
         for other in thread.runs:
             if run.key and other.record.key == run.key:

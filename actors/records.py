@@ -115,6 +115,8 @@ class NewRun:
     """Id of the run that started this one as its child (on a thread of the same partition), or empty."""
     parent_interrupt: str = ""
     """The interrupt of the parent that the end of this run answers."""
+    parent_epoch: int = 0
+    """The parent's epoch, as its owner knows it: nobody else starts a child of it. 0: whoever asks may."""
     blobs: tuple[str, ...] = ()
     """Digests of the blobs that the run needs: they are kept as long as it is."""
 

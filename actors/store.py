@@ -81,7 +81,8 @@ class Store(Protocol):
         is empty, or the seed's id. Thread ids and keys are any text. With `busy` other than enqueue, and unfinished
         runs on the thread: `reject` raises Conflict; `interrupt` does what `cancel` does to each of them; `rollback` as
         well, and sets their `rollback`.
-        Raises Conflict: the key belongs to a run with another digest; `seed` on a thread that is not new; `reject`.
+        Raises Fenced: the parent is not running with `parent_epoch`, if that is not 0 (law 1). Conflict: the key
+        belongs to a run with another digest; `seed` on a thread that is not new; `reject`.
         """
 
     async def due(self, now: float, limit: int) -> Due:

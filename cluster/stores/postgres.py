@@ -108,6 +108,7 @@ class PostgresStore:
             run.busy,
             run.parent,
             run.parent_interrupt,
+            run.parent_epoch,
             to_json(run.blobs),
             events_json(events),
             _counted(counters),
@@ -115,6 +116,8 @@ class PostgresStore:
             now + RETAIN_S,
         )
         match made["outcome"]:
+            case "fenced":
+                raise fenced(run.parent, run.parent_epoch, "create")
             case "key":
                 raise key_conflict(run, made["run"]["run_id"])
             case "seed":

@@ -118,8 +118,8 @@ END $$;
 
 CREATE OR REPLACE FUNCTION run_create(
     p_run_id text, p_thread text, p_graph text, p_version text, p_code text, p_input text, p_digest text, p_key text,
-    p_policy text, p_labels text, p_seed json, p_busy text, p_parent text, p_parent_interrupt text, p_blobs text,
-    p_events json, p_counters json, p_now float8, p_expires_at float8
+    p_policy text, p_labels text, p_seed json, p_busy text, p_parent text, p_parent_interrupt text,
+    p_parent_epoch bigint, p_blobs text, p_events json, p_counters json, p_now float8, p_expires_at float8
 ) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
     known runs%ROWTYPE;
@@ -130,6 +130,13 @@ BEGIN
     SELECT * INTO known FROM runs WHERE run_id = p_run_id;
     IF FOUND THEN
         RETURN answer('known', known.n);
+    END IF;
+    IF p_parent_epoch > 0 THEN -- law 1; before the thread is made, so that a refusal leaves none
+        PERFORM 1 FROM threads WHERE thread_id = p_thread FOR UPDATE;
+        PERFORM 1 FROM runs WHERE run_id = p_parent AND epoch = p_parent_epoch AND status = 'running' FOR UPDATE;
+        IF NOT FOUND THEN
+            RETURN json_build_object('outcome', refuse('create'));
+        END IF;
     END IF;
     LOOP -- somebody may delete the thread between the two
         INSERT INTO threads (thread_id, head) VALUES (p_thread, seed_id) ON CONFLICT DO NOTHING;

@@ -96,6 +96,7 @@ class RedisStore(RedisMail, RedisUpkeep, RedisMoves):
             *keys.thread("runs", "keys", "checkpoints", "history"),
             *keys.shared("threads", "named", "index:all"),
             *keys.place(),
+            *(Keys.of_run(run.parent) if run.parent else keys).run("run"),
         ]
         seed = run.seed
         args: list[Arg] = [
@@ -109,6 +110,7 @@ class RedisStore(RedisMail, RedisUpkeep, RedisMoves):
             run.busy,
             to_json(list(run.blobs)),
             *_cancel_args(now),
+            run.parent_epoch,
             *pairs_args(run_fields(new_record(run, now))),
             *events_args(events),
             *counters_args(counters),
@@ -123,6 +125,8 @@ class RedisStore(RedisMail, RedisUpkeep, RedisMoves):
                 those += [*its.own(), *its.parents(home.parent)]
                 told += [run_id, _cancelled_sample(home.graph)]
             tag, *found = await self._call("create", names + those, args + told)
+        if tag == "fenced":
+            raise fenced(run.parent, run.parent_epoch, "create")
         if tag == "conflict":
             raise key_conflict(run, found[0])
         if tag == "not new":

@@ -13,7 +13,7 @@ from understudy.cluster.stores.redis_link import Script
 CHANNEL = "understudy:work"
 """Where scripts publish that something has become ready."""
 
-_FENCED = ("begin", "commit", "renew", "requeue")
+_FENCED = ("begin", "commit", "create", "renew", "requeue")
 
 
 def _read() -> dict[str, Script]:

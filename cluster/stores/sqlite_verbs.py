@@ -50,6 +50,8 @@ def create(db: Connection, run: NewRun, events: Sequence[Event], counters: Count
     known = one(db, "record", run.run_id)
     if known:
         return run_of(known)
+    if run.parent_epoch:
+        owned(db, run.parent, run.parent_epoch, "create")
     other = one(db, "run_with_key", run.thread_id, run.key) if run.key else None
     if other:
         if other["digest"] != run.digest:

@@ -1,10 +1,11 @@
 """Checks: the end of a child run is an answer to its parent, in the same move."""
 
 import json
+from typing import Any
 
 import pytest
 
-from understudy.actors.errors import Conflict, NotFound
+from understudy.actors.errors import Conflict, Fenced, NotFound
 from understudy.actors.records import Interrupt, RunRecord
 from understudy.actors.store import Store
 from understudy.cluster.testing.conformance.suite import (
@@ -244,3 +245,28 @@ async def check_a_run_may_be_its_own_threads_parent(world: World) -> None:
     await store.cancel(child.run_id, T + 5)
     assert (await store.run(parent.run_id)).status == "queued"
     assert (await store.due(T + 5, 10)).ready == (parent.run_id,)
+
+
+async def check_only_the_owner_of_a_run_starts_its_children(world: World) -> None:
+    """Law 1: one that has lost the run, or given it back, makes nothing, not even a thread."""
+    store = await world.open()
+    parent = await owned(store)
+    told: dict[str, Any] = {"parent": parent.run_id, "parent_interrupt": "child-1"}
+    child = await create(store, "c1", BESIDE, **told, parent_epoch=parent.epoch)
+    assert child.parent == parent.run_id
+    before = await store.counters()
+    other = thread_beside(BESIDE)
+    for epoch in (parent.epoch + 1, parent.epoch + 7):
+        with pytest.raises(Fenced, match=f"create of run {parent.run_id}"):
+            await create(store, "c2", other, **told, parent_epoch=epoch)
+    await store.requeue(parent.run_id, parent.epoch, T + 1, 0.0, [], {})
+    with pytest.raises(Fenced):
+        await create(store, "c2", other, **told, parent_epoch=parent.epoch)
+    with pytest.raises(Fenced):  # nobody owns it
+        await create(store, "c2", other, **told, parent_epoch=parent.epoch + 1)
+    again = await create(store, "c1", BESIDE, **told, parent_epoch=parent.epoch)
+    assert again.run_id == child.run_id, "sent again, it is answered before anything else is looked at"
+    assert len(await store.runs()) == 2
+    assert len(await store.threads()) == 2
+    fenced = 'fence_rejections_total{op="create"}'
+    assert (await store.counters())[fenced] - before.get(fenced, 0.0) == 4.0
