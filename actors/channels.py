@@ -80,7 +80,7 @@ class Channel:
             back = adapter.validate_json(text)
             where = difference(checked, back)
         except Exception as error:
-            reason = f"it is stored as {_short(text)} and cannot be read back: {reason_of(error)}"
+            reason = f"it is stored as {short(text)} and cannot be read back: {reason_of(error)}"
             raise self._refusal(value, writer, path, reason) from None
         if where is not None:
             was, came = _at(checked, where), _at(back, where)
@@ -88,7 +88,7 @@ class Channel:
                 value,
                 writer,
                 ".".join(filter(None, (path, where))),
-                f"{_short(was)} would come back as {_short(came)}; store something that JSON can hold in this type",
+                f"{short(was)} would come back as {short(came)}; store something that JSON can hold in this type",
             )
         if adapter is self.adapter:
             self._check_whole(text, value, writer)
@@ -100,7 +100,7 @@ class Channel:
             return
         bracket = "{" if dict in CONTAINERS[self.kind] else "["
         if not text.startswith(bracket):
-            raise self._refusal(value, writer, "", f"its JSON has to begin with {bracket}, not {_short(text)}")
+            raise self._refusal(value, writer, "", f"its JSON has to begin with {bracket}, not {short(text)}")
         if self.kind == "messages":
             for index, item in enumerate(json.loads(text)):
                 self._check_message(item, writer, str(index))
@@ -138,7 +138,7 @@ class Channel:
     def _refusal(self, value: Any, writer: str, path: str, reason: str) -> InvalidWrite:
         place = f"at {path}: " if path else ""
         return InvalidWrite(
-            f"{writer} wrote {_short(value)} to channel {self.name!r} ({self.type_name}): {place}{reason}"
+            f"{writer} wrote {short(value)} to channel {self.name!r} ({self.type_name}): {place}{reason}"
         )
 
     def decode(self, text: str) -> Any:
@@ -241,10 +241,10 @@ def _channel(model: type[BaseModel], name: str, info: FieldInfo) -> Channel:
     kind = _kind(who, info.annotation, reducer, rest)
     inner: TypeAdapter[Any] | None = None
     try:
-        adapter = _adapter(annotation, model)
+        adapter = adapter_of(annotation, model)
         if kind in ("messages", "barrier"):
             arguments = typing.get_args(info.annotation)
-            inner = _adapter(arguments[-1] if arguments else Any, model)
+            inner = adapter_of(arguments[-1] if arguments else Any, model)
     except Exception as error:
         raise GraphError(f"{who} cannot be stored as JSON: {error}") from error
     type_name = getattr(info.annotation, "__name__", None) or str(info.annotation)
@@ -284,7 +284,7 @@ def _kind(who: str, annotation: Any, reducer: Reducer | None, rest: list[Any]) -
     return "fold" if rest and kind in GROWING else kind
 
 
-def _adapter(annotation: Any, model: type[BaseModel]) -> TypeAdapter[Any]:
+def adapter_of(annotation: Any, model: type[BaseModel]) -> TypeAdapter[Any]:
     """As the model would read the field, but with any bytes: as utf-8, which is pydantic's default, most are none."""
     config = ConfigDict(**{**model.model_config, "ser_json_bytes": "base64", "val_json_bytes": "base64"})
     for name in ("title", "extra", "frozen", "from_attributes"):
@@ -319,7 +319,7 @@ def _at(value: Any, path: str) -> Any:
     return value
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     try:
         text = repr(value)
     except Exception as error:  # too deep, too many digits, or the user's own

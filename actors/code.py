@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from understudy.actors.errors import CodeError
+from understudy.actors.errors import CodeError, GraphError
 from understudy.actors.graph import Graph
 
 CodeMode = Literal["migrate", "latest", "pin"]
@@ -102,13 +102,17 @@ class Library:
         self._files: dict[str, int] = {}
 
     async def graph(self, code: Code) -> Graph:
-        """Raises CodeError: not found, not a graph, or not signed with this deployment's key."""
+        """Raises CodeError: not found, not a graph, one that cannot run, or not signed with this deployment's key."""
         known = self._graphs.get(code.text())
         if known is None:
             known = load_ref(code.ref, code.paths) if code.ref else await self._by_value(code.blob)
-            self._graphs[code.text()] = known
             self._paths += code.paths
-            self._note_files()
+            self._note_files()  # first: a graph that is mended makes this process stale
+            try:
+                known.plan()
+            except GraphError as error:
+                raise CodeError(str(error)) from None
+            self._graphs[code.text()] = known
         return known
 
     async def _by_value(self, blob: str) -> Graph:

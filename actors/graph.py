@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
-from understudy.actors.channels import channels_of
+from understudy.actors.channels import adapter_of, channels_of
 from understudy.actors.errors import GraphError
 from understudy.actors.plan import END, START, Branch, Join, Migration, Node, Plan, Target
 from understudy.policies.retention import All, Keep
@@ -268,7 +268,7 @@ def _node(name: str, fn: Callable[..., Any], state: type[BaseModel], goto: tuple
         takes_state=bool(rest),
         context_name=context.name if context else "",
         is_async=inspect.iscoroutinefunction(fn),
-        arg_adapter=TypeAdapter(annotation),
+        arg_adapter=adapter_of(annotation, state),
         takes_model=annotation is Any or annotation is state,
         goto=goto,
     )

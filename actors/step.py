@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from understudy.actors.alike import difference
 from understudy.actors.attempts import Failure
-from understudy.actors.channels import Channel, reason_of
+from understudy.actors.channels import Channel, reason_of, short
 from understudy.actors.checkpoint import Checkpoint, TaskSpec
 from understudy.actors.errors import GraphError, InvalidWrite
 from understudy.actors.lazy import plain, state_of
@@ -284,8 +285,17 @@ def _spelled(name: str) -> str:
 
 def _arg(node: Node, value: Any, who: str) -> str:
     try:
-        return node.arg_adapter.dump_json(node.arg_adapter.validate_python(value)).decode()
-    except (ValidationError, ValueError, TypeError) as error:
+        checked = node.arg_adapter.validate_python(value)
+        text = node.arg_adapter.dump_json(checked).decode()
+        where = difference(checked, node.arg_adapter.validate_json(text))
+    except Exception as error:  # a validator of the user's may raise anything
         raise InvalidWrite(
-            f"{who} sends {str(value)[:80]!r} to node {node.name!r}, which cannot take it: {reason_of(error)}"
+            f"{who} sends {short(value)} to node {node.name!r}, which cannot take it: {reason_of(error)}"
         ) from None
+    if where is not None:
+        place = f"what lies at {where} of it" if where else "it"
+        raise InvalidWrite(
+            f"{who} sends {short(value)} to node {node.name!r}, where {place} would come as another value or type; "
+            f"annotate the node's first parameter, e.g. {node.name}(item: Item)"
+        )
+    return text

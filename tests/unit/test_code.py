@@ -107,10 +107,29 @@ def test_installed_code_goes_by_reference_and_the_users_own_by_value():
     assert tool_code(mine).blob
 
 
+def test_a_graph_that_cannot_run_is_refused_and_a_mended_one_noticed(tmp_path: Path):
+    module = tmp_path / "mended_of_test_code.py"
+    module.write_text("from understudy import *\nfrom pydantic import BaseModel\nclass S(BaseModel): pass\n"
+                      "graph = Graph('g', S)\n")  # fmt: skip
+    code = Code(ref="mended_of_test_code:graph", paths=(str(tmp_path),))
+    try:
+        shelf = library({})
+        for _ in range(2):
+            with pytest.raises(CodeError, match="graph 'g' cannot run: it has no nodes"):
+                run_async(shelf.graph(code))
+        assert not shelf.is_stale(code)
+        os.utime(module, ns=(1, 1))
+        assert shelf.is_stale(code)
+    finally:
+        sys.path.remove(str(tmp_path))
+        sys.modules.pop("mended_of_test_code", None)
+
+
 def test_a_changed_file_makes_a_process_stale(tmp_path: Path):
     module = tmp_path / "stale_of_test_code.py"
     module.write_text("from understudy import *\nfrom pydantic import BaseModel\nclass S(BaseModel): pass\n"
-                      "graph = Graph('g', S)\n")  # fmt: skip
+                      "graph = Graph('g', S)\ngraph.node(lambda s: None, name='n')\n"
+                      "graph.edge(START, 'n').edge('n', END)\n")  # fmt: skip
     code = Code(ref="stale_of_test_code:graph", paths=(str(tmp_path),))
     try:
         shelf = library({})

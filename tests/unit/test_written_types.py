@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from support.stepping import Stepping, loop_of
-from understudy import append, merge, union
+from understudy import END, START, Graph, Send, append, merge, union
 from understudy.actors.alike import difference
+from understudy.actors.checkpoint import restore
 from understudy.actors.errors import InvalidWrite
+from understudy.actors.plan import Node
 
 
 class Color(enum.Enum):
@@ -265,3 +267,47 @@ def test_what_cannot_be_stored_is_refused_with_its_place(name: str, value: Any, 
         Stepping(loop_of(Keeping, "a")).step({"a": {name: value}})
     assert f"channel {name!r}" in str(refused.value)
     assert "node 'a'" in str(refused.value)
+
+
+class Item(BaseModel):
+    raw: bytes = b""
+
+
+@pytest.mark.parametrize(
+    ("annotation", "sent", "message"),
+    [
+        (Any, (1, 2), "sends .* to node 'work', where it would come as another value or type; annotate"),
+        (Any, {"a": [(1,)]}, r"where what lies at a\.0 of it would come"),
+        (Any, Leaf(), "another value or type"),
+        (float, math.nan, "cannot take it: .*valid number"),
+        (Item, Item(raw=b"\xff"), "cannot take it: .*utf-8"),
+    ],
+)
+def test_what_is_sent_comes_as_it_was_sent_or_not_at_all(annotation: Any, sent: Any, message: str) -> None:
+    with pytest.raises(InvalidWrite, match=message):
+        _sent(annotation, sent)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.data())
+def test_what_is_sent_is_what_comes(data: st.DataObject) -> None:
+    annotation, strategy = data.draw(types)
+    sent = data.draw(strategy)
+    node, text = _sent(annotation, sent)
+    assert difference(node.arg_adapter.validate_python(sent), node.arg_adapter.validate_json(text)) is None
+
+
+def _sent(annotation: Any, value: Any) -> tuple[Node, str]:
+    """Through a graph in which every superstep sends the value to `work`; as the next checkpoint has it."""
+
+    def work(item: Any) -> None: ...
+
+    work.__annotations__["item"] = annotation
+    graph = Graph("sending", Keeping)
+    graph.node(work)
+    graph.edge(START, "work").branch("work", lambda state: [Send("work", value), END], ["work", END])
+    stepping = Stepping(graph)
+    stepping.step({})
+    (spec,) = restore(stepping.chain()).frontier
+    assert spec.arg is not None
+    return stepping.plan.nodes["work"], spec.arg
