@@ -1,7 +1,9 @@
 """A channel is one typed cell of a run's state: a field of the user's model, with a rule for merging writes.
 
 Values are kept as JSON text, so what a node reads after a crash is, letter for letter, what it would have read without
-one (law 6). A write is validated before it is stored, and refused if it would come back different.
+one (law 6). A write is validated before it is stored, and refused if it would come back different: of another value or
+type (see alike.py; of a time's zone, JSON keeps the offset, not the name). Bytes may be any: they are stored as base64,
+but in models of the user's own, which have to ask for it: ConfigDict(ser_json_bytes="base64", val_json_bytes="base64").
 """
 
 import json
