@@ -89,6 +89,7 @@ class Supervisor:
         self._freed = asyncio.Event()
         self._turns = Turns()
         self._grace = Grace(config.lease_s)
+        self._last_beat = self._last_sweep = 0.0
         self._host = socket.gethostname()
         self.name = name_of_this_process()
         self._isolation: dict[str, Any] = {}
@@ -106,20 +107,8 @@ class Supervisor:
         self._grace.asked(began, time.monotonic())
         await self._start_services()
         await self._take_over()
-        last_sweep = last_beat = 0.0
         while True:
-            now, began = time.time(), time.monotonic()
-            try:
-                await self._tick(now)
-                if now - last_beat >= 1.0:
-                    await self._store.beat(self.name, json.dumps(self.report()), now)
-                    last_beat = now
-                if now - last_sweep >= 60.0:
-                    await self._store.sweep(now)
-                    last_sweep = now
-            except StoreUnavailable:
-                await asyncio.sleep(0.5)
-            self._grace.asked(began, time.monotonic())
+            await self._turn(time.time())
             await self._wait()
 
     def report(self) -> dict[str, Any]:
@@ -211,6 +200,22 @@ class Supervisor:
                 await self._requeue(run.run_id, run.epoch, "supervisor_lost")
 
     # --- one turn ---
+
+    async def _turn(self, now: float) -> None:
+        """All there is to do now, and a note of how long the store took over it."""
+        assert self._store is not None
+        began = time.monotonic()
+        try:
+            await self._tick(now)
+            if now - self._last_beat >= 1.0:
+                await self._store.beat(self.name, json.dumps(self.report()), now)
+                self._last_beat = now
+            if now - self._last_sweep >= 60.0:
+                await self._store.sweep(now)
+                self._last_sweep = now
+        except StoreUnavailable:
+            await asyncio.sleep(0.5)
+        self._grace.asked(began, time.monotonic())
 
     async def _tick(self, now: float) -> None:
         assert self._store is not None

@@ -1,0 +1,87 @@
+"""What a supervisor does about leases that have passed, on a store that is away for a while. Without Ray: no actors."""
+
+import asyncio
+import time
+
+import pytest
+
+from support.waiting import run_async
+from understudy.actors.errors import StoreUnavailable
+from understudy.actors.memory import MemoryStore
+from understudy.actors.records import Due, RunRecord
+from understudy.actors.supervisor import Supervisor, SupervisorConfig
+from understudy.cluster.testing.conformance.suite import create
+from understudy.policies.restart import RestartPolicy
+
+LEASE_S = 2.0
+
+
+class AwayStore(MemoryStore):
+    """Answers late, or not at all, as long as it is told to."""
+
+    away_s = 0.0
+    gives_up = False
+
+    async def due(self, now: float, limit: int) -> Due:
+        await asyncio.sleep(self.away_s)
+        if self.gives_up:
+            raise StoreUnavailable("gone")
+        return await super().due(now, limit)
+
+
+async def supervised(store: MemoryStore) -> tuple[Supervisor, RunRecord]:
+    """A supervisor with no actors of its own, and a run whose owner is elsewhere and has not renewed in time."""
+
+    async def opened() -> MemoryStore:
+        return store
+
+    config = SupervisorConfig(
+        deployment="test",
+        open_store=opened,
+        secret=b"",
+        deployment_policy="",
+        run_actors=1,
+        spare_actors=0,
+        runs_per_actor=1,
+        sandbox_actors=0,
+        calls_per_sandbox=1,
+        lease_s=LEASE_S,
+        hang_after_s=10.0,
+        cancel_within_s=10.0,
+        restart=RestartPolicy(),
+    )
+    supervisor = Supervisor(config)
+    supervisor._store = store
+    run = await create(store)
+    return supervisor, await store.claim(run.run_id, "elsewhere/1", -1.0, time.time())
+
+
+def test_a_lease_that_has_passed_is_a_death() -> None:
+    async def played() -> None:
+        store = AwayStore()
+        supervisor, run = await supervised(store)
+        await supervisor._turn(time.time())
+        assert (await store.run(run.run_id)).restarts == 1
+
+    run_async(played())
+
+
+@pytest.mark.parametrize("gives_up", [False, True])
+def test_but_not_right_after_the_store_was_away(gives_up: bool) -> None:
+    async def played() -> None:
+        store = AwayStore()
+        supervisor, run = await supervised(store)
+        await store.renew([(run.run_id, 1)], 1.0, time.time())
+        store.away_s, store.gives_up = LEASE_S * 0.6, gives_up
+        await supervisor._turn(time.time())  # it asks, and is answered, when the lease has passed
+        store.away_s, store.gives_up = 0.0, False
+        assert (await store.due(time.time(), 1)).overdue == ((run.run_id, 1),)
+        await supervisor._turn(time.time())
+        assert (await store.run(run.run_id)).restarts == 0  # its owner has the time of a lease to come back
+        until = time.monotonic() + 3 * LEASE_S
+        while (await store.run(run.run_id)).restarts == 0:
+            assert time.monotonic() < until, "it never comes back, and is never taken"
+            await supervisor._turn(time.time())
+            await asyncio.sleep(0.05)
+
+    run_async(played())
