@@ -546,11 +546,11 @@ class MemoryStore:
         self._bell.ring()
 
     def _end(self, run: _Run, status: Status, at: float, retain_s: float) -> None:
-        run.due_at, run.messages = None, []
+        run.due_at = None
         run.record = replace(run.record, status=status, owner="", lease_until=0.0, not_before=0.0)
         thread = self._threads[run.record.thread_id]
         if status in ("succeeded", "cancelled"):
-            run.writes = {}
+            run.writes, run.messages = {}, []
             run.record = replace(run.record, interrupts=(), answers={})
         if status == "cancelled" and run.record.rollback and run.record.head != run.record.base:
             thread.head = run.record.base

@@ -14,8 +14,8 @@ Laws kept here (numbers as in the design):
 A run that becomes final, by any verb, gives its lease back, releases the next run of its thread, and sets how long the
 thread is kept: by `retain_s` of the commit, else 7 days. The last run of a thread decides; while one is unfinished the
 thread is not swept. Receipts stay as long as their checkpoint. One that succeeded or was cancelled loses its pending
-writes, interrupts and answers, and every final one its mailbox; one that failed or was quarantined keeps the others,
-for `retry`. A cancelled run with `rollback` that has made a checkpoint sets the head of its thread back to its `base`.
+writes, interrupts, answers and mailbox; one that failed or was quarantined keeps them, for `retry`. A cancelled run
+with `rollback` that has made a checkpoint sets the head of its thread back to its `base`.
 
 If a run that becomes final has a parent that is not final, the end is an answer to the parent's interrupt
 `parent_interrupt`, whether it is open yet or not: JSON `{"status": ..., "error": ..., "result": ...}` (see

@@ -114,10 +114,9 @@ local function end_run(keys, place, run_id, status, at, keep_until)
   redis.call('HSET', keys.run, 'owner', '', 'lease', '0', 'not_before', '0')
   move(keys.run, place, run_id, was, status, created)
   redis.call('ZREM', place.queue, run_id)
-  redis.call('DEL', keys.messages)
   if status == 'succeeded' or status == 'cancelled' then
     redis.call('HSET', keys.run, 'interrupts', '[]')
-    redis.call('DEL', keys.writes, keys.answers)
+    redis.call('DEL', keys.writes, keys.answers, keys.messages)
   end
   if status == 'cancelled' and rollback == '1' and head ~= base then
     if base == '' then

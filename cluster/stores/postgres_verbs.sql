@@ -71,8 +71,8 @@ DECLARE run runs%ROWTYPE;
 BEGIN
     UPDATE runs SET status = p_status, owner = '', lease_until = 0, not_before = 0, due_at = NULL
     WHERE n = run_n RETURNING * INTO run;
-    DELETE FROM messages WHERE messages.run = run_n;
     IF p_status IN ('succeeded', 'cancelled') THEN -- the others keep what `retry` goes on with
+        DELETE FROM messages WHERE messages.run = run_n;
         DELETE FROM writes WHERE writes.run = run_n;
         UPDATE runs SET interrupts = '[]', open_ids = '{}', answers = '{}' WHERE n = run_n;
     END IF;

@@ -283,8 +283,8 @@ def _sleep(db: Connection, n: int, commit: Commit, *, wake_now: bool) -> None:
 
 def _end(db: Connection, n: int, status: Status, at: float, retain_s: float, result: str = "") -> None:
     do(db, "end", status, n)
-    do(db, "empty_mailbox", n)
     if status in ("succeeded", "cancelled"):  # the others keep what `retry` goes on with
+        do(db, "empty_mailbox", n)
         do(db, "delete_writes", n)
         do(db, "clear_questions", n)
     run = one(db, "ended", n)

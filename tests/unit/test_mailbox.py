@@ -341,3 +341,26 @@ def test_receipts_and_events_tell_of_it():
 def test_what_is_no_message_is_refused(bad: Any):
     with pytest.raises(CallerError, match="the message"):
         message_text(bad)
+
+
+def test_a_run_that_is_retried_has_all_that_it_was_sent():
+    """What its failed attempt had received, in the same place, and what it had not come to."""
+    broken = [True]
+
+    async def node(ctx: Context) -> dict[str, Any]:
+        first = await ctx.receive()
+        if broken:
+            raise ValueError("out of order")
+        return {"seen": [first, await ctx.receive()]}
+
+    async def played() -> None:
+        stage = Stage(MemoryStore(), one(node))
+        run = await stage.start()
+        await post(stage, run, "a", "b")
+        assert await stage.drive(run) == "failed"
+        broken.clear()
+        await run.retry()
+        assert await stage.drive(run) == "succeeded"
+        assert (await run.result(1)).seen == ["a", "b"]
+
+    run_async(played())
