@@ -189,7 +189,7 @@ class Caller:
         if tool.idempotent:
             return None
         told = await self._reconcile(wish, tool, receipt, args)
-        return await self.ledger.reconciled(wish, receipt, told)
+        return await self.ledger.reconciled(wish, receipt, told, tool.decode)
 
     async def _reconcile(self, wish: Wish, tool: Tool[Any, Any], receipt: Receipt, args: dict[str, Any]) -> Reconciled:
         """Ask the outside how a call ended, in a sandbox, under the policy's decision on the same call."""

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from understudy.actors import children, mailbox
 from understudy.actors.calls import Caller, Place, check_value
+from understudy.actors.channels import reason_of
 from understudy.actors.children import Ship
 from understudy.actors.errors import (
     CallerError,
@@ -39,7 +40,6 @@ from understudy.actors.interrupts import (
     interrupt_id,
     new_interrupt,
     next_id,
-    problem_of,
     question,
     typed,
 )
@@ -347,7 +347,7 @@ class Context:
                 try:
                     return typed(asked, answer)
                 except ValidationError as error:
-                    asked, named = asked_again(asked, problem_of(error)), next_id(named, json.dumps(answer))
+                    asked, named = asked_again(asked, reason_of(error)), next_id(named, json.dumps(answer))
             else:
                 found = known or new_interrupt(named, task.task_id, task.node, asked, self._clock(), since)
                 self._ask(found)

@@ -57,6 +57,14 @@ class Fork:
     effects: Mapping[str, Beyond]
     """By place."""
 
+    def of_origin(self, place: str, digest: str) -> Beyond | None:
+        """What the origin did that a call in the fork may repeat: this very call in its place, or elsewhere (the fork
+        may come to it on another way), or else another call in this place."""
+        here = self.effects.get(place)
+        if here is not None and here.digest == digest:
+            return here
+        return next((told for told in self.effects.values() if told.digest == digest), here)
+
 
 def beyond_point(
     receipts: Iterable[Receipt], calls: Mapping[str, str], inherited: Fork | None, step: int

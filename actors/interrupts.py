@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from understudy.actors.errors import CallerError
 from understudy.actors.records import Interrupt
@@ -157,9 +157,3 @@ def asked_again(asked: Question, problem: str) -> Question:
 def typed(asked: Question, answer: Any) -> Any:
     """An answer as the node gets it. Raises ValidationError."""
     return answer if asked.adapter is None else asked.adapter.validate_json(json.dumps(answer))
-
-
-def problem_of(error: ValidationError) -> str:
-    """What is wrong with an answer, on one line."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)[:3]
-    return "; ".join(": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in found)

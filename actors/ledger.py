@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from understudy.actors.effects import DEADLINE, call_digest, effect_key, place_of, read_outcome, stands, write_outcome
-from understudy.actors.errors import EffectMismatch, Suspended
+from understudy.actors.errors import CallerError, EffectMismatch, Suspended
 from understudy.actors.events import counters_of
 from understudy.actors.forks import Beyond, fork_of
 from understudy.actors.outcome import Outcome
@@ -148,11 +148,19 @@ class Ledger:
         )
         return await self.store.receipt(run.run_id, receipt.key, receipt.checkpoint_id) or receipt
 
-    async def reconciled(self, wish: Wish, receipt: Receipt, told: Reconciled) -> Outcome | None:
+    async def reconciled(
+        self, wish: Wish, receipt: Receipt, told: Reconciled, fits: Callable[[Any], Any]
+    ) -> Outcome | None:
         """What the outside told of an unknown effect: its outcome, or None where it is to be made.
 
-        Raises Suspended where the outside cannot tell either, and nobody has answered.
+        `fits` raises CallerError for a value that cannot be its result. Raises Suspended where the outside cannot tell
+        either, and nobody has answered.
         """
+        if isinstance(told, Done):
+            try:
+                fits(told.value)
+            except CallerError as error:
+                told = Unsure(str(error))
         match told:
             case Done(value):
                 outcome = Outcome("ok", value=value, note="reconciled: the other side had it")
@@ -160,15 +168,20 @@ class Ledger:
             case NeverHappened():
                 return None
             case Unsure(why):
-                return await self.ask_unknown(wish, receipt, why)
+                return await self._ask_unknown(wish, receipt, why, fits)
 
-    async def ask_unknown(self, wish: Wish, receipt: Receipt, why: str = "") -> Outcome | None:
-        """What a person told of an unknown effect: its outcome, or None where it is to be made again.
-
-        Raises Suspended while nobody has.
-        """
-        interrupt_id = "u" + receipt.token[:15]
-        if interrupt_id not in wish.place.answers:
+    async def _ask_unknown(self, wish: Wish, receipt: Receipt, why: str, fits: Callable[[Any], Any]) -> Outcome | None:
+        """What a person told of an unknown effect. A value that cannot be its result is asked for again."""
+        interrupt_id, problem = "u" + receipt.token[:15], ""
+        answers = wish.place.answers
+        while interrupt_id in answers and isinstance(answers[interrupt_id], dict):
+            try:
+                fits(answers[interrupt_id].get("value"))
+                break
+            except CallerError as error:
+                problem = str(error)
+                interrupt_id = "u" + call_digest(interrupt_id, "again", {})[:15]
+        if interrupt_id not in answers:
             who = f"the sandbox died during this call ({wish.said})"
             if not receipt.sandbox:
                 who = f"the run's process died during this effect ({wish.said})"
@@ -179,8 +192,10 @@ class Ledger:
                 "tool": wish.name,
                 "question": question + 'look, and answer "retry", "fail" or {"value": ...}',
             }
+            if problem:
+                payload["problem"] = problem
             raise self.question(wish, interrupt_id, "unknown", payload)
-        match wish.place.answers[interrupt_id]:
+        match answers[interrupt_id]:
             case "retry":
                 return None
             case {"value": value}:
@@ -216,18 +231,19 @@ class Ledger:
         Raises Suspended while a person has to say so.
         """
         fork = fork_of(wish.place.run.input)
-        told = fork.effects.get(wish.where) if fork else None
+        told = fork.of_origin(wish.where, wish.digest) if fork else None
         if fork is None or told is None or fork.mode == "repeat":
             return None
         origin = await self.store.receipt(told.run_id, told.key, told.checkpoint_id)
         usable = origin is not None and origin.state == "done"
         same = told.digest == wish.digest
+        exact = same and told.place == wish.where  # only then does the mode answer for it
         asked = call_digest(wish.place.task.task_id, wish.where, {"digest": wish.digest, "usable": usable})
         interrupt_id = "f" + asked[:15]
         by, answer = f"effects={fork.mode!r}", fork.mode
         if interrupt_id in wish.place.answers:
             by, answer = "a person", wish.place.answers[interrupt_id]
-        elif not same or fork.mode == "ask" or (fork.mode == "reuse" and not usable):
+        elif not exact or fork.mode == "ask" or (fork.mode == "reuse" and not usable):
             answers = ["repeat", "reuse", "refuse"] if usable else ["repeat", "refuse"]
             payload = {
                 "tool": wish.name,
@@ -236,7 +252,9 @@ class Ledger:
                     "call": told.call,
                     "standing": origin.standing if origin else told.standing,
                     "run_id": told.run_id,
+                    "place": told.place,
                 },
+                "place": wish.where,
                 "same": same,
                 "question": _question(wish, told, same, usable),
                 "answers": answers,
@@ -313,7 +331,8 @@ def _kind(name: str) -> str:
 
 
 def _question(wish: Wish, told: Beyond, same: bool, usable: bool) -> str:
-    words = f"run {told.run_id}, which this one was forked from, has asked for {told.call or told.name} in this place"
+    where = "in this place" if told.place == wish.where else f"in another place ({told.place})"
+    words = f"run {told.run_id}, which this one was forked from, has asked for {told.call or told.name} {where}"
     words += f" ({told.standing})"
     words += "; the fork asks for the same" if same else f"; the fork asks for another call, {wish.said}"
     choices = ['"repeat" (it is done, if the policy allows it)']

@@ -9,6 +9,7 @@ Laws kept here:
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import json
 import time
@@ -22,7 +23,8 @@ from pydantic_core import to_jsonable_python
 
 from understudy.actors.alike import difference
 from understudy.actors.calls import Caller
-from understudy.actors.effects import OWN, call_digest, call_text, read_outcome, write_outcome
+from understudy.actors.channels import reason_of
+from understudy.actors.effects import OWN, call_digest, call_text, place_of, read_outcome, write_outcome
 from understudy.actors.errors import CallerError, EffectFailed, StoreUnavailable, tellable
 from understudy.actors.events import counters_of
 from understudy.actors.ledger import Ledger, Place, Wish
@@ -80,7 +82,9 @@ async def perform(caller: Caller, place: Place, effect: OwnEffect, index: int) -
     """
     ledger = caller.ledger
     told = {} if effect.about is None else {"about": effect.about}
-    digest = call_digest(effect.ledger_name, "", told)
+    # Nothing is known of what it is about: it is the same as the one in this place, and as no other one.
+    meant = told or {"place": place_of(place.task, effect.ledger_name, index)}
+    digest = call_digest(effect.ledger_name, "", meant)
     blank = Wish(place, effect.ledger_name, index, digest, call_text(effect.name, told))
     wish, receipt = await ledger.find(place, lambda attempt: replace(blank, attempt=attempt))
     while True:
@@ -110,7 +114,8 @@ async def _on_record(caller: Caller, effect: OwnEffect, wish: Wish, receipt: Rec
         return read_outcome(receipt.outcome)
     if effect.idempotent:
         return None
-    return await ledger.reconciled(wish, receipt, await _reconcile(caller, effect, wish.key))
+    told = await _reconcile(caller, effect, wish.key)
+    return await ledger.reconciled(wish, receipt, told, functools.partial(_typed, effect))
 
 
 async def _reconcile(caller: Caller, effect: OwnEffect, key: str) -> Reconciled:
@@ -118,9 +123,14 @@ async def _reconcile(caller: Caller, effect: OwnEffect, key: str) -> Reconciled:
         return Unsure()
     try:
         told = read_reconciled(await _called(caller, effect.reconcile, key))
-        return Done(_jsonable(effect, told.value)) if isinstance(told, Done) else told
     except Exception as error:
-        return Unsure(f"{type(error).__name__}: {tellable(str(error), 300)}")
+        return Unsure(f"{type(error).__name__}: {tellable(_text(error), 300)}")
+    if not isinstance(told, Done):
+        return told
+    try:
+        return Done(_jsonable(effect, told.value))
+    except Exception as error:
+        return Unsure(tellable(f"{told.value!r:.80} does not fit its type: {reason_of(error)}", 300))
 
 
 async def _begin(ledger: Ledger, wish: Wish, effect: OwnEffect) -> Any:
@@ -142,7 +152,7 @@ async def _perform(caller: Caller, wish: Wish, effect: OwnEffect, receipt: Recei
         try:
             value = _jsonable(effect, returned)
         except Exception as error:
-            raise ValueError(f"it was performed, but its result cannot be kept: {error}") from error
+            raise ValueError(f"it was performed, but its result cannot be kept: {reason_of(error)}") from error
         outcome = Outcome("ok", value=value)
     except BaseException as error:  # whatever it is, it is the end of this effect, and the run's to judge
         if isinstance(error, asyncio.CancelledError) and _is_cancelled():
@@ -194,12 +204,16 @@ def _result(effect: OwnEffect, outcome: Outcome) -> Any:
     """An outcome on record, as the node gets it."""
     if outcome.kind != "ok":
         raise EffectFailed(effect.name, outcome)
+    return _typed(effect, outcome.value)
+
+
+def _typed(effect: OwnEffect, value: Any) -> Any:
+    """A result from JSON values. Raises CallerError: it is none."""
     try:
-        return effect.adapter.validate_json(json.dumps(outcome.value))
+        return effect.adapter.validate_json(json.dumps(value))
     except ValidationError as error:
         raise CallerError(
-            f"effect {effect.name!r}: what is on record, {json.dumps(outcome.value)[:80]}, does not fit its type: "
-            f"{error.errors(include_url=False)[0]['msg']}"
+            f"effect {effect.name!r}: {json.dumps(value)[:80]} does not fit its type: {reason_of(error)}"
         ) from None
 
 

@@ -215,13 +215,13 @@ def question_lines(run_id: str, question: Interrupt, now: float, typed: Typed) -
         if payload["reason"]:
             text.append(f"  {payload['reason']}\n")
         text.append(f"  rule {payload['rule']!r} of policy {payload['policy']!r}\n", style="dim")
-        if "problem" in payload:
-            text.append(f"  the answer before could not be used: {payload['problem']}\n", style="yellow")
     elif question.kind in ("unknown", "repeat"):
         text.append(f"  {payload['tool']}: {payload['question']}\n")
     else:
         shown = payload if isinstance(payload, str) else json.dumps(payload, indent=2, ensure_ascii=False)
         text.append("".join(f"  {line}\n" for line in shown.splitlines()))
+    if question.kind in ("approval", "unknown") and "problem" in payload:
+        text.append(f"  the answer before could not be used: {payload['problem']}\n", style="yellow")
     if question.kind == "question" and question.schema is not None:
         text.append(f"  an answer has to fit {short(question.schema, 300)}\n", style="dim")
     for command in answers_to(run_id, question, typed):

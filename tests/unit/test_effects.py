@@ -370,6 +370,30 @@ def test_a_person_is_asked(how: str, answer: Any, ends: str, calls: int, standin
     run_async(played())
 
 
+@pytest.mark.parametrize("by", ["a person", "the other side"])
+def test_a_value_that_is_no_result_is_not_taken(by: str):
+    async def played() -> None:
+        look = (lambda: Done("seven")) if by == "the other side" else None
+        stage, begun, go, keys = at_work(type=int, reconcile=look)
+        run = await stage.start()
+        await interrupted_in(stage, run, begun)
+        go.set()
+        assert await stage.drive(run) == "waiting"
+        (first,) = open_questions(await run.record())
+        assert ("'seven' does not fit its type" in first.payload["question"]) == (by == "the other side")
+        await run.resume({"value": "eight"})
+        assert await stage.drive(run) == "waiting"
+        (again,) = open_questions(await run.record())
+        assert again.interrupt_id != first.interrupt_id
+        assert '"eight" does not fit its type' in again.payload["problem"]
+        await run.resume({"value": 8})
+        assert await stage.drive(run) == "succeeded"
+        assert (await run.result()).seen == [8]
+        assert len(keys) == 1
+
+    run_async(played())
+
+
 def test_a_late_end_is_knowledge():
     """The owner that lost the run was only slow: what its effect came to is taken, and nobody is asked."""
 

@@ -236,6 +236,41 @@ def test_another_call_is_made_if_repeating_was_asked_for(url: str) -> None:
     played(url, play)
 
 
+@pytest.mark.parametrize("effects", ["ask", "reuse", "refuse"])
+def test_a_call_that_comes_in_another_place_is_asked_about_too(url: str, effects: Mode) -> None:
+    """The fork takes another way, and comes to what the origin did where nobody expects it: it would be done twice."""
+
+    async def play(store: Store) -> None:
+        async def travel(state: Trip, ctx: Context) -> dict[str, Any]:
+            tickets = [await ctx.call(book, to=to) for to in state.to.split()]
+            model = await ctx.effect(
+                "model", lambda: WORLD.append("model") or 1
+            )  # nothing is known of what it is about
+            return {"seen": [*tickets, model]}
+
+        async def more(state: Trip, ctx: Context) -> dict[str, Any]:
+            return {"seen": [await ctx.effect("model", lambda: WORLD.append("more") or 2) for _ in range(state.limit)]}
+
+        stage = on(store, begin, travel, more)
+        run, first = await origin(stage, to="Rome Bern", limit=1)
+        before = list(WORLD)
+        fork = await run.fork(first, {"to": "Bern", "limit": 2}, effects=effects)
+        assert await stage.drive(fork) == "waiting"
+        asked = await question(fork)
+        assert (asked.payload["same"], asked.payload["origin"]["place"]) == (True, "2/0/travel/book/1")
+        assert "in another place (2/0/travel/book/1)" in asked.payload["question"]
+        assert before == WORLD
+        await fork.resume("reuse")
+        while await stage.drive(fork) == "waiting":
+            asked = await question(fork)
+            assert asked.payload["origin"]["place"] == asked.payload["place"], "of these, only what stands in its place"
+            await fork.resume("reuse")
+        assert (await fork.record()).status == ("failed" if effects == "refuse" else "succeeded")
+        assert WORLD[len(before) :] == ([] if effects == "refuse" else ["more"]), "the second model call is a new one"
+
+    played(url, play)
+
+
 # --- how the origin's effects stand ---------------------------------------------------------------------------------
 
 
