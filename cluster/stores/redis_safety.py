@@ -47,9 +47,11 @@ class RedisInfo:
 
 async def read_info(redis: RedisClient) -> list[RedisInfo]:
     """Of the server, or of every node of a cluster that has keys; finds the nodes, if it is one."""
+    await redis.ask_each(pack("PING"))  # waits while it reads its file: INFO answers, and says that there is none
     texts = await redis.ask_each(pack("INFO"))
     if redis.slots is None and any(_pairs(text).get("cluster_enabled") == "1" for [text] in texts.values()):
         await redis.find_nodes()
+        await redis.ask_each(pack("PING"))
         texts = await redis.ask_each(pack("INFO"))
     try:
         policies = await redis.ask_each(pack("CONFIG", "GET", "appendfsync"))

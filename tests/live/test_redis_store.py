@@ -137,20 +137,6 @@ def test_scripts_touch_declared_keys_of_one_slot_only(
     assert called == set(SCRIPTS)
 
 
-class ClusterServer(RedisServer):
-    """A node of a Redis Cluster that holds all slots: it refuses a script that leaves the slot of its keys."""
-
-    def command(self) -> Sequence[str]:
-        return [*super().command(), "--cluster-enabled", "yes"]
-
-
-def test_scripts_run_on_a_cluster_node() -> None:
-    with ClusterServer() as server:
-        server.client().execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        wait_until(lambda: "cluster_state:ok" in str(server.client().execute_command("CLUSTER", "INFO")), 10, "slots")
-        run_suite(server.url, server)
-
-
 def test_what_a_commit_sends_and_touches_does_not_grow(redis_server: RedisServer, redis_url: str) -> None:
     admin = redis_server.client()
 
