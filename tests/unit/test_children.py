@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -9,12 +10,13 @@ from pydantic import BaseModel
 
 from support.stage import Stage
 from support.waiting import run_async
-from understudy import END, START, BlockingContext, ChildFailed, Context, Graph, Retry, append
+from understudy import END, START, BlockingContext, ChildFailed, Context, Graph, Retry, ToolDenied, append
 from understudy.actors.children import children_of
 from understudy.actors.errors import StoreUnavailable
 from understudy.actors.memory import MemoryStore
 from understudy.actors.records import RunRecord, partition_of_thread
-from understudy.cluster.client import Run
+from understudy.cluster.client import Cluster, Run
+from understudy.cluster.settings import Settings
 
 
 class Log(BaseModel):
@@ -347,5 +349,63 @@ def test_a_child_retried_after_it_failed_gives_its_parent_another_try():
         assert (await run.result(1)).n == 7
         assert len(ran) == 2
         assert json.loads((await run.record()).answers.get("none", "null")) is None
+
+    run_async(played())
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("reuse", 2), ("repeat", 2), ("refuse", -1), ("ask", 2)])
+def test_a_fork_does_not_start_its_origins_child_again_without_being_asked(mode: Any, expected: int):
+    graph = Graph("forked", Log)
+
+    @graph.node
+    async def first() -> dict[str, Any]:
+        return {"seen": ["first"]}
+
+    @graph.node
+    async def second(ctx: Context) -> dict[str, Any]:
+        try:
+            return {"n": (await ctx.run(child, {"n": 1})).n}
+        except ToolDenied:
+            return {"n": -1}
+
+    graph.edge(START, first).edge(first, second).edge(second, END)
+
+    async def played() -> None:
+        stage = Stage(MemoryStore(), graph)
+        run = await stage.start()
+        await stage.settle()
+        after_first = (await run.history())[-1].checkpoint_id
+        [told] = await run.beyond(after_first)
+        assert (told.name, told.call) == ("ctx.start", "child(n=1)")
+        fork = await run.fork(after_first, effects=mode)
+        await stage.settle()
+        if mode == "ask":
+            [asked] = await fork.questions()
+            assert asked.kind == "repeat"
+            await fork.resume("repeat")
+            await stage.settle()
+        assert (await fork.result(1)).n == expected
+        assert len(ran) == (2 if mode in ("repeat", "ask") else 1)
+        assert len(await fork.children()) == (1 if mode in ("repeat", "ask") else 0)
+
+    run_async(played())
+
+
+def test_a_start_that_takes_a_thread_over_cancels_the_children_of_the_run_before(tmp_path: Path):
+    async def waits(ctx: Context) -> None:
+        await ctx.receive()
+
+    async def node(ctx: Context) -> None:
+        await ctx.run(one(waits, "leaf"))
+
+    async def played() -> None:
+        graph = one(node)
+        stage = Stage(MemoryStore(), graph)
+        run = await stage.start(thread="t")
+        await stage.settle()
+        cluster = Cluster(stage.store, Settings(state_dir=tmp_path), None)
+        await cluster.start(graph, {}, thread="t", busy="interrupt")
+        assert (await run.record()).status == "cancelled"
+        assert [record.status for record in await records(stage, run)] == ["cancelled"]
 
     run_async(played())
