@@ -25,6 +25,7 @@ EVERY_S = 0.03
 CHUNK_BYTES_MAX = 65_536
 BATCH_MAX = 500
 PENDING_MAX = 10_000
+TICK_S = 1e-6
 PAGE = 1000
 
 
@@ -50,6 +51,7 @@ class Stream:
         self._sending: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
         self._sent_at = 0.0
+        self._at = 0.0
         self._broken = False
 
     def begin(self, task: Task, *, again: bool) -> None:
@@ -69,7 +71,7 @@ class Stream:
             )
         attempt = self._attempt(task)
         self._streamed.setdefault(task.task_id, set()).add(attempt)
-        self._put(Chunk(task.task_id, task.node, attempt, text, self._clock()))
+        self._put(Chunk(task.task_id, task.node, attempt, text, self._now()))
 
     async def flush(self) -> None:
         """Wait until everything that was put so far is sent: afterwards, the run may leave."""
@@ -90,7 +92,12 @@ class Stream:
         return f"{self._run.epoch}.{task.attempt}"
 
     def _mark(self, task: Task, attempt: str) -> Chunk:
-        return Chunk(task.task_id, task.node, attempt, "null", self._clock(), withdrawn=True)
+        return Chunk(task.task_id, task.node, attempt, "null", self._now(), withdrawn=True)
+
+    def _now(self) -> float:
+        """The time; no two chunks have the same, so that one that was sent twice can be told (see `Once`)."""
+        self._at = max(self._clock(), self._at + TICK_S)
+        return self._at
 
     def _put(self, chunk: Chunk) -> None:
         self._pending.append(chunk)
@@ -134,6 +141,28 @@ class Stream:
             stored += page
         left = {(chunk.task_id, chunk.attempt): None for chunk in live(stored) if chunk.task_id in unsure}
         self._pending[:0] = [self._mark(unsure[task_id], attempt) for task_id, attempt in left]
+
+
+class Once:
+    """Lets each chunk pass once. A store that lost an answer is sent the same batch again, and may then have it twice,
+    one behind the other."""
+
+    def __init__(self, before: Iterable[Chunk] = ()) -> None:
+        """`before`: the last chunks that were seen, at most a batch of them."""
+        self._seen: dict[tuple[str, str, float], None] = {}
+        self.news(before)
+
+    def news(self, chunks: Iterable[Chunk]) -> list[Chunk]:
+        """Those that did not pass yet."""
+        found = []
+        for chunk in chunks:
+            name = (chunk.task_id, chunk.attempt, chunk.at)
+            if name not in self._seen:
+                self._seen[name] = None
+                found.append(chunk)
+                if len(self._seen) > 2 * BATCH_MAX:
+                    del self._seen[next(iter(self._seen))]
+        return found
 
 
 def live(chunks: Iterable[Chunk]) -> list[Chunk]:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from understudy.actors.errors import CallerError
 from understudy.actors.records import Chunk, Event
 from understudy.actors.store import Store
+from understudy.actors.streaming import BATCH_MAX, Once
 
 FIRST_S = 0.01
 SLOWEST_S = 0.25
@@ -70,8 +71,15 @@ async def chunks(store: Store, run_id: str, after: int, *, follow: bool) -> Asyn
     async def more(n: int) -> list[Chunk]:
         return await store.chunks(run_id, n, PAGE)
 
+    once = await _once(store, run_id, after)
     async for chunk in _all(store, run_id, after, more, STREAM_SLOWEST_S, follow=follow):
-        yield chunk
+        for new in once.news([chunk]):
+            yield new
+
+
+async def _once(store: Store, run_id: str, after: int) -> Once:
+    """What a reader that comes back has seen last: a batch of it may be there again."""
+    return Once(await store.chunks(run_id, max(0, after - BATCH_MAX), min(after, BATCH_MAX)) if after else ())
 
 
 async def _all(
@@ -100,11 +108,13 @@ async def both(store: Store, run_id: str, after: Cursor, *, follow: bool) -> Asy
     """Events and chunks behind a cursor, each in its order, together by time. Raises NotFound."""
     pause = _Pause(store, run_id, STREAM_SLOWEST_S)
     looked_at = -SLOWEST_S
+    once = await _once(store, run_id, after.chunk)
     while True:
         ended = not follow or await pause.has_ended()
         now = asyncio.get_running_loop().time()
         news: list[Event | Chunk] = []
-        news += await store.chunks(run_id, after.chunk, PAGE)
+        page = await store.chunks(run_id, after.chunk, PAGE)
+        news += once.news(page)
         if news or ended or now - looked_at >= SLOWEST_S / 2:
             # Seldom, as an event may be late and a token may not; but with every chunk, so that it comes in its place.
             looked_at = now
@@ -112,7 +122,9 @@ async def both(store: Store, run_id: str, after: Cursor, *, follow: bool) -> Asy
         for item in _by_time(news):
             after = after.past(item)
             yield Seen(item, after)
-        if news:
+        if page:
+            after = after.past(page[-1])
+        if news or page:
             pause.restart()
         elif ended:
             return

@@ -180,6 +180,55 @@ def test_a_chunk_is_seen_in_another_process_well_within_a_tenth_of_a_second(play
     assert delays[20] < 0.1, delays
 
 
+async def counts(state: Log, ctx: Context) -> dict[str, Any]:
+    n = 0
+    while not (Path(state.folder) / "go").exists():
+        ctx.stream(n)
+        n += 1
+        await asyncio.sleep(0.01)
+    return {"n": n}
+
+
+def test_a_follower_misses_nothing_over_a_restart_of_the_server(
+    play: Played, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Neither it nor the owner notices more than a pause, and a batch whose answer was lost is not there twice."""
+
+    async def played(cluster: Cluster) -> None:
+        run = await cluster.start(one(counts, "counts"), {"folder": str(tmp_path)})
+        told: list[Seen] = []
+
+        async def read() -> None:
+            async for seen in run.follow():
+                told.append(seen)
+
+        def chunks() -> list[str]:
+            return [seen.item.data for seen in told if isinstance(seen.item, Chunk)]
+
+        async def goes_on() -> None:
+            size = len(chunks()) + 20
+
+            async def grown() -> bool:
+                return len(chunks()) >= size
+
+            await wait_until_async(grown, 60, "the stream to go on")
+
+        reading = asyncio.ensure_future(read())
+        for _ in range(3):
+            await goes_on()
+            redis_server.kill()
+            await asyncio.to_thread(redis_server.start)
+        await goes_on()
+        (tmp_path / "go").touch()
+        await asyncio.wait_for(reading, 60)
+        assert chunks() == [str(n) for n in range((await run.result(1)).n)]
+        events = [seen.item.n for seen in told if not isinstance(seen.item, Chunk)]
+        assert events == list(range(1, len(events) + 1))
+        assert (await run.record()).restarts == 0
+
+    play(played, 200)
+
+
 def in_a_thread(state: Log, ctx: BlockingContext) -> dict[str, Any]:
     for n in range(3):
         ctx.stream({"n": n})

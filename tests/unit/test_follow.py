@@ -194,3 +194,33 @@ def test_what_is_no_cursor_and_no_run_is_said():
             [seen async for seen in Run(MemoryStore(), "r00-1").follow()]
 
     run_async(played())
+
+
+def test_a_batch_that_the_store_has_twice_is_seen_once():
+    """As it is after an answer was lost and the batch was sent again; wherever the reader comes back."""
+
+    class Twice(MemoryStore):
+        async def stream(self, run_id: str, epoch: int, chunks: Any) -> None:
+            await super().stream(run_id, epoch, chunks)
+            await super().stream(run_id, epoch, chunks)
+
+    async def node(ctx: Context) -> None:
+        for n in range(30):
+            ctx.stream(n)
+            if n % 7 == 0:
+                await asyncio.sleep(0.04)
+
+    async def played() -> None:
+        stage = Stage(Twice(), one(node))
+        run = await stage.start()
+        await stage.drive(run)
+        assert len(await stage.store.chunks(run.run_id)) == 60
+        whole = [seen async for seen in run.follow()]
+        chunks = [s.item for s in whole if isinstance(s.item, Chunk)]
+        assert [json.loads(chunk.data) for chunk in chunks] == list(range(30))
+        for at, chunk in enumerate(chunks):
+            assert [c async for c in run.stream(chunk.n)] == chunks[at + 1 :]
+        for at, seen in enumerate(whole):
+            assert [s.item async for s in run.follow(seen.cursor)] == [s.item for s in whole[at + 1 :]]
+
+    run_async(played())
