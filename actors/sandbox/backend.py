@@ -1,8 +1,15 @@
 """A backend makes one call of untrusted code behind walls, and says how it ended; it never makes it without them.
 
-One backend, one file, this protocol. A backend that cannot isolate on this machine raises IsolationUnavailable; falling
-back to something weaker is nobody's decision to make here (the silent fallback is what users of other sandboxes report
-as their bug).
+One tier, one file, this protocol. From the weakest to the strongest:
+
+    landlock   no namespaces: Landlock, a system call filter, limits, a subreaper. Works in any pod; the process table,
+               the network stack and the disk are the pod's, and kept away by rules rather than absent
+    zygote     fresh namespaces for each call, from a Python that is warm: the default
+    cold       a bubblewrap and a Python of its own for each call: no memory layout is shared between calls
+    gvisor     a kernel of its own, in user space: runsc, where it is installed
+
+A backend that cannot isolate on this machine raises IsolationUnavailable; falling back to something weaker is nobody's
+decision to make here (the silent fallback is what users of other sandboxes report as their bug).
 """
 
 from collections.abc import Mapping
@@ -10,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from understudy.actors.outcome import Outcome, ToolCall
-from understudy.policies.profile import Profile
+from understudy.policies.profile import Profile, Tier
 
 
 class IsolationUnavailable(Exception):
@@ -45,9 +52,16 @@ class Backend(Protocol):
     """One way to isolate a call."""
 
     name: str
+    tier: Tier
+
+    def fits(self, profile: Profile) -> bool:
+        """Whether this tier can make such a call at all. If not, a stronger one is looked for."""
 
     async def execute(self, call: ToolCall, profile: Profile) -> Outcome:
         """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made."""
 
     async def preflight(self) -> Preflight:
         """Make a call that looks around, and judge what it saw. Never raises."""
+
+    async def close(self) -> None:
+        """End what waits for calls, where something does. The worker's death does it, too."""

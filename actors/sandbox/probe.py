@@ -6,6 +6,13 @@ from pathlib import Path
 from typing import Any
 
 
+def _environment_of_the_first() -> list[str]:
+    try:
+        return Path("/proc/1/environ").read_text().replace("\0", " ").split()
+    except PermissionError:
+        return []
+
+
 def look() -> dict[str, Any]:
     """Facts, not judgements: those are made outside, where nothing can be forged."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -23,6 +30,6 @@ def look() -> dict[str, Any]:
         "interfaces": sorted(line.split(":")[0].strip() for line in Path("/proc/net/dev").read_text().splitlines()[2:]),
         "sockets": sockets,
         "environment": sorted(os.environ),
-        "first_environment": Path("/proc/1/environ").read_text().replace("\0", " ").split(),
+        "first_environment": _environment_of_the_first(),
         "root": sorted(os.listdir("/")),
     }

@@ -1,8 +1,8 @@
 """Runs inside the sandbox: bounds itself, finds the one function that is wanted, calls it, and writes what it returned.
 
-Run as `python -I -S runner.py REPLY_FD`, with the standard library alone, until the tool itself imports more: every
-import is paid by every call. Nothing here is trusted by the host: from the moment the tool is loaded, this process is
-the tool's.
+Run as `python -I -S runner.py REPLY_FD`, or by a zygote that is warm; with the standard library alone, until the tool
+itself imports more: every import is paid by every call. Nothing here is trusted by the host: from the moment the tool
+is loaded, this process is the tool's.
 """
 
 import contextlib
@@ -28,6 +28,11 @@ def main() -> None:
     os.closerange(3, reply)  # what bubblewrap was started with is not the tool's
     os.closerange(reply + 1, os.sysconf("SC_OPEN_MAX"))
     os.set_inheritable(reply, False)  # programs that the tool starts have no business with it
+    serve(reply)
+
+
+def serve(reply: int) -> None:
+    """Read the one request, perform it, answer, and end."""
     request = json.loads(_read_all(0))
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
@@ -42,6 +47,7 @@ def main() -> None:
     answer = perform(request)
     _flush()
     _write_all(reply, answer)
+    os.close(reply)  # the end is quicker seen here than by the process's death
     os._exit(0)  # the call is over when the function has returned: no exit hooks, no waiting for threads
 
 

@@ -28,6 +28,7 @@ class Runtime:
     import_paths: tuple[str, ...]
     runner: str
     launcher: str
+    zygote: str
 
 
 def this_runtime() -> Runtime:
@@ -58,6 +59,7 @@ def _runtime(prefix: str, import_path: tuple[str, ...]) -> Runtime:
         import_paths=tuple(dict.fromkeys([*imports, str(link.parent)])),
         runner=_compiled(here / "runner.py"),
         launcher=_compiled(here / "launcher.py"),
+        zygote=_compiled(here / "zygote_inside.py"),
     )
 
 

@@ -29,11 +29,16 @@ def end_strays() -> int:
     return count
 
 
+def _is_script(word: bytes) -> bool:
+    """Of those that are started inside bubblewrap."""
+    folder, _, name = word.rpartition(b"/")
+    return word.startswith(b"/") and b"/sandbox" in folder and name.startswith((b"runner.", b"zygote_inside."))
+
+
 def _is_stray(pid: int) -> bool:
     facts = watch.status(pid)
     numbers = facts.get("NSpid", "").split()
     if facts.get("Name") != "bwrap" or len(numbers) < 2 or numbers[-1] != "1":
         return False
     line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    ours = any(part.startswith(b"/") and b"/sandbox/" in part and b"/runner." in part for part in line)
-    return ours and watch.status(int(facts["PPid"])).get("Name") != "bwrap"
+    return any(map(_is_script, line)) and watch.status(int(facts["PPid"])).get("Name") != "bwrap"

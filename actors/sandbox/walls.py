@@ -1,4 +1,4 @@
-"""The command line of bubblewrap for one call: an empty root, and what the profile lets in. Pure.
+"""The command lines of bubblewrap, for one call and for a zygote: an empty root, and what the profile lets in. Pure.
 
 Every namespace is spelled out (`--unshare-all` leaves out, silently, what the kernel refuses). Order matters: later
 mounts cover earlier ones, so grants come after the private folders, and the interpreter's folders after the grants, for
@@ -14,7 +14,12 @@ from understudy.actors.sandbox.backend import BadGrant
 from understudy.actors.sandbox.runtime import Runtime
 from understudy.policies.profile import Profile, covers
 
+HostRoot = Sequence[tuple[str, str | None]]
+"""Names at the top of the host (bin, lib64, ...), with their links' targets; None for a folder."""
 INSIDE_ID = 1000
+SHOWN_OF_ETC = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
+ZYGOTE_FOLDER_BYTES = 1 << 20
+"""Of folders in the zygote that every spare covers with its own."""
 WORKING_FOLDER = "/tmp"
 _RESERVED = ("/proc", "/sys", "/dev")
 _HIDDEN_TREES = ("/", "/tmp", "/usr", "/etc", "/var", "/run", "/home", "/root")
@@ -43,36 +48,59 @@ def refuse_bad_grants(profile: Profile, runtime: Runtime) -> None:
             raise BadGrant(f"the granted path {path!r} lies in the interpreter's folders, which no tool may change")
 
 
-def command(
-    bwrap: str, host_root: Sequence[tuple[str, str | None]], runtime: Runtime, profile: Profile, fds: "Descriptors"
-) -> list[Part]:
-    """`host_root`: names at the top of the host (bin, lib64, ...), with their links' targets; None for a folder."""
-    disk = str(profile.limits.disk_bytes)
-    parts: list[Part] = [bwrap]
-    for namespace in ("user", "ipc", "pid", "net", "uts", "cgroup"):
-        parts.append(f"--unshare-{namespace}")
-    parts += ["--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    parts += ["--uid", str(INSIDE_ID), "--gid", str(INSIDE_ID), "--hostname", "sandbox", "--clearenv"]
-    for name, value in environment(runtime).items():
-        parts += ["--setenv", name, value]
-    parts += ["--ro-bind", "/usr", "/usr"]
-    for name, link in host_root:
-        parts += ["--ro-bind", f"/{name}", f"/{name}"] if link is None else ["--symlink", link, f"/{name}"]
-    # Where the loader finds libraries, and where names like /usr/bin/awk lead to. Nothing else of /etc.
-    for path in ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime"):
-        parts += ["--ro-bind-try", path, path]
-    parts += ["--proc", "/proc", "--dev", "/dev", "--size", disk, "--tmpfs", "/dev/shm"]
-    parts += ["--size", disk, "--tmpfs", WORKING_FOLDER]
+def command(bwrap: str, host_root: HostRoot, runtime: Runtime, profile: Profile, fds: "Descriptors") -> list[Part]:
+    """Of a bubblewrap for one call."""
+    parts = _begin(bwrap, runtime)
+    parts += ["--disable-userns", *_root(host_root, profile.limits.disk_bytes)]
     grants = {path: Source(path, "read") for path in profile.read}
     grants |= {path: Source(path, "write") for path in profile.write}
     for path, source in sorted(grants.items(), key=lambda grant: grant[0]):  # parents first
         parts += ["--bind" if source.how == "write" else "--ro-bind", source, path]
-    for real, place in runtime.folders:
-        parts += ["--ro-bind", Source(real, "show"), place]
-    # The root, because new names in it would be outside every limit. /proc, because /proc/1/mem is bubblewrap.
-    parts += ["--remount-ro", "/proc", "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORKING_FOLDER]
+    parts += _interpreter(runtime)
+    # /proc, because /proc/1/mem is bubblewrap.
+    parts += ["--remount-ro", "/proc", *_sealed()]
     parts += ["--seccomp", str(fds.seccomp), "--json-status-fd", str(fds.status), "--"]
     return [*parts, os.path.realpath(runtime.python), "-I", "-S", "-B", runtime.runner, str(fds.reply)]
+
+
+def zygote_command(bwrap: str, host_root: HostRoot, runtime: Runtime, control: int) -> list[Part]:
+    """Of a bubblewrap that stays. What it leaves open (/proc, further namespaces), `zygote_inside.py` needs and closes
+    in each spare."""
+    parts = [*_begin(bwrap, runtime), *_root(host_root, ZYGOTE_FOLDER_BYTES), *_interpreter(runtime), *_sealed(), "--"]
+    return [*parts, os.path.realpath(runtime.python), "-I", "-S", "-B", runtime.zygote, str(control)]
+
+
+def _begin(bwrap: str, runtime: Runtime) -> list[Part]:
+    parts: list[Part] = [bwrap]
+    for namespace in ("user", "ipc", "pid", "net", "uts", "cgroup"):
+        parts.append(f"--unshare-{namespace}")
+    parts += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    parts += ["--uid", str(INSIDE_ID), "--gid", str(INSIDE_ID), "--hostname", "sandbox", "--clearenv"]
+    for name, value in environment(runtime).items():
+        parts += ["--setenv", name, value]
+    return parts
+
+
+def _root(host_root: HostRoot, disk_bytes: int) -> list[Part]:
+    """What every sandbox shows of the machine, and private folders."""
+    parts: list[Part] = ["--ro-bind", "/usr", "/usr"]
+    for name, link in host_root:
+        parts += ["--ro-bind", f"/{name}", f"/{name}"] if link is None else ["--symlink", link, f"/{name}"]
+    # Where the loader finds libraries, and where names like /usr/bin/awk lead to. Nothing else of /etc.
+    for path in SHOWN_OF_ETC:
+        parts += ["--ro-bind-try", path, path]
+    disk = str(disk_bytes)
+    parts += ["--proc", "/proc", "--dev", "/dev", "--size", disk, "--tmpfs", "/dev/shm"]
+    return [*parts, "--size", disk, "--tmpfs", WORKING_FOLDER]
+
+
+def _interpreter(runtime: Runtime) -> list[Part]:
+    return [part for real, place in runtime.folders for part in ("--ro-bind", Source(real, "show"), place)]
+
+
+def _sealed() -> list[Part]:
+    """The root, because new names in it would be outside every limit."""
+    return ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORKING_FOLDER]
 
 
 @dataclass(frozen=True)
@@ -97,7 +125,7 @@ def environment(runtime: Runtime) -> dict[str, str]:
     }
 
 
-def host_root() -> list[tuple[str, str | None]]:
+def host_root() -> HostRoot:
     """The host's /bin, /lib and so on: links into /usr nowadays, folders on older machines."""
     names = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
     present = [name for name in names if os.path.exists(f"/{name}")]

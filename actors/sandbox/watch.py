@@ -20,12 +20,14 @@ class Sample:
     processes: int
     cpu_s: float
     """CPU seconds of the busiest process."""
-    files: int
-    """Files in its private folders."""
+    files: int = 0
+    """Files in its private folders, where the kernel does not bound them."""
+    disk_bytes: int = 0
+    """Bytes in its private folders, where the kernel does not bound them."""
 
 
-def sample(root: int, limit_bytes: int, disk_bytes: int) -> Sample:
-    """Look at the tree below `root`, which is the first process of a pid namespace: orphans stay in it."""
+def sample(root: int, limit_bytes: int) -> Sample:
+    """Look at the tree below `root`, which adopts its orphans: the first of a pid namespace, or a subreaper."""
     pids = tree(root)
     memory = sum(resident(pid) for pid in pids)
     if memory > limit_bytes and len(pids) > 1:
@@ -33,7 +35,7 @@ def sample(root: int, limit_bytes: int, disk_bytes: int) -> Sample:
         # process, so it is asked only when it decides. Not readable (ended meanwhile): the first figure stands.
         exact = [proportional(pid) for pid in pids]
         memory = sum(own if own is not None else resident(pid) for pid, own in zip(pids, exact, strict=True))
-    return Sample(memory, len(pids), max((cpu_s(pid) for pid in pids), default=0.0), files(root, disk_bytes))
+    return Sample(memory, len(pids), max((cpu_s(pid) for pid in pids), default=0.0))
 
 
 def tree(root: int) -> list[int]:

@@ -22,6 +22,7 @@ RUNTIME = Runtime(
     import_paths=("/opt/env/lib",),
     runner="/opt/env/runner.py",
     launcher="/opt/env/launcher.py",
+    zygote="/opt/env/zygote_inside.py",
 )
 
 

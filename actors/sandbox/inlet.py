@@ -1,0 +1,46 @@
+"""Reads what comes out of a sandbox through a pipe: its tail, up to a cap, whatever the other side does."""
+
+import asyncio
+import os
+from collections.abc import Callable
+
+CHUNK_BYTES = 65536
+
+
+class Inlet:
+    """Reads a pipe and keeps its tail up to a cap. Owns the descriptor.
+
+    Calls `full` when there was more, and `closed` when nobody can write to it any more.
+    """
+
+    def __init__(self, fd: int, cap: int, full: Callable[[], None], closed: Callable[[], None] = lambda: None) -> None:
+        self.data = bytearray()
+        self._fd = fd
+        self._cap = cap
+        self._full = full
+        self._closed = closed
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(fd, self._take)
+
+    def _take(self) -> bool:
+        """False when there is nothing more for now."""
+        try:
+            chunk = os.read(self._fd, CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            self._loop.remove_reader(self._fd)
+            self._closed()
+            return False
+        self.data += chunk
+        if len(self.data) > self._cap:
+            del self.data[: -self._cap]
+            self._full()
+        return True
+
+    def finish(self) -> None:
+        """Take what is still in the pipe (at most its capacity, for all who wrote to it are dead), and close it."""
+        while self._take():
+            pass
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)

@@ -1,0 +1,161 @@
+"""Oversees one call from the host: sends its request, reads what it says, counts what it uses, and says when to stop.
+
+What goes in: the request, and only once the walls stand. What comes out: what the tool prints, and its reply, each with
+a cap. Which processes there are to end, and how, is for the tier to know; this asks it to, with the cause on record.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from understudy.actors.outcome import OutcomeKind
+from understudy.actors.sandbox import watch
+from understudy.actors.sandbox.inlet import Inlet
+from understudy.actors.sandbox.reply import ENVELOPE_BYTES
+from understudy.actors.sandbox.runner import STARTED
+from understudy.policies.profile import Limits
+
+WATCH_EVERY_S = 0.02
+
+
+@dataclass(frozen=True)
+class NearEnds:
+    """The host's ends of a sandbox's three pipes; non-blocking. Whoever holds this owns them."""
+
+    request: int
+    printed: int
+    reply: int
+
+
+@dataclass(frozen=True)
+class FarEnds:
+    """The sandbox's ends."""
+
+    request: int
+    printed: int
+    reply: int
+
+
+def pipes() -> tuple[NearEnds, FarEnds]:
+    """Three pipes. Raises OSError, with none left open, where descriptors have run out."""
+    held: list[int] = []
+    try:
+        for _ in range(3):
+            held += os.pipe2(os.O_CLOEXEC)
+        near, far = NearEnds(held[1], held[2], held[4]), FarEnds(held[0], held[3], held[5])
+        for fd in (near.request, near.printed, near.reply):
+            os.set_blocking(fd, False)
+        return near, far
+    except BaseException:
+        close(*held)
+        raise
+
+
+def close(*fds: int) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+class Overseer:
+    """Of one call. `end` is called when an end was decided here; `finish` has to be called once all in it are dead."""
+
+    def __init__(self, near: NearEnds, limits: Limits, end: Callable[[], None]) -> None:
+        self.cause: OutcomeKind | None = None
+        """Why the call was ended from here; None while it was not."""
+        self.sentence = ""
+        self.peak_bytes = 0
+        self.cpu_s = 0.0
+        self._limits = limits
+        self._end = end
+        self._loop = asyncio.get_running_loop()
+        self._request_fd = near.request
+        self._unsent = memoryview(b"")
+        self._look: Callable[[], watch.Sample] | None = None
+        self._finished = False
+        cap = limits.output_bytes
+        self.printed = Inlet(near.printed, cap, lambda: self._full("printed more than", cap))
+        most = cap + ENVELOPE_BYTES
+        self.reply = Inlet(near.reply, most, lambda: self._full("answered more than", cap), self._answered)
+        late = f"the call was ended after {limits.wall_s:g} s (wall_s)"
+        self._deadline = self._loop.call_later(limits.wall_s, lambda: self.stop("timeout", late))
+        self._next_look: asyncio.TimerHandle | None = None
+
+    def stop(self, kind: OutcomeKind, sentence: str) -> None:
+        """End it from here. The first cause counts."""
+        if self.cause is None and not self._finished:
+            self.cause, self.sentence = kind, sentence
+            self._end()
+
+    def begin(self, request: bytes, look: Callable[[], watch.Sample]) -> None:
+        """The walls stand: send the request, and look, some fifty times a second, at what the call uses."""
+        self._unsent = memoryview(request)
+        self._look = look
+        self._send()
+        if self._request_fd >= 0:
+            self._loop.add_writer(self._request_fd, self._send)
+        self._next_look = self._loop.call_later(WATCH_EVERY_S, self._watch)
+
+    def finish(self) -> None:
+        """Close everything."""
+        self._finished = True
+        self._deadline.cancel()
+        if self._next_look is not None:
+            self._next_look.cancel()
+        self.printed.finish()
+        self.reply.finish()
+        self._close_request()
+
+    def _send(self) -> None:
+        try:
+            self._unsent = self._unsent[os.write(self._request_fd, self._unsent[: 1 << 20]) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:  # it ended; how, others will see
+            self._unsent = self._unsent[:0]
+        if not self._unsent:
+            self._close_request()
+
+    def _watch(self) -> None:
+        assert self._look is not None
+        if self.cause is not None:
+            return
+        seen = self._look()
+        self.peak_bytes = max(self.peak_bytes, seen.memory_bytes)
+        self.cpu_s = max(self.cpu_s, seen.cpu_s)
+        limits = self._limits
+        if seen.memory_bytes > limits.memory_bytes:
+            self.stop(
+                "out_of_memory",
+                f"the call held {_mib(seen.memory_bytes)} in {seen.processes} processes; the limit is "
+                f"{_mib(limits.memory_bytes)} (memory_bytes)",
+            )
+        most = files_most(limits)
+        if seen.files > most:
+            self.stop("killed", f"the call made more than {most} files in its working folder (disk_bytes / 4096)")
+        if seen.disk_bytes > limits.disk_bytes:
+            self.stop("killed", f"the call wrote more than {limits.disk_bytes} bytes to its folder (disk_bytes)")
+        self._next_look = self._loop.call_later(WATCH_EVERY_S, self._watch)
+
+    def _answered(self) -> None:
+        """The call is over when it has answered; what is left of it need not end by itself, and might not."""
+        if self.cause is None and not self._finished and len(self.reply.data) > len(STARTED):
+            self._end()
+
+    def _full(self, did: str, cap: int) -> None:
+        self.stop("output_too_large", f"the tool {did} {cap} bytes (output_bytes)")
+
+    def _close_request(self) -> None:
+        if self._request_fd >= 0:
+            self._loop.remove_writer(self._request_fd)
+            os.close(self._request_fd)
+            self._request_fd = -1
+
+
+def files_most(limits: Limits) -> int:
+    """Files that a working folder may hold: each costs the kernel memory, however little is in it."""
+    return max(1024, limits.disk_bytes // 4096)
+
+
+def _mib(count: int) -> str:
+    return f"{count / (1 << 20):.0f} MiB"

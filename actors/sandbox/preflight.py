@@ -1,0 +1,47 @@
+"""Tries a tier by a real call that looks around, and judges, outside, what it saw."""
+
+from typing import Any
+
+from understudy.actors.outcome import ToolCall, ToolCode
+from understudy.actors.sandbox.backend import Backend, IsolationUnavailable, Preflight
+from understudy.actors.sandbox.runtime import this_runtime
+from understudy.actors.sandbox.walls import environment
+from understudy.policies.profile import Limits, Profile
+
+_PROBE = ToolCall("preflight", "preflight", ToolCode(ref="understudy.actors.sandbox.probe:look"), {})
+
+
+async def try_out(backend: Backend) -> Preflight:
+    """Whether the tier stands on this machine. Never raises."""
+    try:
+        outcome = await backend.execute(_PROBE, Profile(limits=Limits(wall_s=30)))
+    except IsolationUnavailable as error:
+        return Preflight(False, error.reason, error.remedy)
+    except OSError as error:
+        return Preflight(False, f"the sandbox could not be started: {error}", "see the words above")
+    details = {"backend": backend.name, "duration_ms": f"{outcome.duration_s * 1000:.0f}"}
+    if outcome.kind != "ok":
+        reason = f"a call to look around ended with {outcome.kind}: {outcome.error}"
+        return Preflight(False, reason, "see the words above", details)
+    details |= {name: str(value) for name, value in outcome.value.items()}
+    holes = _holes(outcome.value)
+    if holes:
+        remedy = "do not run untrusted tools here; report this with the details"
+        return Preflight(False, f"the sandbox came up, but {'; '.join(holes)}", remedy, details)
+    return Preflight(True, details=details)
+
+
+def _holes(seen: dict[str, Any]) -> list[str]:
+    """What a tool can see or do here that it must not."""
+    expected = {*environment(this_runtime()), "PWD", "LC_CTYPE", "UNDERSTUDY_EFFECT_KEY"}
+    checks = [
+        (seen["capabilities"] == 0, "a tool has capabilities"),
+        (seen["no_new_privileges"] == 1, "a tool can gain privileges through setuid programs"),
+        (seen["seccomp"] == 2, "system calls are not filtered"),
+        (seen["processes"] <= 3, "other processes can be seen"),
+        (set(seen["interfaces"]) <= {"lo"}, "there are network interfaces"),
+        (not seen["sockets"], "sockets can be opened"),
+        (set(seen["environment"]) <= expected, "the environment is not clean"),
+        (all(row.startswith("PATH=") for row in seen["first_environment"]), "the launcher's environment can be read"),
+    ]
+    return [hole for fine, hole in checks if not fine]

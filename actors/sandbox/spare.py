@@ -1,0 +1,166 @@
+"""A sandbox that a zygote has made before there was a call for it, as the host sees it. Used once, and thrown away.
+
+It is believed only after a look from outside, while nothing but our own code runs in it: its first process is the first
+of a pid namespace, nobody's on the host, without a capability, and under a filter.
+"""
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+from understudy.actors.sandbox import watch
+from understudy.actors.sandbox.backend import IsolationUnavailable
+from understudy.actors.sandbox.insist import insist, readable, send_kill
+from understudy.actors.sandbox.overseer import NearEnds, Overseer, close, files_most, pipes
+from understudy.policies.profile import Limits
+
+_KILLED = 128 + 9
+
+
+class Spare:
+    """One that is being made: await `ready`, then `begin` a call, then `over`; `end` has to be awaited in any case."""
+
+    def __init__(self, near: NearEnds, status: socket.socket) -> None:
+        self._near: NearEnds | None = near
+        self._status = status
+        self._first = -1  # pidfd
+        self._pid = 0
+        self._dead: asyncio.Future[None] | None = None
+        self.overseer: Overseer | None = None
+        self._ready = asyncio.ensure_future(self._meet())
+        self._ready.add_done_callback(_look_at)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._ready.done() and not self._ready.cancelled() and self._ready.exception() is None
+
+    async def ready(self) -> None:
+        """Returns once it waits for a request. Raises IsolationUnavailable; it then has ended by itself."""
+        await asyncio.shield(self._ready)
+
+    def begin(self, request: bytes, limits: Limits) -> Overseer:
+        """Start the call. Only when `ready`."""
+        assert self._near is not None
+        self.overseer = Overseer(self._near, limits, lambda: send_kill(self._first))
+        self._near = None
+        self.overseer.begin(request, lambda: watch.sample(self._pid, limits.memory_bytes))
+        return self.overseer
+
+    async def over(self) -> None:
+        """Returns when its first process is dead, and with it all others in it."""
+        assert self._dead is not None
+        await asyncio.shield(self._dead)
+
+    async def end(self) -> int:
+        """The runner's exit status (128 and the signal's number), once nothing of it is left; even when cancelled."""
+        interrupted = await _settled(self._ready)
+        if self._dead is not None:
+            send_kill(self._first)
+            interrupted |= await insist(self._dead)
+        status = self._told()
+        if self.overseer is not None:
+            self.overseer.finish()
+        if self._near is not None:
+            close(self._near.request, self._near.printed, self._near.reply)
+            self._near = None
+        self._status.close()
+        if self._first >= 0:
+            os.close(self._first)
+            self._first = -1
+        if interrupted:
+            raise asyncio.CancelledError
+        return status
+
+    async def _meet(self) -> None:
+        await readable(self._status.fileno())
+        try:
+            word, fds, _flags, _address = socket.recv_fds(self._status, 64, 1)
+        except OSError:
+            word, fds = b"", []
+        if word != b"here" or len(fds) != 1:
+            close(*fds)
+            raise IsolationUnavailable(f"a spare did not come up: {self._last_words()}", "see the words above")
+        self._first = fds[0]
+        self._dead = readable(self._first)
+        self._pid = _pid_of(self._first)
+        wrong = _distrust(watch.status(self._pid))
+        if wrong:
+            send_kill(self._first)
+            raise IsolationUnavailable(f"a spare came up, but {wrong}", "do not run untrusted tools here; report this")
+
+    def _last_words(self) -> str:
+        assert self._near is not None
+        try:
+            words = os.read(self._near.printed, 4096).decode(errors="replace").strip()
+        except BlockingIOError:
+            words = ""
+        return words.splitlines()[-1][:300] if words else "it said nothing"
+
+    def _told(self) -> int:
+        """What its first process said of the runner's end; killed, if it could not say it any more."""
+        try:
+            self._status.setblocking(False)
+            return int(self._status.recv(64) or _KILLED)
+        except (OSError, ValueError):
+            return _KILLED
+
+
+def order(zygote: socket.socket, message: bytes) -> Spare:
+    """Have a zygote make a spare. Raises OSError if there are no descriptors left or the zygote is gone."""
+    near, far = pipes()
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError:
+        close(near.request, near.printed, near.reply, far.request, far.printed, far.reply)
+        raise
+    try:
+        socket.send_fds(zygote, [message], [far.request, far.printed, far.reply, theirs.fileno()])
+    except OSError:
+        close(near.request, near.printed, near.reply)
+        ours.close()
+        raise
+    finally:
+        close(far.request, far.printed, far.reply)
+        theirs.close()
+    return Spare(near, ours)
+
+
+def terms(limits: Limits) -> dict[str, int]:
+    """What of a call's limits a spare is made with; all others are set when the call begins."""
+    return {"disk_bytes": limits.disk_bytes, "files": files_most(limits)}
+
+
+def _pid_of(pidfd: int) -> int:
+    rows = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
+    return next(int(row.partition(":")[2]) for row in rows if row.startswith("Pid:"))
+
+
+def _distrust(facts: dict[str, str]) -> str:
+    if not facts:
+        return "ended at once"
+    checks = [
+        ("0" not in facts["Uid"].split(), "it runs as root on the host"),
+        (facts["NSpid"].split()[-1] == "1", "it has no pid namespace of its own"),
+        (int(facts["CapEff"], 16) | int(facts["CapBnd"], 16) == 0, "it has capabilities"),
+        (facts["NoNewPrivs"] == "1", "it can gain privileges through setuid programs"),
+        (facts["Seccomp"] == "2", "its system calls are not filtered"),
+    ]
+    return "; ".join(hole for fine, hole in checks if not fine)
+
+
+async def _settled(task: "asyncio.Task[None]") -> bool:
+    """Wait for its end, whatever that is, even when cancelled. True if that happened."""
+    interrupted = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            interrupted = True
+    return interrupted
+
+
+def _look_at(task: "asyncio.Task[None]") -> None:
+    """Whoever awaits it is told of its error; and where nobody does, asyncio need not complain."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,122 @@
+"""The default tier: a bubblewrap that stays, in it a warm Python, from it a fresh sandbox for each call.
+
+A cold bubblewrap costs 40 ms, nearly all of it the start of Python. Here Python is started once; what is made for each
+call are namespaces, mounts and a process, and those before the call comes. Nothing is used twice.
+
+Laws:
+- The zygote is started as any sandbox is (`bubblewrap.py`): never as root, with an empty environment, and bound to the
+  life of the thread that started it. It dies with the worker, and all sandboxes in it die with it.
+- A call that needs what a spare cannot give (files of the host) is not for this tier: `fits` says so.
+"""
+
+import asyncio
+import json
+import time
+
+from understudy.actors.outcome import Outcome, ToolCall
+from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
+from understudy.actors.sandbox.preflight import try_out
+from understudy.actors.sandbox.runtime import this_runtime
+from understudy.actors.sandbox.spare import Spare, terms
+from understudy.actors.sandbox.verdict import judge, request_of
+from understudy.actors.sandbox.zygote_process import START_S, Zygote, start
+from understudy.policies.profile import Profile, Tier
+
+CALLS_MOST = 2000
+"""Calls of one zygote; then another takes over. Spares share the layout of its memory, so that should not last."""
+REFILL_AFTER_S = 0.004
+"""Most calls are over by then, and the core that they took is free to make a spare."""
+
+
+class ZygoteBackend:
+    """Needs bubblewrap 0.8 and user namespaces that may be nested. `spares`: how many wait, ready, for a call."""
+
+    name = "bubblewrap zygote"
+    tier: Tier = "zygote"
+
+    def __init__(self, spares: int = 2) -> None:
+        self._spares = spares
+        self._zygote: Zygote | None = None
+        self._starting: asyncio.Task[Zygote] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Spares that wait for a call."""
+        return self._zygote.waiting if self._zygote is not None else 0
+
+    def fits(self, profile: Profile) -> bool:
+        """Files of the host cannot be brought into a spare."""
+        return not profile.read and not profile.write
+
+    async def execute(self, call: ToolCall, profile: Profile) -> Outcome:
+        """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made."""
+        began = time.perf_counter()
+        message = json.dumps(terms(profile.limits)).encode()
+        request = request_of(call, profile.limits, this_runtime())
+        zygote = await self._running()
+        spare = zygote.take(message)
+        self._refill_soon(zygote, message)
+        try:
+            await _in_time(zygote, spare)
+            overseer = spare.begin(request, profile.limits)
+            await spare.over()
+        finally:
+            status = await zygote.end(spare)
+        outcome = judge(overseer, status, profile.limits, time.perf_counter() - began)
+        if outcome is None:
+            raise IsolationUnavailable("a spare ended before the call began", "it is tried again; look for memory")
+        return outcome
+
+    async def preflight(self) -> Preflight:
+        """Make a call that looks around, and judge what it saw. Never raises."""
+        first = await try_out(self)
+        return await try_out(self) if first.available else first  # the second call tells what a warm one takes
+
+    async def close(self) -> None:
+        """End the zygote and all that is in it."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        zygote, self._zygote = self._zygote, None
+        if zygote is not None:
+            await zygote.close()
+
+    def _refill_soon(self, zygote: Zygote, message: bytes) -> None:
+        """Not in the way of the call that has just begun, if there is another spare for the next."""
+        delay_s = REFILL_AFTER_S if zygote.waiting else 0.0
+        asyncio.get_running_loop().call_later(delay_s, self._refill, zygote, message)
+
+    def _refill(self, zygote: Zygote, message: bytes) -> None:
+        """As many spares as there should be. The terms of the last call are the likeliest of the next."""
+        if zygote.is_open():
+            zygote.refill(message, self._spares)
+        if zygote.made >= CALLS_MOST and self._starting is None:
+            self._starting = asyncio.ensure_future(self._start())
+
+    async def _running(self) -> Zygote:
+        zygote = self._zygote
+        if zygote is not None and zygote.is_open():
+            return zygote
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._start())
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> Zygote:
+        """Another zygote takes over; the one before ends with the last of its calls."""
+        try:
+            before, self._zygote = self._zygote, await start(this_runtime())
+            if before is not None:
+                before.retire()
+            return self._zygote
+        finally:
+            self._starting = None
+
+
+async def _in_time(zygote: Zygote, spare: Spare) -> None:
+    try:
+        async with asyncio.timeout(START_S):
+            await spare.ready()
+    except TimeoutError:
+        zygote.kill()  # it hangs, or is stopped; and so do all that it should still make
+        reason = f"a spare was not ready within {START_S:g} s"
+        raise IsolationUnavailable(reason, "is the machine overloaded?") from None

@@ -1,0 +1,218 @@
+"""One zygote as the host sees it: a bubblewrap that stays, and the spares that it has made."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any
+
+from understudy.actors.sandbox import seccomp, watch
+from understudy.actors.sandbox.backend import IsolationUnavailable
+from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
+from understudy.actors.sandbox.diagnosis import not_started
+from understudy.actors.sandbox.insist import insist, readable, send_kill
+from understudy.actors.sandbox.launch import find_bubblewrap, line
+from understudy.actors.sandbox.runtime import Runtime
+from understudy.actors.sandbox.spare import Spare, order
+from understudy.actors.sandbox.walls import WORKING_FOLDER, host_root, zygote_command
+from understudy.policies.profile import covers
+
+PRELOAD = ("cloudpickle", "pydantic", "asyncio", "typing", "traceback", "understudy.actors.tool")
+"""What tools import most. It costs each zygote some memory, and no call anything."""
+START_S = 20.0
+"""Seconds that a zygote or a spare may take until it says that it is ready."""
+_WORDS_BYTES = 8192
+
+
+class Zygote:
+    """One that is ready. Whoever takes a spare from it has to await `end` for it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
+        self.made = 0
+        """Spares, over its life."""
+        self._process = process
+        self._control = control
+        self._pidfd = os.pidfd_open(process.pid)
+        self.dead = readable(self._pidfd)
+        self._open = 0
+        """Spares that wait or are at work."""
+        self._waiting: deque[tuple[bytes, Spare]] = deque()
+        self._retired = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.dead.add_done_callback(lambda _: self._let_waiting_go())
+
+    @property
+    def waiting(self) -> int:
+        """Spares that are ready, and wait for a call."""
+        return sum(1 for _, spare in self._waiting if spare.is_ready)
+
+    def is_open(self) -> bool:
+        """Whether it takes calls."""
+        return not self._retired and not self.dead.done()
+
+    def take(self, message: bytes) -> Spare:
+        """A spare made to these terms: one that waits, or else a new one. Raises IsolationUnavailable."""
+        for place, (made_to, spare) in enumerate(self._waiting):
+            if made_to == message:
+                del self._waiting[place]
+                return spare
+        return self._make(message)
+
+    def refill(self, message: bytes, wanted: int) -> None:
+        """Have so many spares waiting, and one at least made to these terms."""
+        if wanted and len(self._waiting) >= wanted and all(made_to != message for made_to, _ in self._waiting):
+            self._spawn(self.end(self._waiting.popleft()[1]))
+        while len(self._waiting) < wanted and self.is_open():
+            self._waiting.append((message, self._make(message)))
+
+    async def end(self, spare: Spare) -> int:
+        """The exit status, once nothing of the spare is left; even when cancelled."""
+        try:
+            return await spare.end()
+        finally:
+            self._open -= 1
+            self._close_if_done()
+
+    def retire(self) -> None:
+        """No more calls; it ends with the last of its own."""
+        self._retired = True
+        self._let_waiting_go()
+        self._close_if_done()
+
+    def kill(self) -> None:
+        """End it and all that is in it, now."""
+        if self._pidfd >= 0:
+            send_kill(self._pidfd)
+
+    async def close(self) -> None:
+        """`kill`, and return when nothing of it is left."""
+        self.kill()
+        interrupted = await insist(self.dead)
+        self.retire()
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+        self._bury()
+        if interrupted:
+            raise asyncio.CancelledError
+
+    def _make(self, message: bytes) -> Spare:
+        try:
+            spare = order(self._control, message)
+        except (BrokenPipeError, ConnectionResetError):
+            raise IsolationUnavailable("the zygote is gone", "it is started again with the next call") from None
+        self.made += 1
+        self._open += 1
+        return spare
+
+    def _let_waiting_go(self) -> None:
+        while self._waiting:
+            self._spawn(self.end(self._waiting.popleft()[1]))
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._open > 0:
+            return
+        if self.dead.done():
+            self._bury()
+        elif self._retired:
+            self.kill()  # and `dead` buries it
+
+    def _bury(self) -> None:
+        if self._pidfd >= 0:
+            self._process.wait()
+            self._control.close()
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def start(runtime: Runtime) -> Zygote:
+    """A zygote that is ready. Raises IsolationUnavailable; then nothing of it is left."""
+    bpf = seccomp.program(os.uname().machine)
+    zygote, pid, control, said = _spawn(runtime)
+    try:
+        await _until_ready(pid, control, prepare(runtime, bpf))
+    except _NotReady:
+        await zygote.close()
+        raise not_started(_words(said)) from None
+    except BaseException:
+        await zygote.close()
+        raise
+    finally:
+        os.close(said)
+    return zygote
+
+
+def _spawn(runtime: Runtime) -> tuple[Zygote, int, socket.socket, int]:
+    """One that starts, its pid, its control socket, and the end of the pipe where it says what is wrong."""
+    program = find_bubblewrap()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    said_in, said_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        process = subprocess.Popen(
+            line(runtime, zygote_command(program, host_root(), runtime, theirs.fileno())),
+            stdin=subprocess.DEVNULL,
+            stdout=said_out,
+            stderr=said_out,
+            env=CLEAN_ENVIRONMENT,
+            close_fds=True,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,  # a Ctrl-C for the worker is not for the tools
+        )
+    except BaseException:
+        ours.close()
+        os.close(said_in)
+        raise
+    finally:
+        theirs.close()
+        os.close(said_out)
+    return Zygote(process, ours), process.pid, ours, said_in
+
+
+class _NotReady(Exception):
+    """It ended, or did not answer in time. Why is in what it said."""
+
+
+async def _until_ready(pid: int, control: socket.socket, said_first: bytes) -> None:
+    control.setblocking(False)
+    try:
+        control.send(said_first)
+        async with asyncio.timeout(START_S):
+            word = await asyncio.get_running_loop().sock_recv(control, 64)
+    except OSError:
+        word = b""
+    if word != b"ready":
+        raise _NotReady
+    if any("0" in watch.status(each).get("Uid", "0").split() for each in watch.tree(pid)):
+        raise IsolationUnavailable(
+            "the zygote runs as root on the host, where its walls do not hold",
+            "run workers as a user other than root, or report this",
+        )
+
+
+def prepare(runtime: Runtime, bpf: bytes) -> bytes:
+    """The first message to a zygote; see `zygote_inside.py`."""
+    below = [place for _, place in runtime.folders if covers((WORKING_FOLDER, "/dev/shm"), place)]
+    first = {
+        "import_paths": runtime.import_paths,
+        "python": runtime.python,
+        "runner": runtime.runner,
+        "preload": PRELOAD,
+        "filter": bpf.hex(),
+        "keep": below,
+    }
+    return json.dumps(first).encode()
+
+
+def _words(fd: int) -> str:
+    try:
+        return os.read(fd, _WORDS_BYTES).decode(errors="replace")
+    except BlockingIOError:
+        return ""
