@@ -21,25 +21,27 @@ from understudy.actors.open import OpenStore
 from understudy.actors.outcome import Outcome
 from understudy.actors.process import name_of_this_process
 from understudy.actors.records import Event, Receipt
-from understudy.actors.sandbox.backend import Backend, IsolationUnavailable, Preflight
-from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
+from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
+from understudy.actors.sandbox.tiers import Tiers, all_tiers
 from understudy.actors.store import Store
 from understudy.policies.grant import GrantRefused, check
 from understudy.policies.profile import Profile
 
 LOOK_S = 2.0
 """How often a call at work looks whether its run still wants it."""
+SPARES_MOST = 16
+"""Sandboxes that wait, ready, for a call, in one sandbox actor. Each holds 2 MiB."""
 
 
 class SandboxActor:
-    """Ray shell around an isolation backend. `at_once`: calls that execute at the same time; others wait."""
+    """Ray shell around the tiers of isolation. `at_once`: calls that execute at the same time; others wait."""
 
     def __init__(self, name: str, open_store: OpenStore, secret: bytes, at_once: int) -> None:
         self._name = name
         self._open_store = open_store
         self._secret = secret
         self._room = asyncio.Semaphore(at_once)
-        self._backend: Backend = BubblewrapBackend()
+        self._tiers = Tiers(all_tiers(spares=min(at_once, SPARES_MOST)))
         self._store: Store | None = None
         self._work: dict[tuple[str, str], asyncio.Task[Outcome | Receipt]] = {}
 
@@ -127,7 +129,7 @@ class SandboxActor:
     async def _isolated(self, order: Order, profile: Profile) -> Outcome:
         for last in (False, False, True):
             try:
-                return await self._backend.execute(order.call, profile)
+                return await self._tiers.execute(order.call, profile)
             except IsolationUnavailable as error:
                 # The walls did not stand, so nothing was executed: it is safe to try again.
                 if last:
@@ -184,7 +186,7 @@ class SandboxActor:
 
     async def preflight(self) -> Preflight:
         """Whether this node really isolates: a call is made to find out."""
-        return await self._backend.preflight()
+        return await self._tiers.preflight()
 
     async def _ready(self) -> Store:
         if self._store is None:

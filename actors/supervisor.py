@@ -173,7 +173,8 @@ class Supervisor:
     async def _look_at_isolation(self, sandbox: Any) -> None:
         with contextlib.suppress(RayError):
             preflight = await sandbox.preflight.remote()
-            self._isolation = {"available": preflight.available, "reason": preflight.reason, "remedy": preflight.remedy}
+            found = {"available": preflight.available, "reason": preflight.reason, "remedy": preflight.remedy}
+            self._isolation = {**found, "tiers": dict(preflight.details)}
 
     async def _until_dead(self, name: str, handle: Any, within_s: float) -> None:
         """Returns when the actor is dead. It is asked again and again, as its methods all return; if it does not answer

@@ -12,12 +12,15 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.cluster.daemon import running_daemon
 from understudy.cluster.settings import Settings
 from understudy.cluster.stores import open_store
+
+if TYPE_CHECKING:
+    from understudy.actors.sandbox.backend import Preflight
 
 MIB = 1024 * 1024
 ACTOR_BYTES = 55 * MIB
@@ -46,7 +49,7 @@ async def examine(settings: Settings) -> list[Check]:
     return [
         check_python(),
         check_ray(),
-        isolation,
+        *isolation,
         store,
         check_policy(settings),
         check_secret(settings),
@@ -70,16 +73,29 @@ def check_ray() -> Check:
         return Check("ray", "fail", "not installed", "pip install understudy again; it brings Ray")
 
 
-async def check_isolation() -> Check:
-    """Makes a real call behind walls, and looks at what it saw."""
-    from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
+async def check_isolation() -> list[Check]:
+    """Makes a real call behind the walls of each tier, and looks at what it saw; in the end, what that comes to."""
+    from understudy.actors.sandbox.tiers import Tiers, all_tiers
 
-    found = await BubblewrapBackend().preflight()
-    if not found.available:
-        return Check("isolation", "fail", f"untrusted tools are refused: {found.reason}", found.remedy)
-    took = f", a call takes {found.details['duration_ms']} ms" if "duration_ms" in found.details else ""
-    backend = found.details.get("backend", BubblewrapBackend.name)
-    return Check("isolation", "ok", f"{backend}: no network, no files but granted ones, never root{took}")
+    tiers = Tiers(all_tiers(spares=0))
+    try:
+        each, whole = await tiers.preflights(), await tiers.preflight()
+    finally:
+        await tiers.close()
+    checks = [_check_tier(tier, found, whole.available) for tier, found in each.items()]
+    if not whole.available:
+        return [*checks, Check("isolation", "fail", "untrusted tools are refused", whole.remedy)]
+    standing = ", ".join(tier for tier, found in each.items() if found.available)
+    return [*checks, Check("isolation", "ok", f"{standing}: no network, no files but granted ones, never root")]
+
+
+def _check_tier(tier: str, found: "Preflight", enough: bool) -> Check:
+    if found.available:
+        took = f"a call takes {found.details['duration_ms']} ms"
+        return Check(f"tier {tier}", "ok", f"{found.details['backend']}, {took}")
+    if enough:  # a policy may still want it, so how to get it is told; but nothing is wrong with the node
+        return Check(f"tier {tier}", "ok", f"not here: {found.reason}; to have it: {found.remedy}")
+    return Check(f"tier {tier}", "warn", found.reason, found.remedy)
 
 
 async def check_store(settings: Settings) -> Check:

@@ -201,7 +201,8 @@ def _isolation(supervisors: list[dict[str, Any]]) -> str:
         return "not known yet"
     lacking = next((i for i in known if not i["available"]), None)
     if lacking is None:
-        return "bubblewrap"
+        tiers: dict[str, str] = known[0].get("tiers", {})
+        return ", ".join(f"{tier} ({found})" for tier, found in tiers.items())
     return f"none, so no untrusted tool runs: {lacking['reason']}; remedy: {lacking['remedy']}"
 
 
