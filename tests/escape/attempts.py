@@ -4,6 +4,7 @@ An attempt answers the name of the error that stopped it, or "done" if nothing d
 the sandbox was built from: f files, p processes, n network, i shared memory and keys, k kernel, r resources.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -116,9 +117,11 @@ def p01_environment() -> list[str]:
 
 
 def p02_environment_of_others() -> str:
-    return " ".join(
-        Path(f"/proc/{pid}/environ").read_text().replace("\0", " ") for pid in f03_list("/proc") if pid.isdigit()
-    )
+    found = []
+    for pid in f03_list("/proc"):
+        with contextlib.suppress(OSError):
+            found.append(Path("/proc", pid, "environ").read_text().replace("\0", " "))
+    return " ".join(found)
 
 
 def p03_processes() -> int:
@@ -332,11 +335,9 @@ def r10_compute_and_ignore_the_limit() -> None:
     r10_compute_without_end()
 
 
-def r11_never_return(token: str, ready: str = "") -> None:
-    """`token` marks a process of its own, which must be gone as well; `ready` is written once it runs."""
+def r11_never_return(token: str) -> None:
+    """`token` marks a process of its own, which must be gone as well; that it is there can be seen from outside."""
     with subprocess.Popen(["/usr/bin/sleep", token]):
-        if ready:
-            Path(ready).write_text("ready")
         signal.pause()
 
 
@@ -352,15 +353,16 @@ def r13_close_everything() -> None:
     signal.pause()
 
 
-def r14_daemonise(token: str, ready: str) -> str:
+def r14_daemonise(token: str) -> str:
+    ready = Path("ready")
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
             os.closerange(0, 256)
-            Path(ready).write_text("ready")
+            ready.touch()
             os.execv("/usr/bin/sleep", ["sleep", token])
         os._exit(0)
-    while Path(ready).read_text() != "ready":
+    while not ready.exists():
         time.sleep(0.005)
     return "returned"
 

@@ -97,7 +97,8 @@ def does_much() -> dict[str, Any]:
         subprocess.run([git, "init", "-q", "repo"], check=True)
         author = ["-c", "user.name=a", "-c", "user.email=a@b"]
         subprocess.run([git, "-C", "repo", *author, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
-    seen["python"] = subprocess.run([sys.executable, "-c", "import pydantic"]).returncode
+    found_by_itself = "pydantic" if sys.prefix != sys.base_prefix else "sqlite3"  # it has its packages, or ours only
+    seen["python"] = subprocess.run([sys.executable, "-c", f"import {found_by_itself}"]).returncode
     seen["lock"] = threading.Lock().acquire(timeout=1)
     return seen
 

@@ -1,0 +1,79 @@
+"""Each probe runs in every tier, from a worker that is root and from one that is not, and leaves nothing behind."""
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from escape.places import Place, Worker, places_of
+
+from understudy.actors.sandbox.launch import HOST_ID
+
+TIERS = ("zygote", "cold")
+GRANTING = ("cold",)
+"""Tiers that can bring files of the host in."""
+
+
+@pytest.fixture(scope="session")
+def workers() -> Iterator[Callable[[str], Worker]]:
+    """One worker for each user, started when it is first asked for."""
+    started: dict[str, Worker] = {}
+
+    def worker(user: str) -> Worker:
+        if user not in started:
+            started[user] = Worker(user)
+        return started[user]
+
+    yield worker
+    for each in started.values():
+        each.close()
+
+
+@pytest.fixture
+def owned() -> Iterator[Path]:
+    """A folder that anybody can reach, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp())
+    yield folder
+    shutil.rmtree(folder)
+
+
+def _place(request: pytest.FixtureRequest, workers: Callable[[str], Worker], owned: Path) -> Iterator[Place]:
+    tier, user = request.param
+    if user == "unprivileged" and os.geteuid() == 0:
+        os.chown(owned, HOST_ID, HOST_ID)
+    place = Place(tier, workers(user), owned)
+    before = place.descriptors()
+    yield place
+    assert place.descriptors() == before
+
+
+def _name(place: Any) -> str:
+    return "-".join(place)
+
+
+@pytest.fixture(params=places_of(TIERS), ids=_name)
+def sandbox(request: pytest.FixtureRequest, workers: Callable[[str], Worker], owned: Path) -> Iterator[Place]:
+    """Every tier. In the end the worker has as many descriptors open as before."""
+    yield from _place(request, workers, owned)
+
+
+@pytest.fixture(params=places_of(GRANTING), ids=_name)
+def granting(request: pytest.FixtureRequest, workers: Callable[[str], Worker], owned: Path) -> Iterator[Place]:
+    """Every tier that can bring files of the host in."""
+    yield from _place(request, workers, owned)
+
+
+@pytest.fixture(params=[place for place in places_of(GRANTING) if "root" in place], ids=_name)
+def as_root(request: pytest.FixtureRequest, workers: Callable[[str], Worker], owned: Path) -> Iterator[Place]:
+    """The same, where the worker is root: only root can grant files that are not its sandboxes' user's."""
+    yield from _place(request, workers, owned)
+
+
+@pytest.fixture
+def token() -> str:
+    """An argument for /usr/bin/sleep that nobody else uses."""
+    return f"{1_000_000 + uuid.uuid4().int % 1_000_000_000}"
