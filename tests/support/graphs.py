@@ -108,6 +108,26 @@ def finish(state: Script) -> dict[str, Any]:
 short.edge(START, look).edge(look, act).edge(act, finish).edge(finish, END)
 
 
+errands = Graph("errands", Script)
+ERRANDS = [f"e{index}" for index in range(1, 9)]
+
+
+def _errand(name: str) -> Any:
+    async def node(state: Script, ctx: Context) -> dict[str, Any]:
+        await asyncio.sleep(0.4)
+        if name in ERRANDS[::2]:
+            await ctx.call(write_down, path=f"{state.folder}/ledger", line=f"{state.name} {name}")
+        return {"seen": [name]}
+
+    return node
+
+
+for _name in ERRANDS:
+    errands.node(_errand(_name), name=_name)
+for _before, _after in zip([START, *ERRANDS], [*ERRANDS, END], strict=True):
+    errands.edge(_before, _after)
+
+
 asking = Graph("asking", Script)
 
 
