@@ -5,11 +5,12 @@ import os
 import pytest
 from conformance.conftest import MakeWorld
 from conformance.differential import walk
-from conformance.test_stores import run_on
+
+from understudy.cluster.testing.conformance.suite import run_check
 
 SEEDS = range(int(os.environ.get("UNDERSTUDY_WALKS", "8")))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_same_verbs_same_answers(make_world: MakeWorld, seed: int) -> None:
-    run_on(make_world(), lambda world: walk(world, seed, steps=250))
+    run_check(lambda world: walk(world, seed, steps=250), make_world())

@@ -1,9 +1,22 @@
-"""What every store has to pass. A check is a coroutine that gets a `World`: one empty store, and clients to it.
+"""What every store has to pass: the text of `understudy.actors.store`, as checks. For a store of your own:
 
-Concurrency is tested with several clients of one store, as River's driver suite does. No check sleeps or looks at a
-clock: times are arguments. `checks()` lists all of them.
+    import pytest
+    from understudy.cluster.testing.conformance.suite import World, checks, run_check
+
+    @pytest.mark.parametrize("check", checks(), ids=lambda check: check.__name__)
+    def test_my_store(check, tmp_path):
+        run_check(check, World(lambda: MyStore.open(tmp_path / "runs.db")))
+
+A check is a coroutine that gets a `World`: one empty store, and clients to it. Concurrency is tested with several
+clients of one store, as River's driver suite does: writers that race (checks_races), clients that die in the middle of
+a call, replies that are lost, the same call from many at once (checks_crashes). No check sleeps or looks at a clock:
+times are arguments. Give `leftovers`, and it is checked as well that a deleted thread leaves not one key behind.
+
+Two more things are worth doing with a store that passes: `understudy.cluster.testing.crash.crash_points` plays a graph
+on it with a death at every durable operation, and `killed.kill_points` does so with real SIGKILLs.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -46,11 +59,24 @@ class World:
             await client.close()
 
 
+def run_check(check: "Check", world: World, timeout_s: float = 120.0) -> None:
+    """Run one check on an event loop of its own, and close its clients. Raises AssertionError, TimeoutError."""
+
+    async def checked() -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await check(world)
+        finally:
+            await world.close()
+
+    asyncio.run(checked())
+
+
 Check = Callable[[World], Awaitable[None]]
 
 MODULES = (
     *("life", "busy", "retry", "commits", "batches", "effects", "messages", "children", "reading", "keeping"),
-    *("moves", "races"),
+    *("moves", "races", "crashes"),
 )
 
 
