@@ -10,7 +10,7 @@ import pytest
 
 from support.processes import MARK, leftovers
 from support.redis_cluster import RedisCluster
-from support.servers import PostgresServer, PrometheusServer, RedisServer
+from support.servers import PostgresServer, PrometheusServer, RedisServer, ValkeyServer
 from support.waiting import wait_until
 
 # Set before anything is started, so that every process of this test run inherits it.
@@ -48,6 +48,20 @@ def redis_url(redis_server: RedisServer) -> str:
     """The URL of a Redis that serves and is empty."""
     redis_server.start().flush()
     return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[ValkeyServer]:
+    """One Valkey for the whole session, on the same terms."""
+    with ValkeyServer() as server:
+        yield server
+
+
+@pytest.fixture
+def valkey_url(valkey_server: ValkeyServer) -> str:
+    """The URL of a Valkey that serves and is empty."""
+    valkey_server.start().flush()
+    return valkey_server.url.replace("redis://", "valkey://")
 
 
 @pytest.fixture(scope="session")

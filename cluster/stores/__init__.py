@@ -3,7 +3,7 @@
 from understudy.actors.errors import CallerError
 from understudy.actors.store import Store
 
-CHOICES = "sqlite:///path, redis://, rediss://, valkey://, postgresql://, or memory:// for tests"
+CHOICES = "sqlite:///path, redis://, rediss://, valkey://, valkeys://, unix://, postgresql://, or memory:// for tests"
 
 
 async def open_store(url: str, *, allow_volatile: bool = False) -> Store:
@@ -22,7 +22,7 @@ async def open_store(url: str, *, allow_volatile: bool = False) -> Store:
             from understudy.cluster.stores.sqlite import SqliteStore
 
             return await SqliteStore.open(url)
-        case "redis" | "rediss" | "valkey":
+        case "redis" | "rediss" | "valkey" | "valkeys" | "unix":
             from understudy.cluster.stores.redis import RedisStore
 
             return await RedisStore.open(url, allow_volatile=allow_volatile)

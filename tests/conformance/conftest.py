@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from understudy.actors.store import Store
 from understudy.cluster.stores import open_store
 from understudy.cluster.testing.conformance.suite import World
 
-BACKENDS = ("memory", "sqlite", "redis", "redis_cluster", "postgres")
+BACKENDS = ("memory", "sqlite", "redis", "redis_cluster", "postgres", *(["valkey"] if which("valkey-server") else []))
+"""Valkey is one more where it is installed; Debian has it from 13 on."""
 
 KEPT = ("blob", "beat", "counter", "meta")
 """What outlives threads: part of the name of its table or key."""
@@ -32,6 +34,8 @@ def make_world(request: pytest.FixtureRequest, tmp_path: Path) -> MakeWorld:
             return functools.partial(sqlite_world, tmp_path / "new" / "folders" / "store.db")
         case "redis":
             return functools.partial(redis_world, request.getfixturevalue("redis_url"))
+        case "valkey":
+            return functools.partial(redis_world, request.getfixturevalue("valkey_url"))
         case "redis_cluster":
             url = request.getfixturevalue("redis_cluster_url")
             return functools.partial(redis_cluster_world, url, request.getfixturevalue("redis_cluster"))
@@ -70,7 +74,7 @@ def redis_world(url: str) -> World:
     async def leftovers() -> dict[str, int]:
         import redis
 
-        client = redis.Redis.from_url(url, decode_responses=True)
+        client = redis.Redis.from_url(url.replace("valkey://", "redis://"), decode_responses=True)
         keys = [key for key in client.scan_iter(count=1000) if is_bound(key)]
         client.close()
         return dict.fromkeys(keys, 1)

@@ -93,6 +93,8 @@ class Server(ABC):
 class RedisServer(Server):
     """Redis as production should run it: append-only file, nothing evicted, each write on disk before its answer."""
 
+    program = "redis-server"
+
     def __init__(self, appendfsync: str = "always") -> None:
         super().__init__()
         self.appendfsync = appendfsync
@@ -101,7 +103,7 @@ class RedisServer(Server):
     def command(self) -> Sequence[str]:
         # fmt: off
         return [
-            find_program("redis-server", "redis-server"),
+            find_program(self.program, self.program),
             "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory),
             "--appendonly", "yes", "--appendfsync", self.appendfsync, "--save", "", "--maxmemory-policy", "noeviction",
         ]
@@ -118,6 +120,10 @@ class RedisServer(Server):
 
     def flush(self) -> None:
         self.client().flushall()
+
+
+class ValkeyServer(RedisServer):
+    program = "valkey-server"
 
 
 class PostgresServer(Server):
