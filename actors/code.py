@@ -65,10 +65,11 @@ def locate(graph: Graph) -> Code | None:
     Several modules may hold it, by importing it from each other: the one that its nodes were written in comes first.
     """
     homes = {getattr(node.fn, "__module__", "") for node in graph.nodes.values()}
+    script = sys.modules.get("__main__")  # also under the name that multiprocessing gives it, which others do not know
     holders = [
         Code(ref=f"{name}:{attribute}", paths=_import_paths(name, module))
         for name, module in list(sys.modules.items())
-        if name != "__main__" and module is not None
+        if module is not None and module is not script
         for attribute, value in list(getattr(module, "__dict__", {}).items())
         if value is graph
     ]

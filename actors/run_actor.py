@@ -9,7 +9,6 @@ Laws kept here:
 """
 
 import asyncio
-import functools
 import threading
 import time
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from understudy.actors.open import OpenStore
 from understudy.actors.ports import Policies, Sandboxes
 from understudy.actors.process import end, name_of_this_process
 from understudy.actors.records import Status
-from understudy.actors.ship import ship_graph
+from understudy.actors.ship import Shipper
 from understudy.actors.store import Store
 
 
@@ -68,6 +67,7 @@ class RunActor:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._store = await self._config.open_store()
+            self._ship = Shipper(self._store, self._config.secret)
             self._library = Library(self._config.secret, self._store.get_blob)
             threading.Thread(target=self._renewing, name="leases", daemon=True).start()
             self._ticking = asyncio.ensure_future(self._tick())
@@ -89,8 +89,7 @@ class RunActor:
             graph = await self._library.graph(code)
             policy = Policies(self._config.policy)
             sandboxes = Sandboxes(self._config.sandboxes, self._store)
-            ship = functools.partial(ship_graph, store=self._store, secret=self._config.secret)
-            driver = Driver(self._store, policy, sandboxes, graph.plan(), loaded, ship=ship)
+            driver = Driver(self._store, policy, sandboxes, graph.plan(), loaded, ship=self._ship)
             self._drivers[run_id] = (epoch, driver)
             status = await driver.drive()
             return Left("left", status, dirty=driver.dirty)

@@ -9,8 +9,10 @@ from understudy.actors.by_value import homes_of, pickled
 from understudy.actors.code import MODES, Code, CodeMode, digest_of, load_ref, locate, sign_blob
 from understudy.actors.errors import CallerError
 from understudy.actors.graph import Graph
+from understudy.actors.plan import Plan
 from understudy.actors.store import Store
 
+SHIPPED_MAX = 64
 _PICKLER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ships-graphs")
 """Not the loop's own threads: `def` nodes sit in those while they wait for the very child whose graph is shipped."""
 
@@ -47,6 +49,34 @@ async def ship_graph(
     digest = digest_of(data)
     await store.put_blob(digest, sign_blob(data, secret), time.time())
     return Code(blob=digest, mode=mode), loaded
+
+
+class Shipper:
+    """Ships the graphs of children from a run actor: each once, however many runs of it are started there."""
+
+    def __init__(self, store: Store, secret: bytes) -> None:
+        self._store = store
+        self._secret = secret
+        self._shipped: dict[int, tuple[Plan, Code, bytes]] = {}
+        """By the plan, which is another one once the graph was changed."""
+
+    async def __call__(self, graph: Graph | str) -> tuple[Code, Graph]:
+        """See `ship_graph`."""
+        if not isinstance(graph, Graph):
+            return await ship_graph(graph, store=self._store, secret=self._secret)
+        plan = graph.plan()
+        known = self._shipped.get(id(plan))
+        if known is None:
+            code, _ = await ship_graph(graph, store=self._store, secret=self._secret)
+            data = await self._store.get_blob(code.blob) if code.blob else b""
+            self._shipped[id(plan)] = (plan, code, data)
+            if len(self._shipped) > SHIPPED_MAX:
+                del self._shipped[next(iter(self._shipped))]
+            return code, graph
+        _, code, data = known
+        if code.blob:  # again: what nobody has named for a day is swept
+            await self._store.put_blob(code.blob, data, time.time())
+        return code, graph
 
 
 async def refer_to(graph: Graph | str) -> tuple[Code, Graph]:

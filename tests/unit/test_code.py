@@ -1,7 +1,9 @@
 """Code is found by reference or loaded by value, and a blob that was not signed here is never loaded (law 6)."""
 
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,9 @@ from understudy import END, START, Graph, tool
 from understudy.actors.by_value import pickled, tool_code
 from understudy.actors.code import Code, Library, digest_of, load_ref, locate, open_blob, sign_blob
 from understudy.actors.errors import CodeError
+from understudy.actors.memory import MemoryStore
+from understudy.actors.ship import Shipper
+from understudy.actors.store import BLOB_KEPT_S
 from understudy.cluster.demo import tools as installed
 from understudy.cluster.demo.graph import graph as installed_graph
 
@@ -143,3 +148,39 @@ def test_a_changed_file_makes_a_process_stale(tmp_path: Path):
     finally:
         sys.path.remove(str(tmp_path))
         sys.modules.pop("stale_of_test_code", None)
+
+
+def test_a_graph_of_a_script_goes_by_value_whatever_else_the_script_is_called(tmp_path: Path):
+    """multiprocessing, which Ray imports, knows `__main__` by a second name that no other process has."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, sys\n"
+        "from pydantic import BaseModel\n"
+        "from understudy import END, START, Graph\n"
+        "from understudy.actors.code import locate\n"
+        "class State(BaseModel): pass\n"
+        "graph = Graph('script', State)\n"
+        "graph.node(lambda state: None, name='say')\n"
+        "graph.edge(START, 'say').edge('say', END)\n"
+        "print('__mp_main__' in sys.modules, locate(graph))\n"
+    )
+    told = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout.split() == ["True", "None"]
+
+
+def test_a_child_of_one_graph_is_pickled_once_and_its_blob_outlives_a_sweep():
+    async def shipped() -> None:
+        store = MemoryStore()
+        ship, graph = Shipper(store, SECRET), one("hello")
+        code, _ = await ship(graph)
+        await store.sweep(time.time() + 2 * BLOB_KEPT_S)
+        assert await store.blobs() == []
+        again, _ = await ship(graph)
+        assert again == code
+        assert (await Library(SECRET, store.get_blob).graph(again)).name == "one"
+        graph.node(lambda state: {}, name="more")
+        graph.edge("say", "more").edge("more", END)
+        changed, _ = await ship(graph)
+        assert changed != code, "a graph that was changed is another one"
+
+    run_async(shipped())
