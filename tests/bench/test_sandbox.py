@@ -1,0 +1,118 @@
+"""What a tool call costs in each tier, from a Ray actor, beside a bare subprocess from the same actor."""
+
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from bench.table import Table
+from ray import cloudpickle
+
+from understudy.actors.outcome import ToolCall, ToolCode
+from understudy.actors.sandbox import watch
+from understudy.actors.sandbox.tiers import Tiers, all_tiers
+from understudy.policies.profile import Profile, Tier
+
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(600)]
+CALL = ToolCall("k", "dumps", ToolCode(ref="json:dumps"), {"obj": [1, 2, 3]})
+BARE = [sys.executable, "-I", "-S", "-c", "import json; print(json.dumps([1, 2, 3]))"]
+SPARES = 8
+AT_ONCE = 4
+
+
+class Caller:
+    """As the sandbox actor is, without grant, receipt and store: those have rows of their own."""
+
+    def __init__(self) -> None:
+        self._tiers = Tiers(all_tiers(SPARES))
+
+    async def call(self, tier: Tier) -> str:
+        outcome = await self._tiers.execute(CALL, Profile(tier=tier))
+        return outcome.kind + outcome.error
+
+    async def bare(self) -> str:
+        process = await asyncio.create_subprocess_exec(*BARE, stdout=subprocess.PIPE)
+        return (await process.communicate())[0].decode()
+
+    async def spare_bytes(self) -> float:
+        """Memory of its own that each waiting spare holds: the pages that it shares with none."""
+        held = [
+            sum(_private(pid) for pid in watch.tree(first))
+            for first in watch.tree(os.getpid())
+            if watch.status(first).get("NSpid", "").split()[2:] == ["1"]
+        ]
+        return statistics.mean(held)
+
+
+def _private(pid: int) -> int:
+    rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(row.split()[1]) * 1024 for row in rows if row.startswith("Private_"))
+
+
+@pytest.fixture(scope="module")
+def caller() -> Iterator[Any]:
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=80 * 1024 * 1024,
+        _node_ip_address="127.0.0.1",
+    )
+    try:
+        # By value: a worker of Ray's does not find this module.
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        yield ray.remote(Caller).options(num_cpus=0, max_concurrency=100).remote()
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+        ray.shutdown()
+
+
+def milliseconds(method: Any, *args: Any) -> float:
+    began = time.perf_counter()
+    answer = ray.get(method.remote(*args))
+    spent = time.perf_counter() - began
+    assert answer == "ok" or answer.startswith("[1"), answer
+    return spent * 1000
+
+
+@pytest.mark.parametrize(("tier", "count", "aim"), [("zygote", 200, "p50 <= 3 ms"), ("cold", 50, "p50 <= 60 ms")])
+def test_a_call_through_ray(table: Table, caller: Any, tier: str, count: int, aim: str) -> None:
+    milliseconds(caller.call, tier)
+    rounds = []
+    for _ in range(count):  # in turns, so that what else the machine does counts for both
+        ours = milliseconds(caller.call, tier)
+        rounds.append((ours, milliseconds(caller.bare)))
+    ours, floors = (statistics.median(column) for column in zip(*rounds, strict=True))
+    table.add(f"tool call through Ray, tier {tier}", "-", ours, floors, "ms", aim=aim)
+
+
+def test_many_calls(table: Table, caller: Any) -> None:
+    """Sustained: AT_ONCE calls are always under way, for ten seconds."""
+
+    def per_second(method: Any, *args: Any) -> float:
+        pending = [method.remote(*args) for _ in range(AT_ONCE)]
+        began, done = time.perf_counter(), 0
+        while (spent := time.perf_counter() - began) < 10.0:
+            [first], pending = ray.wait(pending)
+            assert ray.get(first)
+            done += 1
+            pending.append(method.remote(*args))
+        ray.get(pending)
+        return done / spent
+
+    floor = per_second(caller.bare)
+    table.add("tool calls, sustained, tier zygote", "-", per_second(caller.call, "zygote"), floor, "/s", aim=">= 200/s")
+
+
+def test_what_a_spare_holds(table: Table, caller: Any) -> None:
+    milliseconds(caller.call, "zygote")
+    time.sleep(0.5)  # the spares that are being made, are made
+    held = ray.get(caller.spare_bytes.remote()) / (1 << 20)
+    table.add("memory of a waiting spare", "-", held, 0, "MiB", aim="small")
