@@ -55,6 +55,16 @@ async def charge(state: State, ctx: Context):
     return {"notes": [await ctx.call(pay, order=state.order)]}
 
 paying.edge(START, "charge"); paying.edge("charge", END)
+
+talking = Graph("talking", State)
+
+@talking.node
+def speak(state: State, ctx):
+    for word in ("Hel", "lo, ", state.order):
+        ctx.stream(word)
+        time.sleep(0.05)
+
+talking.edge(START, "speak"); talking.edge("speak", END)
 """
 POLICY = "policy: live\nversion: 1\nrules:\n  - {id: pay, effect: ask, tool: pay, reason: money leaves}\n"
 
@@ -128,6 +138,10 @@ def test_a_day_with_a_daemon(shell: Shell) -> None:
     assert shell(*asked["commands"][0].split()[1:]).returncode == 0
     wait_until(lambda: shell.status_of(asked["run_id"]) == "succeeded", 60, "the approved run to end")
     assert shell.json("show", asked["run_id"])["result"]["notes"] == ["paid A7"]
+
+    said = shell("run", "flows:talking", "--input", '{"order": "A8"}')
+    assert said.returncode == 0, said.stderr
+    assert "speak: Hello, A8\n" in said.stderr
 
     status = shell.json("status")
     assert status["daemon"]["pid"] == shell.daemon.pid
