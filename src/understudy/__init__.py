@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from understudy.actors.attempts import Failure
-    from understudy.actors.context import BlockingContext, Context
+    from understudy.actors.blocking import BlockingContext
+    from understudy.actors.context import Context
     from understudy.actors.errors import (
         AnswerNeeded,
         CallerError,
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "actors.attempts": ("Failure",),
-    "actors.context": ("BlockingContext", "Context"),
+    "actors.blocking": ("BlockingContext",),
+    "actors.context": ("Context",),
     "actors.errors": (
         "AnswerNeeded",
         "CallerError",

@@ -24,7 +24,7 @@ from understudy import (
     append,
 )
 from understudy.actors import own_effects
-from understudy.actors.context import BlockingContext
+from understudy.actors.blocking import BlockingContext
 from understudy.actors.errors import Fenced, StoreUnavailable
 from understudy.actors.events import counters_of
 from understudy.actors.memory import MemoryStore

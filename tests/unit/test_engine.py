@@ -18,8 +18,8 @@ from pydantic import AfterValidator, BaseModel
 from support.stage import Stage, YesPolicy
 from support.waiting import run_async, wait_until_async
 from understudy import END, START, Command, Context, Graph, Send, ToolDenied, ToolError, append, tool
+from understudy.actors.blocking import BlockingContext
 from understudy.actors.calls import Asked, Granted, Refused
-from understudy.actors.context import BlockingContext
 from understudy.actors.errors import CallerError, Conflict, Fenced, InterruptExpired, StoreUnavailable
 from understudy.actors.events import counters_of
 from understudy.actors.memory import MemoryStore

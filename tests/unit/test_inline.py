@@ -29,7 +29,7 @@ from understudy import (
     open_store,
     tool,
 )
-from understudy.actors.context import BlockingContext
+from understudy.actors.blocking import BlockingContext
 from understudy.actors.errors import CallerError
 from understudy.actors.memory import MemoryStore
 from understudy.actors.records import Interrupt

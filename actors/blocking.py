@@ -1,0 +1,109 @@
+"""The context of `def` nodes, which run in a thread: every call returns its result, not an awaitable."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from understudy.actors.context import Child, Context
+from understudy.actors.graph import Graph
+from understudy.actors.interrupts import OnTimeout
+from understudy.actors.outcome import Outcome
+from understudy.actors.tool import Tool
+
+R = TypeVar("R")
+
+
+class BlockingContext:
+    """What Context is for `async def` nodes."""
+
+    def __init__(self, context: Context, loop: asyncio.AbstractEventLoop) -> None:
+        self._context = context
+        self._loop = loop
+        self.run_id = context.run_id
+        self.thread_id = context.thread_id
+        self.node = context.node
+        self.step = context.step
+
+    def call(self, tool: "Tool[..., R]", /, **args: Any) -> R:
+        """See Context.call."""
+        return self._wait(lambda: self._context.call(tool, **args))
+
+    def outcome(self, tool: "Tool[..., Any]", /, **args: Any) -> Outcome:
+        """See Context.outcome."""
+        return self._wait(lambda: self._context.outcome(tool, **args))
+
+    def effect(self, name: str, fn: Callable[..., Any], **more: Any) -> Any:
+        """See Context.effect."""
+        return self._wait(lambda: self._context.effect(name, fn, **more))
+
+    def interrupt(
+        self, payload: Any, *, deadline: timedelta | None = None, on_timeout: OnTimeout = None, schema: Any = None
+    ) -> Any:
+        """See Context.interrupt."""
+        return self._wait(
+            lambda: self._context.interrupt(payload, deadline=deadline, on_timeout=on_timeout, schema=schema)
+        )
+
+    def sleep(self, duration: timedelta) -> None:
+        """See Context.sleep."""
+        self._wait(lambda: self._context.sleep(duration))
+
+    def receive(self, *, deadline: timedelta | None = None) -> Any:
+        """See Context.receive."""
+        return self._wait(lambda: self._context.receive(deadline=deadline))
+
+    def start(
+        self,
+        graph: Graph | str,
+        input: BaseModel | Mapping[str, Any] | None = None,
+        *,
+        key: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> "BlockingChild":
+        """See Context.start."""
+        return BlockingChild(self, self._wait(lambda: self._context.start(graph, input, key=key, labels=labels)))
+
+    def run(
+        self,
+        graph: Graph | str,
+        input: BaseModel | Mapping[str, Any] | None = None,
+        *,
+        key: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> Any:
+        """See Context.run."""
+        return self._wait(lambda: self._context.run(graph, input, key=key, labels=labels))
+
+    def stream(self, chunk: Any) -> None:
+        """See Context.stream."""
+
+        async def put() -> None:
+            self._context.stream(chunk)
+
+        self._wait(put)
+
+    def _wait(self, begin: Callable[[], Awaitable[R]]) -> R:
+        async def waited() -> R:
+            return await begin()
+
+        return asyncio.run_coroutine_threadsafe(waited(), self._loop).result()
+
+
+class BlockingChild:
+    """The same as Child, for `def` nodes."""
+
+    def __init__(self, context: BlockingContext, child: Child) -> None:
+        self._context = context
+        self._child = child
+        self.run_id = child.run_id
+
+    def result(self) -> Any:
+        """See Child.result."""
+        return self._context._wait(self._child.result)
+
+    def cancel(self) -> None:
+        """See Child.cancel."""
+        self._context._wait(self._child.cancel)
