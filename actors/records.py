@@ -145,7 +145,8 @@ class Interrupt:
     schema: Any = None
     """JSON schema that an answer has to fit; None: any."""
     on_timeout: Any = None
-    """JSON values: what happens when the deadline passes (see `Context.interrupt`)."""
+    """JSON values: what happens when the deadline passes, for those who look: {"continue": value} or {"escalate":
+    payload}; and with `escalated_from` the id of the question that it follows."""
 
 
 @dataclass(frozen=True)

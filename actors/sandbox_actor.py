@@ -49,7 +49,7 @@ class SandboxActor:
         """The outcome; or the receipt that is on record under this key already. Raises Fenced."""
         place = (order.receipt.key, order.receipt.token)
         if place in self._work:  # the same order again: its reply was lost
-            return await asyncio.shield(self._work[place])
+            return await _end_of(self._work[place])
         store = await self._ready()
         now = time.time()
         try:
@@ -68,7 +68,7 @@ class SandboxActor:
         work = asyncio.ensure_future(self._perform(store, order, grant.profile))
         self._work[place] = work
         work.add_done_callback(lambda done: self._over(place, done))
-        return await asyncio.shield(work)
+        return await _end_of(work)
 
     def _over(self, place: tuple[str, str], work: "asyncio.Task[Outcome | Receipt]") -> None:
         self._work.pop(place, None)
@@ -169,8 +169,8 @@ class SandboxActor:
         if work is None:
             return None
         try:
-            told = await asyncio.shield(work)
-        except (asyncio.CancelledError, Fenced):
+            told = await _end_of(work)
+        except Fenced:
             return None
         return told if isinstance(told, Outcome) else None
 
@@ -192,6 +192,12 @@ class SandboxActor:
         if self._store is None:
             self._store = await self._open_store()
         return self._store
+
+
+async def _end_of(work: "asyncio.Task[Outcome | Receipt]") -> Outcome | Receipt:
+    """Wait for a call, without ending it if the one who waits is gone. One that was ended before it started: killed."""
+    await asyncio.wait([work])
+    return _aborted(0.0) if work.cancelled() else work.result()
 
 
 def _aborted(seconds: float) -> Outcome:

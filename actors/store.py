@@ -202,12 +202,13 @@ class Store(Protocol):
     async def begin(
         self, receipt: Receipt, epoch: int, events: Sequence[Event], counters: Counters, now: float
     ) -> Begun:
-        """Put an effect on record before it happens: state `started`, or `done` with an outcome (a denial).
+        """Put an effect on record before it happens: state `started`, or `done` with an outcome (a denial, a person's
+        answer, what a fork takes from its origin; also that a deadline has passed).
 
         On record is what has the same run, key and checkpoint. If the key is on record, nothing changes and the answer
-        is that receipt, with `fresh` False - except that a receipt in state `unknown` is started anew (that was decided
-        by the tool's declaration or by a person). The very same begin sent again (same token, same state on record)
-        changes nothing, and is `fresh` as it was the first time. The receipt is kept as given.
+        is that receipt, with `fresh` False - except that a receipt in state `unknown` is replaced: started anew, or
+        done (its declaration, the other side or a person has decided that). The very same begin sent again (same token,
+        same state on record) changes nothing, and is `fresh` as it was the first time. The receipt is kept as given.
         Raises Fenced if the epoch is not the run's, or the run is not running.
         """
 

@@ -122,8 +122,7 @@ def test_a_queued_call_that_nobody_wants_leaves_nothing(monkeypatch: pytest.Monk
         actor, backend, run = await actor_with(store, monkeypatch)
         first, queued, third = await at_work(actor, backend, [order(run, key) for key in ("k1", "k2", "k3")])
         await actor.abort("k2", "token of k2")
-        with pytest.raises(asyncio.CancelledError):
-            await queued
+        assert (await queued).kind == "killed"
         await actor.abort("k1", "token of k1")
         assert (await first).kind == "killed"
         backend.go.set()
@@ -155,8 +154,7 @@ def test_a_call_that_is_ended_while_it_is_put_on_record_does_not_stay_started(mo
         await actor.abort("k1", "token of k1")
         await asyncio.sleep(0)
         store.go.set()
-        with pytest.raises(asyncio.CancelledError):
-            await work
+        assert (await work).kind == "killed"
         (receipt,) = await store.receipts(RUN)
         assert (receipt.state, receipt.standing) == ("done", "failed")
         assert '"killed"' in receipt.outcome
