@@ -1,7 +1,6 @@
 """Commands that start runs and change them: run, resume, approve, deny, cancel."""
 
 import asyncio
-import getpass
 import json
 import os
 import sys
@@ -31,7 +30,7 @@ from understudy.cluster.cli.command import (
 )
 from understudy.cluster.cli.live import Live
 from understudy.cluster.cli.policy import read_policy
-from understudy.cluster.cli.prompt import ask
+from understudy.cluster.cli.prompt import ask, whoever
 from understudy.cluster.cli.view import question_lines, run_document, span, status_text
 
 if TYPE_CHECKING:
@@ -299,14 +298,6 @@ async def deny(
         found = await find_run(store, run)
         await found.deny(await _question(found, call or "", ("approval",)), note=note, by=by or whoever())
         await report(here, store, found, as_json, "denied")
-
-
-def whoever() -> str:
-    """Who sits at this terminal, as the system knows them; empty if it does not."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # no such user, as in a container
-        return ""
 
 
 async def _question(found: "Run", text: str, kinds: tuple[str, ...]) -> str:

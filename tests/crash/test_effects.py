@@ -84,3 +84,47 @@ def test_every_effect_of_a_node_happens_once(victim: Victim) -> None:
     report = crash_points(story, world=arrived, victims=[victim], answers=lambda question: None)
     assert report.ok, report
     assert len(report.operations) > 20, report.operations
+
+
+RULES = """
+policy: test
+version: 1
+rules:
+  - {id: ask-first, effect: ask, tool: act}
+"""
+
+
+class Deed(BaseModel):
+    seen: Annotated[list[Any], append] = []
+
+
+deeds = Graph("deeds", Deed)
+
+
+@deeds.node
+async def decide(state: Deed, ctx: Context) -> dict[str, Any]:
+    large = await ctx.call(act, what="large")
+    by_hand = await ctx.call(act, what="by hand")
+    refused = await ctx.outcome(act, what="never")
+    return {"seen": [large, by_hand, refused.kind]}
+
+
+deeds.edge(START, "decide").edge("decide", END)
+
+
+def person(question: Any) -> Any:
+    """Makes one call smaller, answers another, and refuses the third."""
+    match question.payload["args"]["what"]:
+        case "large":
+            return {"approve": True, "args": {"what": "small"}}
+        case "by hand":
+            return {"approve": False, "value": "done by hand"}
+        case _:
+            return {"approve": False, "note": "no"}
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_what_people_decide_is_done_once(victim: Victim) -> None:
+    report = crash_points(deeds, policy=RULES, answers=person, victims=[victim])
+    assert report.ok, report
+    assert len(report.operations) > 12, report.operations
