@@ -111,8 +111,13 @@ class RunActor:
         asyncio.run(self._renew())
 
     async def _renew(self) -> None:
-        store = await self._config.open_store()
         pause_s = min(1.0, self._config.lease_s / 4)
+        store = None
+        while store is None:
+            try:
+                store = await self._config.open_store()
+            except StoreUnavailable:  # this thread may not end: nobody would notice but by lost leases
+                await asyncio.sleep(pause_s)
         asked: dict[str, float] = {}
         """Since when runs are to be cancelled."""
         waited_s = 0.0
