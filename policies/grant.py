@@ -12,10 +12,14 @@ from typing import Final, Literal
 
 from understudy.policies.profile import Limits, Profile
 
-Reason = Literal["forged", "altered", "expired", "wrong run", "wrong call", "wrong arguments"]
+Reason = Literal[
+    "forged", "altered", "expired", "wrong run", "wrong call", "wrong arguments", "wrong code", "revoked", "replayed"
+]
 
+GRANT_TTL_S = 600.0
+"""A grant that was not used after this long is refused by the sandbox; it covers the wait for a free sandbox."""
 SECRET_MIN_BYTES = 16
-_DOMAIN: Final = b"understudy grant 2\0"
+_DOMAIN: Final = b"understudy grant 3\0"
 """Signed together with the grant: the same secret signs other things (code), and none of them may pass for a grant. The
 number changes with the fields, so that a grant of another version is refused and not misread."""
 
@@ -34,10 +38,15 @@ class Grant:
     """Of the run's owner that asked."""
     profile: Profile
     policy_digest: str
+    """Of all layers that decided."""
     rule: str
     decision: Literal["allow", "approved"]
     issued_at: float
     expires_at: float
+    code: str
+    """Digest of the code that will be executed."""
+    id: str
+    """Names this very grant: it is used, and can be revoked, under this name."""
 
 
 class GrantRefused(Exception):
@@ -58,7 +67,7 @@ def sign(grant: Grant, secret: bytes) -> str:
     return f"{body}.{_mac(body, secret)}"
 
 
-def check(token: str, secret: bytes, *, run_id: str, key: str, tool: str, digest: str, now: float) -> Grant:
+def check(token: str, secret: bytes, *, run_id: str, key: str, tool: str, digest: str, code: str, now: float) -> Grant:
     """The grant in a token that is good for this call at this time. Raises GrantRefused."""
     body, dot, mac = token.partition(".")
     if not dot or not body or not mac:
@@ -77,6 +86,8 @@ def check(token: str, secret: bytes, *, run_id: str, key: str, tool: str, digest
         raise GrantRefused("wrong call", f"it was given for tool {grant.tool!r}, not for {tool!r}")
     if grant.digest != digest:
         raise GrantRefused("wrong arguments", f"the arguments of tool {tool!r} are not those that were judged")
+    if grant.code != code:
+        raise GrantRefused("wrong code", f"the code of tool {tool!r} is not that which was judged")
     return grant
 
 
@@ -91,8 +102,8 @@ def _read(body: str) -> Grant:
     fields = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     profile = fields.pop("profile")
     limits = Limits(**profile["limits"])
-    files = tuple(profile["read"]), tuple(profile["write"])
-    return Grant(**fields, profile=Profile(*files, limits, profile["tier"]))
+    lists = {name: tuple(profile[name]) for name in ("read", "write", "network", "secrets")}
+    return Grant(**fields, profile=Profile(**lists, limits=limits, tier=profile["tier"]))
 
 
 def _base64(data: bytes) -> str:

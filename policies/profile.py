@@ -3,9 +3,12 @@
 Pure values. Units stand in the names. Everything that is not listed is not there: no file, no network, no variable.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from operator import contains
 from typing import Final, Literal, get_args
+
+from understudy.policies.hosts import covers_host
 
 Tier = Literal["landlock", "zygote", "cold", "gvisor"]
 """How a call is isolated, from the weakest to the strongest; see `actors/sandbox/backend.py`."""
@@ -45,6 +48,10 @@ class Profile:
     limits: Limits = field(default_factory=Limits)
     tier: Tier = DEFAULT_TIER
     """The weakest isolation that will do. A stronger one may be used, a weaker one never."""
+    network: tuple[str, ...] = ()
+    """Hosts that may be reached, `name:port` (see `hosts.HostPattern`). Nothing else is there."""
+    secrets: tuple[str, ...] = ()
+    """Names of secrets that may be used."""
 
 
 def covers(folders: Sequence[str], path: str) -> bool:
@@ -56,7 +63,8 @@ def without_repeats(profile: Profile) -> Profile:
     """The same, said once and in order: what may be written may be read, so it need not be listed there too."""
     write = tuple(sorted(set(profile.write)))
     read = tuple(sorted(path for path in set(profile.read) if not covers(write, path)))
-    return Profile(read, write, profile.limits, profile.tier)
+    network, secrets = tuple(sorted(set(profile.network))), tuple(sorted(set(profile.secrets)))
+    return Profile(read, write, profile.limits, profile.tier, network, secrets)
 
 
 def strongest(tiers: Sequence[Tier]) -> Tier:
@@ -65,13 +73,17 @@ def strongest(tiers: Sequence[Tier]) -> Tier:
 
 
 def intersect(profiles: Sequence[Profile]) -> Profile:
-    """What all grant: paths that each grants, itself or by a parent, the least of every limit, the strongest tier."""
+    """What all grant: paths and hosts that each grants, itself or by one that covers it, the secrets of all, the least
+    of every limit, the strongest tier."""
     readable = [(*profile.read, *profile.write) for profile in profiles]
     writable = [profile.write for profile in profiles]
     limits = {limit.name: min(getattr(profile.limits, limit.name) for profile in profiles) for limit in fields(Limits)}
     tier = strongest([profile.tier for profile in profiles])
-    return without_repeats(Profile(_in_all(readable), _in_all(writable), Limits(**limits), tier))
+    network = _in_all([profile.network for profile in profiles], covers_host)
+    secrets = _in_all([profile.secrets for profile in profiles], contains)
+    files = _in_all(readable, covers), _in_all(writable, covers)
+    return without_repeats(Profile(*files, Limits(**limits), tier, network, secrets))
 
 
-def _in_all(layers: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    return tuple(path for layer in layers for path in layer if all(covers(other, path) for other in layers))
+def _in_all(layers: Sequence[Sequence[str]], covered: Callable[[Sequence[str], str], bool]) -> tuple[str, ...]:
+    return tuple(each for layer in layers for each in layer if all(covered(other, each) for other in layers))

@@ -11,14 +11,14 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any, Final, Literal
 
-from understudy.policies.condition import normal_path, show
+from understudy.policies.operators import normal_path, show
 
 SHOWN_MAX = 50
 """Problems that a message lists."""
 
 Kind = Literal["duration", "size", "count"]
 _UNITS: Final[Mapping[Kind, Mapping[str, float]]] = {
-    "duration": {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0},
+    "duration": {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0},
     "size": {
         **dict(zip(("", "B", "KiB", "MiB", "GiB", "TiB"), (1, 1, 2**10, 2**20, 2**30, 2**40), strict=True)),
         **dict(zip(("kB", "KB", "MB", "GB", "TB"), (10**3, 10**3, 10**6, 10**9, 10**12), strict=True)),
@@ -27,7 +27,7 @@ _UNITS: Final[Mapping[Kind, Mapping[str, float]]] = {
 }
 _MOST: Final[Mapping[Kind, float]] = {"duration": 30 * 86400.0, "size": 100 * 2**40, "count": 1_000_000}
 _REMEDY: Final[Mapping[Kind, str]] = {
-    "duration": "write e.g. 500ms, 10s, 2m, 1h or a number of seconds, 30 days at most",
+    "duration": "write e.g. 500ms, 10s, 2m, 1h, 2d or a number of seconds, 30 days at most",
     "size": "write e.g. 64KiB, 512MiB, 1GiB or a number of bytes, 100TiB at most",
     "count": "write a whole number from 1 to 1000000",
 }
@@ -46,11 +46,12 @@ class Problem:
     field: str
     words: str
     """The value and the remedy."""
+    line: int = 0
+    """In the file, from 1; 0: not known."""
 
     def __str__(self) -> str:
-        return ": ".join(
-            part for part in (self.source, self.rule and f"rule {self.rule}", self.field, self.words) if part
-        )
+        where = f"{self.source}:{self.line}" if self.line else self.source
+        return ": ".join(part for part in (where, self.rule and f"rule {self.rule}", self.field, self.words) if part)
 
 
 class PolicyError(ValueError):
@@ -76,9 +77,13 @@ class Reader:
     problems: list[Problem] = field(default_factory=list)
     rule: str = ""
     """Whose values are being read."""
+    place: int | None = None
+    """Which one that is, from 0."""
+    locate: Callable[[int | None, str], int] = lambda place, field: 0
+    """The line of a field of a rule."""
 
     def wrong(self, field: str, words: str) -> None:
-        self.problems.append(Problem(self.source, self.rule, field, words))
+        self.problems.append(Problem(self.source, self.rule, field, words, self.locate(self.place, field)))
 
     def amount(self, at: str, value: Any, kind: Kind) -> float:
         """A duration in seconds, a size in bytes, or a count."""
@@ -118,6 +123,30 @@ class Reader:
             at, f"{show(value)} is no name; write up to 64 letters, digits, '.', '_' or '-', in quotes if need be"
         )
         return ""
+
+    def names(self, at: str, value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list):
+            self.wrong(at, f"{show(value)} is no list of names; write e.g. [secret]")
+            return ()
+        return tuple(dict.fromkeys(self.name(at, each) for each in value))
+
+    def word(self, at: str, value: Any, what: str, known: tuple[str, ...], otherwise: str = "") -> str:
+        if isinstance(value, str) and value in known:
+            return value
+        self.wrong(at, f"{show(value)} is no {what}; write one of {', '.join(known)}{near(value, known)}")
+        return otherwise or known[0]
+
+    def boolean(self, at: str, value: Any) -> bool:
+        if not isinstance(value, bool):
+            self.wrong(at, f"{show(value)} is neither true nor false; write one of them, without quotes")
+        return value is True
+
+    def texts(self, at: str, value: Any, example: str) -> tuple[str, ...]:
+        listed = [value] if isinstance(value, str) else value
+        if not isinstance(listed, list) or not listed:
+            self.wrong(at, f"{show(value)} is no list of texts; write e.g. {example}")
+            return ()
+        return tuple(dict.fromkeys(self.text(at, each) for each in listed))
 
     def text(self, at: str, value: Any, quote: Callable[[str], str] = str) -> str:
         if not isinstance(value, str):

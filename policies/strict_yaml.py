@@ -7,7 +7,7 @@ A policy is read by people who approve it and by a program that obeys it; both h
 
 import json
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 TEXT_MAX_BYTES = 1024 * 1024
@@ -95,6 +95,48 @@ def _loader() -> Any:
             return super().construct_mapping(node, deep)
 
     return Strict
+
+
+def line_of(text: str, place: int | None, field: str) -> int:
+    """The line, from 1, of a field (`when.amount.gt`) of the rule at this place; 0: not known.
+
+    As near as there is one: of the rule, where it lacks the field. Keys may have dots in them.
+    """
+    node = _nodes(text)
+    if node is None:
+        return 0
+    path = ("rules", str(place)) if place is not None else ()
+    line: int = node.start_mark.line + 1
+    for step in path:
+        node = next((inner for name, _, inner in _inside(node) if name == step), None)
+        if node is None:
+            return line
+        line = node.start_mark.line + 1
+    while field:
+        fitting = [each for each in _inside(node) if field == each[0] or field.startswith(f"{each[0]}.")]
+        if not fitting:
+            break
+        name, mark, node = max(fitting, key=lambda each: len(each[0]))
+        line, field = mark.line + 1, field[len(name) + 1 :]
+    return line
+
+
+def _inside(node: Any) -> Iterable[tuple[str, Any, Any]]:
+    """Name, place and node of what a node holds."""
+    if node.id == "mapping":
+        return [(str(key.value), key.start_mark, inner) for key, inner in node.value]
+    if node.id == "sequence":
+        return [(str(number), inner.start_mark, inner) for number, inner in enumerate(node.value)]
+    return []
+
+
+@lru_cache(maxsize=1)
+def _nodes(text: str) -> Any:
+    """The tree of a text, with its lines. None where there is none."""
+    try:
+        return _loader()(text).get_single_node()
+    except Exception:  # it is told elsewhere
+        return None
 
 
 def _place(thing: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from support.processes import MARK, leftovers
 from support.redis_cluster import RedisCluster
@@ -17,6 +18,10 @@ from support.waiting import wait_until
 RUN = os.environ[MARK] = uuid4().hex
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray on loopback, whoever imports it first
+
+# How long an example takes on a busy machine says nothing; tests have a bound of their own.
+settings.register_profile("understudy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("understudy")
 
 GRACE_S = 10
 

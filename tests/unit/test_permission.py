@@ -3,13 +3,17 @@
 import pickle
 import random
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from understudy.policies.condition import MATCHED_TEXT_MAX, Condition, Op
+from understudy.policies.condition import Condition
+from understudy.policies.history import ANYTHING, Earlier, History, Past
+from understudy.policies.hosts import covers_host
+from understudy.policies.operators import MATCHED_TEXT_MAX, Op
 from understudy.policies.permission import (
     Allow,
     Ask,
@@ -24,6 +28,8 @@ from understudy.policies.permission import (
     fits,
 )
 from understudy.policies.profile import TIERS, Limits, Profile, covers, intersect
+from understudy.policies.redact import is_hidden, redacted
+from understudy.policies.window import Window
 
 
 def request(tool: str = "pay", graph: str = "refund", labels: dict[str, str] | None = None, **args: Any) -> Request:
@@ -234,7 +240,149 @@ def test_what_cannot_be_judged_is_never_in_favour_of_the_call() -> None:
         assert isinstance(decide([some], request(amount="500", currency="USD")), Allow)
 
 
+# Who is in charge, and what has happened.
+
+
+def test_a_managed_deny_is_named_before_every_other() -> None:
+    managed = rule("z", "deny", managed=True, reason="never here")
+    for layers in ([policy(DENY, managed)], [policy(DENY), policy(managed)], [policy(managed), policy(DENY)]):
+        assert decide(layers, request()) == Deny("z", "demo", "never here", managed=True)
+    assert decide([policy(ALLOW), policy(DENY)], request()) == Deny("c", "demo", "rule 'c' denies tool 'pay'")
+
+
+def test_a_rule_that_fails_denies_whatever_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    for effect in ("allow", "ask", "deny"):
+        some = policy(rule("good", "allow"), rule("bad", effect))
+        bad = next(ready for ready in some.compiled.rules if ready.rule.id == "bad")
+        monkeypatch.setattr(bad, "judge", fails)
+        decision = decide([some], request())
+        assert isinstance(decision, Deny)
+        assert decision.rule == "bad"
+        assert "the rule failed (RuntimeError: a bug)" in decision.reason
+        assert "RuntimeError" in explain([some], request())[1].why
+
+
+def test_a_label_may_have_one_of_several_values() -> None:
+    some = policy(rule("x", "allow", labels={"tenant": ("acme", "beta"), "user": "eve"}))
+    assert isinstance(decide([some], request(labels={"tenant": "beta", "user": "eve"})), Allow)
+    assert isinstance(decide([some], request(labels={"tenant": "gamma", "user": "eve"})), Deny)
+    assert "label 'tenant' is None, not 'acme' or 'beta'" in str(decide([some], request(labels={"user": "eve"})))
+
+
+SECRET_READ = Past(frozenset(["read_secret"]), frozenset(["secret"]))
+AFTER_SECRET = Earlier(tools=("read_sec*",))
+
+
+def test_after_reading_a_secret_no_network() -> None:
+    for earlier in (AFTER_SECRET, Earlier(marks=("secret",)), Earlier(("other",), ("x", "secret"))):
+        some = policy(ALLOW, rule("leak", "deny", after=earlier))
+        assert isinstance(decide([some], request()), Allow)
+        for history in (History(SECRET_READ), History(inherited=SECRET_READ)):
+            assert decide([some], request(), history=history).rule == "leak"
+    careful = policy(rule("x", "allow", not_after=AFTER_SECRET))
+    assert isinstance(decide([careful], request()), Allow)
+    for history in (History(SECRET_READ), History(inherited=SECRET_READ)):
+        denied = decide([careful], request(), history=history)
+        assert isinstance(denied, Deny)
+        assert "the run has used tool 'read_sec*' before" in denied.reason
+
+
+def test_what_only_the_origin_did_allows_nothing() -> None:
+    """A fork has seen what its origin read; it was not reviewed because its origin was."""
+    reviewed = policy(rule("x", "allow", after=Earlier(tools=("review",))))
+    done = Past(frozenset(["review"]))
+    assert isinstance(decide([reviewed], request(), history=History(done)), Allow)
+    assert isinstance(decide([reviewed], request(), history=History(inherited=done)), Deny)
+    unless = policy(ALLOW, rule("n", "deny", not_after=Earlier(tools=("review",))))
+    assert isinstance(decide([unless], request(), history=History(done)), Allow)
+    assert isinstance(decide([unless], request(), history=History(inherited=done)), Deny)
+
+
+def test_a_past_that_nobody_can_tell_is_taken_against_the_call() -> None:
+    lost = History(inherited=ANYTHING)
+    assert isinstance(decide([policy(ALLOW, rule("n", "deny", after=AFTER_SECRET))], request(), history=lost), Deny)
+    assert isinstance(decide([policy(rule("x", "allow", not_after=AFTER_SECRET))], request(), history=lost), Deny)
+    assert isinstance(decide([policy(rule("x", "allow", after=AFTER_SECRET))], request(), history=lost), Deny)
+
+
+def test_a_policy_for_some_graphs_is_no_layer_for_others() -> None:
+    strict = replace(policy(DENY, name="strict"), layer="graph", graphs=("ref*",))
+    assert isinstance(decide([policy(ALLOW), strict], request()), Deny)
+    assert isinstance(decide([policy(ALLOW), strict], request(graph="other")), Allow)
+    alone = decide([strict], request(graph="other"))
+    assert isinstance(alone, Deny)
+    assert "there is no policy" in alone.reason
+    assert [step.why for step in explain([strict], request(graph="other"))] == [
+        "its policy is about graph 'ref*', this is 'other'"
+    ]
+
+
 # What is granted.
+
+
+def test_hosts_and_secrets_are_those_that_every_layer_grants() -> None:
+    above = policy(rule("x", "allow", network=("*.example.org:443", "10.0.0.1:80"), secrets=("a", "b")))
+    below = policy(rule("x", "allow", network=("api.example.org:443", "10.0.0.1:8080"), secrets=("b", "c")))
+    for layers in ([above, below], [below, above]):
+        decision = decide(layers, request())
+        assert isinstance(decision, Allow)
+        assert (decision.profile.network, decision.profile.secrets) == (("api.example.org:443",), ("b",))
+
+
+def test_what_any_rule_about_the_tool_hides_is_hidden() -> None:
+    some = policy(
+        rule("a", "allow", when("amount", "le", 5), redact=("card",)),
+        rule("b", "deny", when("amount", "gt", 9), redact=("amount",)),
+    )
+    allowed = decide([some], request(amount=3))
+    assert isinstance(allowed, Allow)
+    assert allowed.redact == ("amount", "card")
+    for amount, said in ((7, "[redacted]"), ("x9x", "[redacted]")):
+        denied = decide([some], request(amount=amount))
+        assert isinstance(denied, Deny)
+        assert said in denied.reason
+        assert str(amount) not in denied.reason
+    assert "[redacted]" in explain([some], request(amount=7))[0].why
+
+
+def test_redacted_arguments_keep_their_shape() -> None:
+    args: Any = {"card": {"number": 1, "name": "x"}, "list": [{"k": 1, "o": 2}, 5], "n": 1, "s": "t"}
+    shown = redacted(args, ("card.number", "list.*.k", "s", "n.deep", "nothing.here"))
+    hidden = "[redacted]"
+    assert shown == {
+        "card": {"number": hidden, "name": "x"},
+        "list": [{"k": hidden, "o": 2}, hidden],
+        "n": hidden,
+        "s": hidden,
+    }
+    assert args["card"]["number"] == 1
+    for field, expected in (("card", True), ("card.number.x", True), ("card.name", False), ("list.0.k", True)):
+        assert is_hidden(field, ("card.number", "list.*.k")) is expected
+
+
+def test_marks_add_up_and_deadlines_take_the_least() -> None:
+    one = rule("one", "ask", marks=("m",), deadline_s=60.0, on_timeout="escalate")
+    two = rule("two", "ask", deadline_s=90.0, on_timeout="escalate")
+    three = rule("three", "allow", marks=("n",))
+    strict = rule("strict", "ask", deadline_s=600.0)
+
+    def asked(*layers: Policy) -> Ask:
+        decision = decide(layers, request())
+        assert isinstance(decision, Ask)
+        return decision
+
+    found = asked(policy(one, two, three))
+    assert (found.marks, found.deadline_s, found.on_timeout) == (("m", "n"), 60.0, "escalate")
+    found = asked(policy(two), policy(three), policy(one))
+    assert (found.marks, found.deadline_s, found.on_timeout) == (("m", "n"), 60.0, "escalate")
+    assert (asked(policy(one), policy(strict)).deadline_s, asked(policy(one), policy(strict)).on_timeout) == (
+        60.0,
+        "deny",
+    )
+    assert (asked(policy(ASK)).deadline_s, asked(policy(ASK)).on_timeout) == (None, "deny")
 
 
 def test_within_a_policy_files_add_up_and_named_limits_take_the_least() -> None:
@@ -292,7 +440,7 @@ def test_explain_says_of_every_rule_whether_it_fits_and_why() -> None:
             True,
             "'at' should be gt 5: it is 'noon', and only a number can be compared; what cannot be judged is denied",
         ),
-        ("all", True, "it has no conditions"),
+        ("all", True, "it has no conditions; deny was decided by rule 'late' of policy 'demo'"),
         ("graph", False, "it is about graph 'x*', this is 'refund'"),
     ]
 
@@ -310,6 +458,9 @@ def test_a_policy_that_has_decided_can_still_be_sent_to_another_process() -> Non
 
 
 # Properties.
+
+RELAXED = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+"""What a busy machine needs longer for is not wrong."""
 
 VALUES: st.SearchStrategy[Any] = st.one_of(
     st.none(),
@@ -330,6 +481,17 @@ CONDITIONS = st.one_of(
 PATHS = st.lists(st.sampled_from(["/", "/a", "/a/b", "/a/b/c", "/ab", "/d"]), max_size=3).map(tuple)
 
 
+HOSTS = ["*:443", "*.example.org:443", "a.example.org:443", "a.example.org:80", "10.0.0.1:443"]
+PASTS = st.builds(
+    Past,
+    st.sampled_from([frozenset(), frozenset(["q"])]),
+    st.sampled_from([frozenset(), frozenset(["m"])]),
+    st.sampled_from([False, False, False, True]),
+)
+NOWS = st.sampled_from([None, 0.0, 7200.0, 86400.0 + 7200.0])  # a Thursday at 00:00 and 02:00, and the day after
+HISTORIES = st.builds(History, PASTS, PASTS)
+
+
 def rules(effects: tuple[Effect, ...] = ("allow", "ask", "deny")) -> st.SearchStrategy[Rule]:
     return st.builds(
         Rule,
@@ -343,6 +505,16 @@ def rules(effects: tuple[Effect, ...] = ("allow", "ask", "deny")) -> st.SearchSt
         write=PATHS,
         limits=st.dictionaries(st.sampled_from(["wall_s", "cpu_s"]), st.floats(1, 90), max_size=2),
         tier=st.sampled_from(TIERS),
+        time=st.sampled_from([(), (), (Window(days=("thu",)),), (Window(start_min=60),)]),
+        after=st.sampled_from([Earlier(), Earlier(), Earlier(("q",)), Earlier(marks=("m",))]),
+        not_after=st.sampled_from([Earlier(), Earlier(), Earlier(("q",)), Earlier(marks=("m",))]),
+        network=st.lists(st.sampled_from(HOSTS), max_size=3).map(tuple),
+        secrets=st.lists(st.sampled_from("st"), max_size=2).map(tuple),
+        redact=st.sampled_from([(), ("a",)]),
+        marks=st.sampled_from([(), ("m",)]),
+        deadline_s=st.sampled_from([None, 5.0, 9.0]),
+        on_timeout=st.sampled_from(["deny", "escalate"]),
+        managed=st.booleans(),
     )
 
 
@@ -370,21 +542,29 @@ def grants_no_more(tighter: Profile, looser: Profile) -> bool:
         and tighter.limits.wall_s <= looser.limits.wall_s
         and tighter.limits.cpu_s <= looser.limits.cpu_s
         and TIERS.index(tighter.tier) >= TIERS.index(looser.tier)
+        and all(covers_host(looser.network, host) for host in tighter.network)
+        and set(tighter.secrets) <= set(looser.secrets)
     )
 
 
-@given(POLICIES, REQUESTS, st.randoms(use_true_random=False))
-def test_the_order_of_rules_changes_nothing(some: Policy, asked: Request, chance: random.Random) -> None:
+@given(POLICIES, REQUESTS, NOWS, HISTORIES, st.randoms(use_true_random=False))
+@RELAXED
+def test_the_order_of_rules_changes_nothing(
+    some: Policy, asked: Request, now: float | None, history: History, chance: random.Random
+) -> None:
     shuffled = list({rule.id: rule for rule in some.rules}.values())  # ids are unique in a policy
-    expected = decide([policy(*shuffled)], asked)
+    expected = decide([policy(*shuffled)], asked, now, history)
     chance.shuffle(shuffled)
-    assert decide([policy(*shuffled)], asked) == expected
+    assert decide([policy(*shuffled)], asked, now, history) == expected
 
 
-@given(POLICIES, rules(("ask", "deny")), REQUESTS)
-def test_another_ask_or_deny_rule_never_loosens(some: Policy, more: Rule, asked: Request) -> None:
-    before = decide([some], asked)
-    after = decide([policy(*some.rules, more)], asked)
+@given(POLICIES, rules(("ask", "deny")), REQUESTS, NOWS, HISTORIES)
+@RELAXED
+def test_another_ask_or_deny_rule_never_loosens(
+    some: Policy, more: Rule, asked: Request, now: float | None, history: History
+) -> None:
+    before = decide([some], asked, now, history)
+    after = decide([policy(*some.rules, more)], asked, now, history)
     # Nothing but an ask rule that fits may lift "no rule fits"; and then a person decides.
     if isinstance(before, Deny) and before.rule == "":
         assert not isinstance(after, Allow)
@@ -392,20 +572,52 @@ def test_another_ask_or_deny_rule_never_loosens(some: Policy, more: Rule, asked:
         assert strictness(after) >= strictness(before)
 
 
-@given(st.lists(POLICIES, min_size=1, max_size=3), POLICIES, REQUESTS, st.integers(0, 3))
-def test_another_layer_never_loosens(layers: list[Policy], more: Policy, asked: Request, place: int) -> None:
-    before = decide(layers, asked)
-    after = decide([*layers[:place], more, *layers[place:]], asked)
+@given(st.lists(POLICIES, min_size=1, max_size=3), POLICIES, REQUESTS, NOWS, HISTORIES, st.integers(0, 3))
+@RELAXED
+def test_another_layer_never_loosens(
+    layers: list[Policy], more: Policy, asked: Request, now: float | None, history: History, place: int
+) -> None:
+    before = decide(layers, asked, now, history)
+    after = decide([*layers[:place], more, *layers[place:]], asked, now, history)
     assert strictness(after) >= strictness(before)
     if not isinstance(after, Deny):
         assert not isinstance(before, Deny)
         assert grants_no_more(after.profile, before.profile)
+        assert set(after.redact) >= set(before.redact)
+        assert set(after.marks) >= set(before.marks)
+    if isinstance(after, Ask) and isinstance(before, Ask) and before.deadline_s is not None:
+        assert after.deadline_s is not None
+        assert after.deadline_s <= before.deadline_s
+        assert before.on_timeout == "escalate" or after.on_timeout == "deny"
 
 
-@given(st.lists(POLICIES, min_size=1, max_size=3), REQUESTS)
-def test_nothing_is_granted_without_a_rule_that_fits(layers: list[Policy], asked: Request) -> None:
-    decision = decide(layers, asked)
-    steps = explain(layers, asked)
+@given(st.lists(POLICIES, min_size=1, max_size=3), REQUESTS, NOWS, HISTORIES, PASTS)
+@RELAXED
+def test_what_the_origin_did_never_loosens(
+    layers: list[Policy], asked: Request, now: float | None, history: History, inherited: Past
+) -> None:
+    before = decide(layers, asked, now, history)
+    after = decide(layers, asked, now, History(history.own, history.inherited | inherited))
+    assert strictness(after) >= strictness(before) or (isinstance(before, Deny) and before.rule == "")
+    if isinstance(before, Deny):
+        assert not isinstance(after, Allow)
+
+
+@given(st.lists(POLICIES, min_size=1, max_size=3), REQUESTS, HISTORIES)
+@RELAXED
+def test_not_to_know_the_time_never_loosens(layers: list[Policy], asked: Request, history: History) -> None:
+    unknown = decide(layers, asked, None, history)
+    known = [decide(layers, asked, now, history) for now in (0.0, 7200.0, 86400.0, 93600.0)]
+    assert strictness(unknown) >= min(map(strictness, known))
+
+
+@given(st.lists(POLICIES, min_size=1, max_size=3), REQUESTS, NOWS, HISTORIES)
+@RELAXED
+def test_nothing_is_granted_without_a_rule_that_fits(
+    layers: list[Policy], asked: Request, now: float | None, history: History
+) -> None:
+    decision = decide(layers, asked, now, history)
+    steps = explain(layers, asked, now, history)
     for layer, some in enumerate(layers):
         start = sum(len(earlier.rules) for earlier in layers[:layer])
         matched = [step for step in steps[start : start + len(some.rules)] if step.matched]
@@ -413,9 +625,18 @@ def test_nothing_is_granted_without_a_rule_that_fits(layers: list[Policy], asked
             assert isinstance(decision, Deny)
         if any(step.effect == "deny" for step in matched):
             assert isinstance(decision, Deny)
+    if decision.rule:
+        assert any(step.decided and step.rule == decision.rule for step in steps)
 
 
-PROFILES = st.builds(Profile, PATHS, PATHS, tier=st.sampled_from(TIERS))
+PROFILES = st.builds(
+    Profile,
+    PATHS,
+    PATHS,
+    tier=st.sampled_from(TIERS),
+    network=st.lists(st.sampled_from(HOSTS), max_size=3).map(tuple),
+    secrets=st.sampled_from([(), ("s",), ("s", "t")]),
+)
 
 
 @given(st.lists(PROFILES, min_size=1, max_size=3), st.randoms(use_true_random=False))

@@ -1,0 +1,223 @@
+"""Reads a command line as every shell reads its plainest part, and says of the rest that it cannot be read.
+
+What is read: words, quotes, backslashes, and pipes between such commands. What is not: anything that stands for text
+that is not there (substitution, variables, globs, braces, `~`), that starts or joins commands in another way (`;`, `&`,
+`&&`, redirections, assignments, reserved words), and programs whose operands are commands again (`sh -c`, `env`,
+`xargs`). Those are where a rule about `rm` meets a line that never says `rm`.
+
+The words are what a rule judges; the wall is the sandbox.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+LINE_MAX = 8192
+"""Characters of a command line; a longer one is not read."""
+
+
+class Unreadable(ValueError):
+    """A command line that is not plain. Says which part, and why."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One program with its words, as it would be started."""
+
+    words: tuple[str, ...]
+
+    @property
+    def program(self) -> str:
+        return self.words[0]
+
+    @cached_property
+    def flags(self) -> tuple[str, ...]:
+        """Words that begin with `-`, before `--`, without `=value`."""
+        return tuple(word.partition("=")[0] if word[:2] == "--" else word for word in self._split[0])
+
+    @cached_property
+    def operands(self) -> tuple[str, ...]:
+        """All other words. What a flag takes as its value is one, too: only the program knows which."""
+        return self._split[1]
+
+    @cached_property
+    def letters(self) -> frozenset[str]:
+        """Each flag as it is written, and each letter of a cluster on its own: `-rf` is also `-r` and `-f`."""
+        found = set(self.flags)
+        for flag in self.flags:
+            if flag[:2] != "--":
+                found.update(f"-{letter}" for letter in flag[1:])
+        return frozenset(found)
+
+    @cached_property
+    def _split(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        flags: list[str] = []
+        operands: list[str] = []
+        rest = iter(self.words[1:])
+        for word in rest:
+            if word == "--":
+                operands.extend(rest)
+            elif word[:1] == "-" and word != "-":
+                flags.append(word)
+            else:
+                operands.append(word)
+        return tuple(flags), tuple(operands)
+
+
+def read_line(text: str) -> tuple[Command, ...]:
+    """The commands of a pipeline, first to last. Raises Unreadable."""
+    if len(text) > LINE_MAX:
+        raise Unreadable(f"it has {len(text)} characters, and {LINE_MAX} are the most that is read")
+    commands: list[list[str]] = [[]]
+    for token in _tokens(text):
+        if token is None:
+            commands.append([])
+        else:
+            commands[-1].append(token)
+    return tuple(_command(words, typed=True) for words in commands)
+
+
+def read_words(words: Sequence[object]) -> tuple[Command, ...]:
+    """The one command of a list of words, which no shell reads. Raises Unreadable."""
+    listed = [word for word in words if isinstance(word, str)]
+    if len(listed) != len(words) or any("\0" in word for word in listed):
+        raise Unreadable("a command in a list is made of texts, without NUL")
+    if sum(map(len, listed)) > LINE_MAX:
+        raise Unreadable(f"its words have more than {LINE_MAX} characters, the most that is read")
+    return (_command(listed, typed=False),)
+
+
+# --- words ---------------------------------------------------------------------------------------------------------
+
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_./:@%+,=^\]-]+")
+"""What means itself outside of quotes; `=`, `~` and `#` are looked at where they stand."""
+_WHY: Final = {
+    "$": "a variable or a substitution",
+    "`": "a substitution",
+    ";": "a second command",
+    "&": "a second command",
+    "<": "a redirection",
+    ">": "a redirection",
+    "(": "a subshell",
+    ")": "a subshell",
+    "{": "a group or a brace expansion",
+    "}": "a group or a brace expansion",
+    "*": "a glob that the shell expands",
+    "?": "a glob that the shell expands",
+    "[": "a glob that the shell expands",
+    "~": "a home folder that the shell fills in",
+    "#": "a comment",
+    "!": "a negation or a place in the history",
+    "\n": "a second line",
+}
+
+
+def _tokens(text: str) -> Iterable[str | None]:
+    """Words; None where a pipe stands."""
+    word: list[str] | None = None
+    at = 0
+    while at < len(text):
+        letter = text[at]
+        plain = _PLAIN.match(text, at)
+        if plain:
+            if word is None and letter == "=":
+                raise Unreadable("a word begins with '=', which some shells expand")
+            word = [*(word or ()), plain[0]]
+            at = plain.end()
+        elif letter in " \t":
+            if word is not None:
+                yield "".join(word)
+                word = None
+            at += 1
+        elif letter == "|":
+            if text[at + 1 : at + 2] in ("|", "&"):
+                raise Unreadable(f"{text[at : at + 2]!r} joins commands")
+            if word is not None:
+                yield "".join(word)
+                word = None
+            yield None
+            at += 1
+        elif letter in "'\"":
+            inner, at = _quoted(text, at)
+            word = [*(word or ()), inner]
+        elif letter == "\\":
+            escaped = text[at + 1 : at + 2]
+            if not escaped.isprintable() or not escaped:
+                raise Unreadable("a backslash before the end, or before what cannot be seen")
+            word = [*(word or ()), escaped]
+            at += 2
+        elif letter in _WHY:
+            raise Unreadable(f"{letter!r} is {_WHY[letter]}")
+        elif letter.isprintable() and not letter.isspace():
+            word = [*(word or ()), letter]
+            at += 1
+        else:
+            raise Unreadable(f"{letter!r} cannot be seen, and shells differ about it")
+    if word is not None:
+        yield "".join(word)
+
+
+def _quoted(text: str, at: int) -> tuple[str, int]:
+    """What stands between quotes, and where it goes on behind them."""
+    found: list[str] = []
+    quote, at = text[at], at + 1
+    while at < len(text):
+        letter = text[at]
+        if letter == quote:
+            return "".join(found), at + 1
+        if not letter.isprintable():
+            raise Unreadable(f"{letter!r} in quotes cannot be seen, and shells differ about it")
+        if quote == '"' and letter in "$`!":
+            raise Unreadable(f"{letter!r} in double quotes is {_WHY[letter]}")
+        if quote == '"' and letter == "\\" and text[at + 1 : at + 2] in ("$", "`", '"', "\\"):
+            at += 1
+            letter = text[at]
+        found.append(letter)
+        at += 1
+    raise Unreadable(f"a quote {quote} is not closed")
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+_ASSIGNMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=")
+_SHELL_WORDS: Final = "if then else elif fi do done case esac while until for in function select time coproc [[ ]]"
+_STARTERS: Final = """
+    eval exec source . command builtin trap alias unalias hash enable env xargs parallel sudo doas su runuser setpriv
+    nohup nice ionice chrt taskset timeout setsid stdbuf unbuffer script watch flock strace ltrace gdb chroot unshare
+    nsenter bwrap firejail busybox toybox sh bash rbash dash ash zsh ksh mksh fish csh tcsh pwsh ssh rsh at batch
+    crontab systemd-run entr make awk gawk mawk nawk
+"""
+_RESERVED: Final = frozenset(_SHELL_WORDS.split())
+_LAUNCHERS: Final = frozenset(_STARTERS.split())
+"""Programs that start what their operands, or files of theirs, say."""
+_INTERPRETERS: Final = re.compile(r"(?:python|pypy|perl|ruby|node|nodejs|deno|bun|php|lua|luajit|tclsh|Rscript)[0-9.]*")
+_CODE_FLAGS: Final = frozenset(("-c", "-e", "-E", "-r", "-p", "--eval", "--print", "--run"))
+_FIND_FLAGS: Final = frozenset(("-exec", "-execdir", "-ok", "-okdir"))
+
+
+def basename(program: str) -> str:
+    """The last part: `/usr/bin/rm` and `./rm` are an `rm`."""
+    return program.rpartition("/")[2]
+
+
+def is_launcher(name: str) -> bool:
+    """Whether a program starts what its operands say, so that no line with it is read."""
+    return name in _LAUNCHERS
+
+
+def _command(words: Sequence[str], typed: bool) -> Command:
+    """Raises Unreadable where the words start something that they do not name."""
+    if not words or not words[0]:
+        raise Unreadable("a command without a program")
+    command, name = Command(tuple(words)), basename(words[0])
+    if typed and (_ASSIGNMENT.match(words[0]) or words[0] in _RESERVED):
+        raise Unreadable(f"{words[0][:40]!r} is an assignment or a word of the shell's own")
+    if is_launcher(name):
+        raise Unreadable(f"{name!r} starts other commands")
+    if _INTERPRETERS.fullmatch(name) and (command.letters & _CODE_FLAGS or command.operands[:1] in ((), ("-",))):
+        raise Unreadable(f"{name!r} is given code in its arguments, or through its input")
+    if name == "find" and command.letters & _FIND_FLAGS:
+        raise Unreadable("'find' starts other commands here")
+    return command
