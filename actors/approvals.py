@@ -6,7 +6,7 @@ follows from the effect key, and so it means nothing in a fork, in another place
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ class Approval:
     value: Any = None
     note: str = ""
     by: str = ""
+    expired: bool = False
+    """Nobody said anything in time."""
 
     @property
     def who(self) -> str:
@@ -48,6 +50,8 @@ class Submission:
     approval: Approval | None = None
     problem: str = ""
     """Why the answer before could not be used: shown when it is asked again."""
+    expired: str = ""
+    """The question before this one, to which nobody said anything in time."""
 
 
 def approval_answer(approval: Approval) -> dict[str, Any]:
@@ -75,15 +79,27 @@ def read_approval(answer: Any) -> Approval:
     )
 
 
-def submission(tool: Tool[Any, Any], args: dict[str, Any], key: str, answers: Mapping[str, Any]) -> Submission:
+def submission(
+    tool: Tool[Any, Any],
+    args: dict[str, Any],
+    key: str,
+    answers: Mapping[str, Any],
+    is_expired: Callable[[str], bool] = lambda _: False,
+) -> Submission:
     """The call that is to be judged: as the node asks for it, or as a person has changed it.
 
     An answer that does not fit the tool is not a no: it is asked again, with what is wrong about it. `args` are JSON
-    values, as `tool.encode` gives them.
+    values, as `tool.encode` gives them. `is_expired` tells whether it is on record that nobody answered a question in
+    time: it may be asked once more, under another name; what is answered later does not count.
     """
     digest = call_digest(tool.name, tool.version, args)
-    interrupt_id, problem = "a" + call_digest(key, digest, {})[:15], ""
-    while interrupt_id in answers:
+    interrupt_id, problem, expired = "a" + call_digest(key, digest, {})[:15], "", ""
+    while (late := is_expired(interrupt_id)) or interrupt_id in answers:
+        if late:
+            if expired:
+                return Submission(args, digest, interrupt_id, Approval(expired=True))
+            expired, interrupt_id = interrupt_id, "a" + call_digest(interrupt_id, "expired", {})[:15]
+            continue
         approval = read_approval(answers[interrupt_id])
         try:
             if approval.answered:
@@ -95,4 +111,4 @@ def submission(tool: Tool[Any, Any], args: dict[str, Any], key: str, answers: Ma
         except CallerError as error:
             problem = str(error)
             interrupt_id = "a" + call_digest(interrupt_id, json.dumps(answers[interrupt_id]), {})[:15]
-    return Submission(args, digest, interrupt_id, None, problem)
+    return Submission(args, digest, interrupt_id, None, problem, expired)

@@ -8,14 +8,15 @@ Laws kept here:
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from understudy.actors.approvals import Submission, submission
 from understudy.actors.effects import call_text, read_outcome
 from understudy.actors.errors import CallerError, tellable
-from understudy.actors.ledger import Ledger, Wish, decision_data
+from understudy.actors.ledger import Ledger, Until, Wish, decision_data
 from understudy.actors.ledger import Place as Place
 from understudy.actors.outcome import Outcome, ToolCall, ToolCode
 from understudy.actors.reconciled import Reconciled, Unsure, read_reconciled
@@ -23,6 +24,7 @@ from understudy.actors.records import Event, Receipt
 from understudy.actors.store import Store
 from understudy.actors.tool import Tool
 from understudy.policies.permission import Request
+from understudy.policies.redact import redacted
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Granted:
     reason: str = ""
     by: str = "policy"
     """Who has decided it: the policy, or the person whom it asked."""
+    noted: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that the event log has of the decision besides: policies, with their versions, and marks."""
+    redact: tuple[str, ...] = ()
+    """Paths into the arguments that no event shows."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,11 @@ class Asked:
     rule: str
     policy: str
     reason: str
+    noted: Mapping[str, Any] = field(default_factory=dict)
+    redact: tuple[str, ...] = ()
+    deadline_s: float | None = None
+    """Seconds for the answer; None: no end."""
+    on_timeout: Literal["deny", "escalate"] = "deny"
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,8 @@ class Refused:
     rule: str
     policy: str
     reason: str
+    noted: Mapping[str, Any] = field(default_factory=dict)
+    redact: tuple[str, ...] = ()
 
 
 Verdict = Granted | Asked | Refused
@@ -135,7 +148,8 @@ class Caller:
         place = blank.place
 
         def submitted(attempt: int) -> Submission:
-            return submission(tool, args, replace(blank, attempt=attempt).key, place.answers)
+            key = replace(blank, attempt=attempt).key
+            return submission(tool, args, key, place.answers, lambda named: self._is_expired(place, named))
 
         def wish_in(attempt: int) -> Wish:
             told = submitted(attempt)
@@ -153,10 +167,11 @@ class Caller:
             settled = await self.ledger.in_fork(replace(wish, digest=plain.digest, said=call_text(tool.name, args)))
             if settled is not None:
                 return settled
-            granted = await self._decide(wish, tool, submitted(wish.attempt))
+            told = await self._in_time(place, tool, args, wish.key)
+            granted = await self._decide(wish, tool, told)
             if isinstance(granted, Outcome):
                 return granted
-            found = await self._execute(wish, tool, submitted(wish.attempt).args, granted)
+            found = await self._execute(wish, tool, told.args, granted)
             if isinstance(found, Outcome):
                 return found
             receipt = found  # somebody else began it meanwhile: attend it
@@ -207,6 +222,25 @@ class Caller:
 
     # --- what may be ---
 
+    def _is_expired(self, place: Place, interrupt_id: str) -> bool:
+        """Whether it is on record that nobody answered a question in time."""
+        return self.ledger.expiry(place, interrupt_id).key in place.receipts
+
+    async def _in_time(self, place: Place, tool: Tool[Any, Any], args: dict[str, Any], key: str) -> Submission:
+        """What people have said, and time where they were too late: on record, unless somebody was faster after all."""
+        answers, late = dict(place.answers), set[str]()
+        while True:
+            told = submission(tool, args, key, answers, lambda i: i in late or self._is_expired(place, i))
+            named = told.interrupt_id
+            asked = next((i for i in place.run.interrupts if i.interrupt_id == named), None)
+            if told.approval is not None or asked is None or (asked.deadline or math.inf) > self.clock():
+                return told
+            faster = await self.ledger.expire(self.ledger.expiry(place, named), named)
+            if faster is None:
+                late.add(named)
+            else:
+                answers[named] = json.loads(faster)
+
     async def _decide(self, wish: Wish, tool: Tool[Any, Any], told: Submission) -> Granted | Outcome:
         """A grant, or the outcome where nothing is executed. Raises Suspended where a person has to say."""
         run, approval = wish.place.run, told.approval
@@ -217,6 +251,7 @@ class Caller:
             graph=run.graph,
             digest=wish.digest,
             labels=run.labels,
+            code=self.sandboxes.code_of(tool).digest,
         )
         approved = approval is not None and approval.approve
         if approval is not None and approval.answered:
@@ -224,6 +259,8 @@ class Caller:
             reason = f"nothing is executed: {approval.who} gave the answer{approval.noted}"
             return await self.ledger.settle(wish, outcome, self._events(wish, "answer", reason, by=approval.who))
         verdict = await self.policy.decide(request, wish.key, run.epoch, run.policy, approved)
+        shown = redacted(told.args, verdict.redact)
+        wish = replace(wish, said=call_text(tool.name, shown))
         match verdict:
             case Granted() if approval is not None and approved:
                 changed = ", with other arguments" if approval.args is not None else ""
@@ -231,35 +268,37 @@ class Caller:
                 return replace(verdict, reason=reason, by=approval.who)
             case Granted():
                 return verdict
-            case Asked() if approval is None:
+            case Asked() if approval is None and not (told.expired and verdict.on_timeout == "deny"):
                 payload = {
                     "tool": tool.name,
-                    "args": told.args,
+                    "args": shown,
                     "rule": verdict.rule,
                     "policy": verdict.policy,
                     "reason": verdict.reason,
+                    **verdict.noted,
                 }
                 if told.problem:
                     payload["problem"] = told.problem
-                raise self.ledger.question(wish, told.interrupt_id, "approval", payload)
-            case Asked():
-                assert approval is not None
+                until = Until(verdict.deadline_s, verdict.on_timeout, told.expired)
+                raise self.ledger.question(wish, told.interrupt_id, "approval", payload, until=until)
+            case Asked() if approval is not None and not approval.expired:
                 reason, by = f"a person said no{approval.noted}", approval.who
+            case Asked():
+                reason, by = f"nobody answered in time; {verdict.reason}", "time"
             case Refused():
                 reason, by = verdict.reason, "policy"
         # A refusal is an outcome with a receipt: the node that runs again gets the same answer.
         refused = Outcome("denied", error=reason)
-        events = self._events(wish, "deny", reason, by=by, rule=verdict.rule, policy=verdict.policy)
+        noted = {"rule": verdict.rule, "policy": verdict.policy, **verdict.noted}
+        events = self._events(wish, "deny", reason, by=by, **noted)
         return await self.ledger.settle(wish, refused, events)
 
-    def _events(
-        self, wish: Wish, decision: str, reason: str, *, by: str, rule: str = "", policy: str = ""
-    ) -> list[Event]:
+    def _events(self, wish: Wish, decision: str, reason: str, *, by: str, **noted: Any) -> list[Event]:
         """The decision, and the end of a call that was not made."""
         now = self.clock()
         outcome, error = ("denied", reason) if decision == "deny" else ("ok", "")
         return [
-            Event("decided", now, decision_data(wish, decision, rule=rule, policy=policy, reason=reason, by=by)),
+            Event("decided", now, decision_data(wish, decision, reason=reason, by=by, **noted)),
             Event("tool_finished", now, _told(wish.name, wish.key, outcome, 0.0, error)),
         ]
 
@@ -271,9 +310,9 @@ class Caller:
         await self.durable()
         now, run = self.clock(), wish.place.run
         receipt = wish.receipt("started", self.token(), now, sandbox=self.sandboxes.pick())
-        decided = decision_data(
-            wish, "allow", rule=granted.rule, policy=granted.policy, reason=granted.reason, by=granted.by
-        )
+        wish = replace(wish, said=call_text(tool.name, redacted(args, granted.redact)))
+        noted = {"rule": granted.rule, "policy": granted.policy, **granted.noted}
+        decided = decision_data(wish, "allow", reason=granted.reason, by=granted.by, **noted)
         order = Order(
             call=ToolCall(
                 key=wish.about[0] or wish.key, tool=tool.judged_as, code=self.sandboxes.code_of(tool), args=args

@@ -62,7 +62,10 @@ def _node(outcome: str) -> Callable[[str, Mapping[str, Any]], dict[str, float]]:
 
 
 def _decided(graph: str, data: Mapping[str, Any]) -> dict[str, float]:
-    return {sample("policy_decisions_total", decision=data["decision"], tool=data["tool"]): 1.0}
+    counted = {sample("policy_decisions_total", decision=data["decision"], tool=data["tool"]): 1.0}
+    if "refused" in data:  # by the sandbox, which did not believe the grant
+        counted[sample("grants_refused_total", reason=data["refused"])] = 1.0
+    return counted
 
 
 def _tool_finished(graph: str, data: Mapping[str, Any]) -> dict[str, float]:

@@ -104,7 +104,8 @@ async def run_inline_async(
 ) -> Any:
     """See `Graph.run_inline`."""
     opened = await store() if callable(store) else store or MemoryStore()
-    inline = Inline(opened, policy_port(policy), clock or WallClock(), answers, tools)
+    clock = clock or WallClock()
+    inline = Inline(opened, policy_port(policy, opened, clock), clock, answers, tools)
     try:
         return await inline.run(graph, given, key=key, thread=thread, messages=messages, labels=dict(labels or {}))
     finally:
@@ -113,15 +114,17 @@ async def run_inline_async(
             await opened.close()
 
 
-def policy_port(policy: Policy | str | PolicyPort | None) -> PolicyPort:
+def policy_port(
+    policy: Policy | str | PolicyPort | None, store: Store | None = None, clock: Callable[[], float] = time.time
+) -> PolicyPort:
     match policy:
         case None:
             return YesPolicy()
         case Policy():
-            return RulesPolicy([policy])
+            return RulesPolicy([policy], store, clock)
         case str():
             try:
-                return RulesPolicy([load_policy(policy, source="policy")])
+                return RulesPolicy([load_policy(policy, source="policy")], store, clock)
             except PolicyError as error:
                 raise CallerError(f"the policy cannot be used: {error}") from None
     return policy

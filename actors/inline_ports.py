@@ -16,16 +16,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from understudy.actors.calls import Asked, Granted, Order, Refused, SandboxDied, Verdict, finished_event
+from understudy.actors.calls import Granted, Order, SandboxDied, Verdict, finished_event
 from understudy.actors.effects import write_outcome
 from understudy.actors.errors import StoreUnavailable
 from understudy.actors.events import counters_of
 from understudy.actors.outcome import Outcome, ToolCode
 from understudy.actors.records import Event, Receipt
+from understudy.actors.run_history import RunHistories
 from understudy.actors.sandbox.runner import to_json, validated
 from understudy.actors.store import Store
 from understudy.actors.tool import Tool
-from understudy.policies.permission import Allow, Ask, Deny, Policy, Request, decide
+from understudy.actors.verdicts import verdict
+from understudy.policies.history import ANYTHING, History
+from understudy.policies.permission import NO_HISTORY, Policy, Request, decide
 
 PAUSE_S = 0.5
 
@@ -38,21 +41,27 @@ class YesPolicy:
 
 
 class RulesPolicy:
-    """Real rules, judged as the policy actor does; the grant is not signed, as nobody but this process reads it."""
+    """Real rules, judged as the policy actor does; the grant is not signed, as nobody but this process reads it.
 
-    def __init__(self, policies: Sequence[Policy]) -> None:
+    Args:
+        store: where the runs' histories are; without one, a rule that asks for the past takes it as the worst.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self, policies: Sequence[Policy], store: Store | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
         self._policies = tuple(policies)
+        self._histories = RunHistories(store) if store is not None else None
+        self._clock = clock
 
     async def decide(self, request: Request, key: str, epoch: int, policy: str, approved: bool) -> Verdict:
-        match decide(self._policies, request):
-            case Deny(rule=rule, policy=name, reason=reason):
-                return Refused(rule, name, reason)
-            case Ask(rule=rule, policy=name, reason=reason) if not approved:
-                return Asked(rule, name, reason)
-            case Ask(rule=rule, policy=name):
-                return Granted("", rule, name, "approved by a person")
-            case Allow(rule=rule, policy=name):
-                return Granted("", rule, name)
+        history = NO_HISTORY
+        if any(each.compiled.asks_history(request.tool) for each in self._policies):
+            unknown = History(inherited=ANYTHING)
+            history = await self._histories.of(request.run_id) if self._histories is not None else unknown
+        decision = decide(self._policies, request, self._clock(), history)
+        return verdict(self._policies, request, decision, approved, lambda _: "")
 
 
 class InlineSandboxes:

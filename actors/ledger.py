@@ -77,6 +77,27 @@ class Wish:
 
 
 @dataclass(frozen=True)
+class Until:
+    """How long an answer may take, and what happens then."""
+
+    within_s: float | None
+    then: str
+    instead_of: str = ""
+    """The question before, which nobody answered in time."""
+
+    def deadline(self, asked_at: float) -> float | None:
+        return None if self.within_s is None else asked_at + self.within_s
+
+    @property
+    def told(self) -> dict[str, str] | None:
+        """JSON values, as they stand in the interrupt."""
+        found = {} if self.within_s is None else {"then": "deny" if self.instead_of else self.then}
+        if self.instead_of:
+            found["escalated_from"] = self.instead_of
+        return found or None
+
+
+@dataclass(frozen=True)
 class Ledger:
     """Reads and writes the receipts of one run."""
 
@@ -274,10 +295,18 @@ class Ledger:
     # --- words ---
 
     def question(
-        self, wish: Wish, interrupt_id: str, kind: InterruptKind, payload: Any, schema: Any = None
+        self,
+        wish: Wish,
+        interrupt_id: str,
+        kind: InterruptKind,
+        payload: Any,
+        schema: Any = None,
+        until: "Until | None" = None,
     ) -> Suspended:
-        """What is raised to ask a person about an effect."""
+        """What is raised to ask a person about an effect. One that stands already keeps its time."""
         task = wish.place.task
+        standing = (i.asked_at for i in wish.place.run.interrupts if i.interrupt_id == interrupt_id)
+        asked_at = next(standing, self.clock())
         return Suspended(
             Interrupt(
                 interrupt_id=interrupt_id,
@@ -286,8 +315,10 @@ class Ledger:
                 kind=kind,
                 payload=payload,
                 digest=wish.digest,
-                asked_at=self.clock(),
+                asked_at=asked_at,
+                deadline=until.deadline(asked_at) if until else None,
                 schema=schema,
+                on_timeout=until.told if until else None,
             )
         )
 
@@ -299,10 +330,18 @@ class Ledger:
 
 
 def decision_data(
-    wish: Wish, decision: str, *, rule: str = "", policy: str = "", reason: str = "", by: str = "policy"
+    wish: Wish,
+    decision: str,
+    *,
+    rule: str = "",
+    policy: str = "",
+    reason: str = "",
+    by: str = "policy",
+    **noted: Any,
 ) -> dict[str, Any]:
-    """Data of the event `decided`: who decided what about which call."""
+    """Data of the event `decided`: who decided what about which call; and what a verdict notes besides."""
     return {
+        **noted,
         "tool": wish.name,
         "key": wish.key,
         "call": wish.said,

@@ -3,7 +3,9 @@
 Pure values; both cross process borders as JSON or as plain dataclasses, never as anything that runs when it is read.
 """
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 OutcomeKind = Literal["ok", "error", "denied", "timeout", "out_of_memory", "output_too_large", "killed", "unknown"]
@@ -51,6 +53,11 @@ class ToolCode:
     ref: str = ""
     blob: bytes = b""
     """Verified by whoever hands it in; loaded only inside the sandbox."""
+
+    @cached_property
+    def digest(self) -> str:
+        """What a grant is bound to."""
+        return hashlib.sha256(self.ref.encode() + b"\0" + self.blob).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,43 @@
 """The policy actor: the one authority that turns a request into a signed grant, a question for a person, or a refusal.
 
-It thinks with `permission.decide` (pure) and keeps nothing that cannot be lost: policies come from the store by digest,
-and every decision is written to the run's event log by whoever acts on it, in the same move as the act (law 2).
+It thinks with `permission.decide` (pure) and keeps nothing that cannot be lost: policies come from files and, by
+digest, from the store; every decision is written to the run's event log by whoever acts on it, in the same move as the
+act (law 2), with the name, version and digest of every policy that decided.
 """
 
+import asyncio
+import hashlib
 import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
 
-from understudy.actors.calls import Asked, Granted, Refused, Verdict
+from understudy.actors.calls import Refused, Verdict
 from understudy.actors.code import digest_of, open_blob
 from understudy.actors.errors import CodeError
 from understudy.actors.open import OpenStore
+from understudy.actors.policy_source import LOOK_EVERY_S, DeploymentPolicies, PolicySource
 from understudy.actors.process import name_of_this_process
+from understudy.actors.run_history import RunHistories
 from understudy.actors.store import Store
-from understudy.policies.grant import Grant, sign
-from understudy.policies.permission import Allow, Ask, Deny, Policy, Request, decide
+from understudy.actors.verdicts import verdict
+from understudy.policies.grant import GRANT_TTL_S, Grant, sign
+from understudy.policies.history import History
+from understudy.policies.permission import NO_HISTORY, Allow, Ask, Policy, Request, decide
 from understudy.policies.policy_file import from_canonical
-
-GRANT_TTL_S = 600.0
-"""A grant that was not used after this long is refused by the sandbox; it covers the wait for a free sandbox."""
 
 
 class PolicyActor:
-    """Ray shell. `deployment`: canonical text of the policy that bounds every run; empty: runs' own policies decide."""
+    """Ray shell. `source`: the policies that bound every run; without any, runs' own policies decide."""
 
-    def __init__(self, open_store: OpenStore, secret: bytes, deployment: str) -> None:
+    def __init__(self, open_store: OpenStore, secret: bytes, source: PolicySource) -> None:
         self._open_store = open_store
         self._secret = secret
-        self._deployment = from_canonical(deployment) if deployment else None
-        self._store: Store | None = None
+        self._deployment = DeploymentPolicies(source)
+        self._opened: Store | None = None
+        self._histories: RunHistories | None = None
         self._policies: dict[str, Policy] = {}
+        self._looking: asyncio.Task[None] | None = None
 
     async def decide(self, request: Request, key: str, epoch: int, policy: str, approved: bool) -> Verdict:
         """The verdict on one call.
@@ -38,7 +47,8 @@ class PolicyActor:
             policy: digest of the run's own policy, or empty.
             approved: a person has approved this very digest; turns ask into a grant, never a denial.
         """
-        layers = [layer for layer in (self._deployment, await self._policy(policy)) if layer is not None]
+        own = await self._policy(policy)
+        layers = self._deployment.layers if own is None else (*self._deployment.layers, own)
         if not layers:
             return Refused(
                 "",
@@ -46,41 +56,69 @@ class PolicyActor:
                 f"there is no policy, and no rule means no; write one that allows tool {request.tool!r} and name it "
                 f"with --policy FILE, UNDERSTUDY_POLICY, or connect(policy=...)",
             )
-        decision = decide(layers, request)
-        match decision:
-            case Deny(rule=rule, policy=name, reason=reason):
-                return Refused(rule, name, reason)
-            case Ask(rule=rule, policy=name, reason=reason) if not approved:
-                return Asked(rule, name, reason)
-            case Ask(rule=rule, policy=name, profile=profile) | Allow(rule=rule, policy=name, profile=profile):
-                now = time.time()
-                grant = Grant(
-                    run_id=request.run_id,
-                    key=key,
-                    tool=request.tool,
-                    digest=request.digest,
-                    epoch=epoch,
-                    profile=profile,
-                    policy_digest=policy,
-                    rule=rule,
-                    decision="approved" if isinstance(decision, Ask) else "allow",
-                    issued_at=now,
-                    expires_at=now + GRANT_TTL_S,
-                )
-                reason = "approved by a person" if isinstance(decision, Ask) else ""
-                return Granted(sign(grant, self._secret), rule, name, reason)
+        history = await self._history(layers, request)
+        now = time.time()
+
+        def token(decision: Allow | Ask) -> str:
+            deciding = [layer.digest for layer in layers if layer.compiled.concerns(request.graph)]
+            grant = Grant(
+                run_id=request.run_id,
+                key=key,
+                tool=request.tool,
+                digest=request.digest,
+                code=request.code,
+                epoch=epoch,
+                profile=decision.profile,
+                policy_digest=hashlib.sha256("\n".join(deciding).encode()).hexdigest(),
+                rule=decision.rule,
+                decision="approved" if isinstance(decision, Ask) else "allow",
+                issued_at=now,
+                expires_at=now + GRANT_TTL_S,
+                id=uuid.uuid4().hex,
+            )
+            return sign(grant, self._secret)
+
+        return verdict(layers, request, decide(layers, request, now, history), approved, token)
+
+    async def report(self, known: PolicySource) -> tuple[dict[str, Any], PolicySource | None]:
+        """What is in force, for `status`; and where it comes from, if that is not what the caller knows."""
+        self._look()
+        source = self._deployment.source
+        return self._deployment.report(), None if source == known else source
+
+    async def ready(self) -> str:
+        """The name of the process."""
+        self._look()
+        return name_of_this_process()
+
+    # --- inside ---
+
+    def _look(self) -> None:
+        """Begin to look for changes of the deployment's policies, unless that is at work."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(self._look_on())
+
+    async def _look_on(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.to_thread(self._deployment.look)
+
+    async def _history(self, layers: Sequence[Policy], request: Request) -> History:
+        if not any(layer.compiled.asks_history(request.tool) for layer in layers):
+            return NO_HISTORY
+        self._histories = self._histories or RunHistories(await self._store())
+        return await self._histories.of(request.run_id)
 
     async def _policy(self, digest: str) -> Policy | None:
         if not digest:
             return None
         if digest not in self._policies:
-            self._store = self._store or await self._open_store()
-            data = open_blob(await self._store.get_blob(digest), self._secret, f"policy {digest[:12]}")
+            data = open_blob(await (await self._store()).get_blob(digest), self._secret, f"policy {digest[:12]}")
             if digest_of(data) != digest:  # another policy of ours, put in the place of this one
                 raise CodeError(f"policy {digest[:12]} has other contents than its name says; it is not used")
             self._policies[digest] = from_canonical(data.decode())
         return self._policies[digest]
 
-    async def ready(self) -> str:
-        """The name of the process."""
-        return name_of_this_process()
+    async def _store(self) -> Store:
+        self._opened = self._opened or await self._open_store()
+        return self._opened

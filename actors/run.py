@@ -483,7 +483,8 @@ def _asking(interrupt: Interrupt, at: float) -> list[Event]:
         told = {"interrupt_id": then["escalated_from"], "to": interrupt.interrupt_id, "node": interrupt.node}
         events.insert(0, Event("escalated", at, {**told, "deadline": interrupt.deadline}))
     if interrupt.kind == "approval":
-        decided = {key: interrupt.payload[key] for key in ("tool", "rule", "policy", "reason")}
+        known = ("tool", "rule", "policy", "reason", "policies")
+        decided = {key: interrupt.payload[key] for key in known if key in interrupt.payload}
         call = call_text(interrupt.payload["tool"], interrupt.payload["args"])
         decided |= {"call": call, "decision": "ask", "digest": interrupt.digest, "by": "policy"}
         events.append(Event("decided", at, decided))

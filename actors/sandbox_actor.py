@@ -24,8 +24,9 @@ from understudy.actors.records import Event, Receipt
 from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
 from understudy.actors.sandbox.tiers import Tiers, all_tiers
 from understudy.actors.store import Store
-from understudy.policies.grant import GrantRefused, check
+from understudy.policies.grant import GRANT_TTL_S, Grant, GrantRefused, check
 from understudy.policies.profile import Profile
+from understudy.policies.spent import Revocation, Spent
 
 LOOK_S = 2.0
 """How often a call at work looks whether its run still wants it."""
@@ -44,6 +45,7 @@ class SandboxActor:
         self._tiers = Tiers(all_tiers(spares=min(at_once, SPARES_MOST)))
         self._store: Store | None = None
         self._work: dict[tuple[str, str], asyncio.Task[Outcome | Receipt]] = {}
+        self._spent = Spent(GRANT_TTL_S)
 
     async def execute(self, order: Order) -> Outcome | Receipt:
         """The outcome; or the receipt that is on record under this key already. Raises Fenced."""
@@ -60,12 +62,13 @@ class SandboxActor:
                 key=order.receipt.key,
                 tool=order.call.tool,
                 digest=order.receipt.digest,
+                code=order.call.code.digest,
                 now=now,
             )
         except GrantRefused as error:
-            return await self._refuse(store, order, f"the sandbox refused the grant: {error}", now)
+            return await self._refuse(store, order, error, now)
         # Known here before it is on record there: whoever reads `started` and asks must find it at work.
-        work = asyncio.ensure_future(self._perform(store, order, grant.profile))
+        work = asyncio.ensure_future(self._perform(store, order, grant))
         self._work[place] = work
         work.add_done_callback(lambda done: self._over(place, done))
         return await _end_of(work)
@@ -75,17 +78,24 @@ class SandboxActor:
         if not work.cancelled():
             work.exception()  # seen, also if whoever ordered it is gone
 
-    async def _refuse(self, store: Store, order: Order, reason: str, now: float) -> Outcome | Receipt:
+    async def _refuse(self, store: Store, order: Order, error: GrantRefused, now: float) -> Outcome | Receipt:
+        reason = f"the sandbox refused the grant: {error}"
         outcome = Outcome("denied", error=reason)
         receipt = dataclasses.replace(order.receipt, state="done", outcome=write_outcome(outcome), at=now)
-        denied = Event("decided", now, {**order.decided.data, "decision": "deny", "reason": reason})
+        told = {"decision": "deny", "reason": reason, "refused": error.reason}
+        denied = Event("decided", now, {**order.decided.data, **told})
         events = [denied, finished_event(receipt, outcome, now)]
         answer = await store.begin(receipt, order.epoch, events, counters_of(order.graph, events), now)
         return outcome if answer.fresh else answer.receipt
 
-    async def _perform(self, store: Store, order: Order, profile: Profile) -> Outcome | Receipt:
-        """Wait for room, put the call on record, make it, and write its receipt. Raises Fenced."""
+    async def _perform(self, store: Store, order: Order, grant: Grant) -> Outcome | Receipt:
+        """Wait for room, use the grant, put the call on record, make it, and write its receipt. Raises Fenced."""
+        profile = grant.profile
         async with self._room:
+            try:
+                self._spent.use(grant, order.receipt.token, time.time())
+            except GrantRefused as error:  # revoked while it waited, or used by another order
+                return await self._refuse(store, order, error, time.time())
             on_record = await self._begin(store, order, profile)
             if on_record is not None:
                 return on_record
@@ -179,6 +189,10 @@ class SandboxActor:
         work = self._work.get((key, token))
         if work is not None:
             work.cancel()
+
+    async def revoke(self, revocation: Revocation) -> None:
+        """From now on, no call begins here with one of these grants. Calls that have begun go on; see `abort`."""
+        self._spent.revoke(revocation, time.time())
 
     async def ready(self) -> str:
         """The name of the process."""

@@ -28,6 +28,7 @@ from understudy.actors.errors import Conflict, Fenced, NotFound, StoreUnavailabl
 from understudy.actors.events import counters_of
 from understudy.actors.open import OpenStore
 from understudy.actors.policy_actor import PolicyActor
+from understudy.actors.policy_source import PolicySource
 from understudy.actors.ports import NAMESPACE, cause_of, in_time, session_tag
 from understudy.actors.process import end, is_dead, name_of_this_process, pid_of
 from understudy.actors.records import Event, RunRecord
@@ -51,8 +52,8 @@ class SupervisorConfig:
     """Begins the names of its actors: two deployments on one Ray cluster do not share any."""
     open_store: OpenStore
     secret: bytes
-    deployment_policy: str
-    """Canonical text of the policy that bounds every run; empty for none."""
+    policies: PolicySource
+    """What bounds every run."""
     run_actors: int
     """Most run actors at once."""
     spare_actors: int
@@ -93,6 +94,8 @@ class Supervisor:
         self._host = socket.gethostname()
         self.name = name_of_this_process()
         self._isolation: dict[str, Any] = {}
+        self._policies: dict[str, Any] = {}
+        self._policy_source = config.policies
         self._services: dict[str, int] = {}
         """Process ids of the policy and sandbox actors, by name."""
         self._store: Store | None = None
@@ -122,6 +125,7 @@ class Supervisor:
             "services": self._services,
             "sandboxes": list(self._sandbox_names),
             "isolation": self._isolation,
+            "policies": self._policies,
         }
 
     async def status(self) -> dict[str, Any]:
@@ -151,7 +155,7 @@ class Supervisor:
     def _start_policy(self) -> Any:
         config = self._config
         actor = ray.remote(PolicyActor).options(**_detached(self._policy_name))
-        return actor.remote(config.open_store, config.secret, config.deployment_policy)
+        return actor.remote(config.open_store, config.secret, self._policy_source)
 
     def _start_sandbox(self, name: str) -> Any:
         config = self._config
@@ -160,9 +164,20 @@ class Supervisor:
 
     async def _guard_policy(self, first_s: float) -> None:
         """Replace the policy actor whenever it is gone. Nothing runs meanwhile without its word."""
+        self._spawn(self._follow_policies())
         while True:
             await self._until_dead(self._policy_name, self._policy, first_s)
             self._policy, first_s = self._start_policy(), START_S
+
+    async def _follow_policies(self) -> None:
+        """Know what is in force: for `status`, and for the next policy actor, should it start while the file that is
+        there cannot be used."""
+        while True:
+            with contextlib.suppress(RayError, TimeoutError):
+                asked = self._policy.report.remote(self._policy_source)
+                self._policies, newer = await in_time(asked, self._config.hang_after_s)
+                self._policy_source = newer or self._policy_source
+            await asyncio.sleep(1.0)
 
     async def _guard_sandbox(self, name: str, first_s: float) -> None:
         while True:

@@ -123,15 +123,17 @@ async def check_store(settings: Settings) -> Check:
 
 
 def check_policy(settings: Settings) -> Check:
-    from understudy.policies.policy_file import PolicyError, load_policy
+    from understudy.actors.policy_source import PoliciesUnusable, read_policies
 
     if settings.policy is None:
         return Check("policy", "ok", "none for the deployment; each run brings its own, and no rule means no")
     try:
-        policy = load_policy(settings.policy.read_text(), source=str(settings.policy))
-    except (OSError, UnicodeDecodeError, PolicyError) as error:
-        return Check("policy", "fail", str(error), f"mend {settings.policy}: `understudy policy check` tries it")
-    return Check("policy", "ok", f"{settings.policy}: {policy.name!r}, {len(policy.rules)} rules")
+        policies = read_policies(settings.policy)
+    except PoliciesUnusable as error:
+        remedy = f"mend {settings.policy}: `understudy policy check` tries it; a daemon that is up keeps what it had"
+        return Check("policy", "fail", str(error), remedy)
+    layers = "; ".join(f"{p.layer} {p.name!r} version {p.version}, {len(p.rules)} rules" for p in policies)
+    return Check("policy", "ok", f"{settings.policy}: {layers}")
 
 
 def check_secret(settings: Settings) -> Check:

@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from understudy.actors.errors import CallerError
+from understudy.actors.policy_source import PoliciesUnusable, source_of
 from understudy.actors.store import Store
 from understudy.cluster.guard import Guard
 from understudy.cluster.settings import Settings
 from understudy.cluster.stores import open_store
-from understudy.policies.policy_file import PolicyError, canonical, load_policy
 from understudy.policies.restart import RestartPolicy
 
 if TYPE_CHECKING:  # the supervisor imports Ray, most of a second; who only reads a store does not pay for it
@@ -36,25 +36,19 @@ def store_opener(settings: Settings) -> Callable[[], Awaitable[Store]]:
     return functools.partial(open_store, settings.store_url, allow_volatile=settings.allow_volatile)
 
 
-def deployment_policy(settings: Settings) -> str:
-    """Canonical text of the policy that bounds every run; empty for none. Raises CallerError."""
-    if settings.policy is None:
-        return ""
-    try:
-        return canonical(load_policy(settings.policy.read_text(), source=str(settings.policy)))
-    except (OSError, UnicodeDecodeError, PolicyError) as error:
-        raise CallerError(f"the policy {settings.policy} cannot be used: {error}") from None
-
-
 def supervisor_config(settings: Settings) -> "SupervisorConfig":
     from understudy.actors.supervisor import SupervisorConfig
 
     secret = settings.secret()
+    try:
+        policies = source_of(settings.policy)
+    except PoliciesUnusable as error:
+        raise CallerError(f"the policy {settings.policy} cannot be used: {error}") from None
     return SupervisorConfig(
         deployment="understudy-" + hashlib.sha256(settings.store_url.encode() + secret).hexdigest()[:8],
         open_store=store_opener(settings),
         secret=secret,
-        deployment_policy=deployment_policy(settings),
+        policies=policies,
         run_actors=settings.run_actors,
         spare_actors=settings.spare_actors,
         runs_per_actor=settings.runs_per_actor,

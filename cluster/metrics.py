@@ -76,6 +76,7 @@ FAMILIES: Mapping[str, Family] = {
             "counter",
             "Decisions on tool calls, by tool and decision (allow, ask, deny, answer or reuse).",
         ),
+        Family("grants_refused", "counter", "Grants that a sandbox refused, by reason: forged, replayed, expired, ..."),
         Family("run_actors", "gauge", "Run actors of the living supervisors, by state (starting, idle or busy)."),
         Family(
             "supervisor_last_tick_timestamp_seconds",

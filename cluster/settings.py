@@ -42,7 +42,8 @@ class Settings(BaseModel):
     secret_file: Path | None = None
     """Key that signs code, policies and grants; made on first use. Default: `secret` in the state folder."""
     policy: Path | None = None
-    """Policy file that bounds every run of this deployment. Default: none, runs bring their own."""
+    """Policy file, or folder of one for each layer, that bounds every run of this deployment. It is taken up again when
+    it changes. Default: none, runs bring their own."""
     ray_address: str = ""
     """An existing Ray cluster to run on, e.g. `10.0.0.5:6379` or `auto`. Default: start one on this machine."""
     run_actors: int = Field(default_factory=lambda: max(4, 2 * _cores()), ge=1, le=10_000)

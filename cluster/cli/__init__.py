@@ -10,7 +10,7 @@ live      a followed run on a screen
 running   run, resume, approve, deny, cancel, fork
 preflight preflight
 machine   up, down, status, doctor, metrics
-policy    policy check, policy explain
+policy    policy check, policy explain, policy schema
 store     store info, store migrate
 crashtest crashtest
 demo      the demo

@@ -111,6 +111,7 @@ async def status(here: Here, as_json: Json = False) -> None:
     up_for = f"up for {span(now - daemon.started_at)}, pid {daemon.pid}" if daemon else "down"
     rows = [("daemon", up_for), ("store", info.where + ("" if info.durable else "  (not durable)"))]
     rows += [("metrics", daemon.metrics_url), ("isolation", _isolation(supervisors))] if daemon else []
+    rows += [("policy", words) for words in _policies(supervisors)]
     _print_rows(rows)
     runs = Text(f"{'runs':<10}", "dim")
     for name in STATUSES:
@@ -204,6 +205,15 @@ def _isolation(supervisors: list[dict[str, Any]]) -> str:
         tiers: dict[str, str] = known[0].get("tiers", {})
         return ", ".join(f"{tier} ({found})" for tier, found in tiers.items())
     return f"none, so no untrusted tool runs: {lacking['reason']}; remedy: {lacking['remedy']}"
+
+
+def _policies(supervisors: list[dict[str, Any]]) -> list[str]:
+    """The deployment's policies that are in force, and why those in the file are not, where that is so."""
+    found = []
+    for policies in (s["policies"] for s in supervisors if s.get("policies")):
+        found += [f"{p['policy']} version {p['version']} ({p['layer']})" for p in policies["layers"]]
+        found += policies["problem"].splitlines()
+    return list(dict.fromkeys(found))
 
 
 def _print_rows(rows: list[tuple[str, str]]) -> None:

@@ -1,7 +1,10 @@
-"""Commands about policies: check a file, and explain what it says to one call."""
+"""Commands about policies: check a file, explain what policies say to one call, and print the schema of a file."""
 
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +28,7 @@ from understudy.cluster.cli.view import plain_table
 if TYPE_CHECKING:
     from understudy.policies.permission import Allow, Ask, Deny, Policy
 
-policies = typer.Typer(no_args_is_help=True, help="Check a policy file; explain its word on a call.")
+policies = typer.Typer(no_args_is_help=True, help="Check a policy file; explain its word on a call; print its schema.")
 app.add_typer(policies, name="policy", rich_help_panel="This machine")
 
 Var = Annotated[list[str] | None, typer.Option("--var", metavar="K=V", help="A variable of the file; repeatable.")]
@@ -37,13 +40,18 @@ def read_policy(path: Path, variables: Mapping[str, str]) -> "Policy":
     from understudy.policies.policy_file import PolicyError, load_policy
 
     try:
-        return load_policy(path.read_text(), source=str(path), variables=variables)
+        return load_policy(_text_of(path), source=str(path), variables=variables)
+    except PolicyError as error:
+        raise CallerError(str(error)) from None
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text()
     except OSError as error:
         raise CallerError(f"policy {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise CallerError(f"policy {path} cannot be read: it is no text ({error.reason})") from None
-    except PolicyError as error:
-        raise CallerError(str(error)) from None
 
 
 @command(policies)
@@ -52,23 +60,46 @@ async def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False)],
     var: Var = None,
     as_json: Json = False,
-) -> None:
-    """Say everything that is wrong with a policy file; or that nothing is.
+) -> int:
+    """Say everything that is wrong with a policy file, examples that turn out otherwise included; or that nothing is.
+
+    Exit status 1 if something is wrong.
 
     Example:
     [bold]understudy policy check policy.yaml --var environment=/srv/app[/]
     """
-    policy = read_policy(file, parse_pairs(var or [], "--var"))
+    from understudy.policies.policy_file import PolicyError, load_policy
+
+    variables = parse_pairs(var or [], "--var")
     if as_json:
+        try:
+            policy = load_policy(_text_of(file), source=str(file), variables=variables)
+        except PolicyError as error:
+            print_json({"good": False, "problems": [asdict(problem) for problem in error.problems]})
+            return 1
         rules = [{"id": rule.id, "effect": rule.effect, "tools": list(rule.tools)} for rule in policy.rules]
-        print_json({"policy": policy.name, "version": policy.version, "digest": policy.digest, "rules": rules})
-        return
+        print_json({"good": True, **policy.told(), "rules": rules, "problems": []})
+        return 0
+    policy = read_policy(file, variables)
     screen = stdout()
     screen.print(Text(f"{file}: good", "green").append(f"  policy {policy.name!r}, version {policy.version}", ""))
     table = plain_table("RULE", "EFFECT", "TOOLS")
     for rule in policy.rules:
         table.add_row(rule.id, Text(rule.effect, COLOURS[rule.effect]), ", ".join(rule.tools))
     screen.print(table)
+    return 0
+
+
+@command(policies)
+async def schema(here: Here) -> None:
+    """Print the JSON schema of a policy file, for editors and for programs that write policies.
+
+    Example:
+    [bold]understudy policy schema > policy.schema.json[/]
+    """
+    from understudy.policies import schema as published
+
+    sys.stdout.write(published.text())
 
 
 @command(policies)
@@ -80,33 +111,51 @@ async def explain(
         Path | None, typer.Option(metavar="FILE", help="The run's policy; default: only the deployment's.")
     ] = None,
     graph: Annotated[str, typer.Option(metavar="G", help="Name of the graph that would call.")] = "",
-    label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A label of the run; repeatable.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", "--labels", metavar="K=V", help="A label of the run; repeatable.")
+    ] = None,
+    at: Annotated[str, typer.Option(metavar="TIME", help="When, e.g. 2026-01-31T10:00:00+01:00; default: now.")] = "",
+    after: Annotated[
+        list[str] | None, typer.Option(metavar="TOOL", help="A tool that the run has called before; repeatable.")
+    ] = None,
+    mark: Annotated[
+        list[str] | None, typer.Option(metavar="M", help="A mark that a call before has left; repeatable.")
+    ] = None,
     var: Var = None,
     as_json: Json = False,
 ) -> None:
-    """What would be decided on a call, and what each rule says to it. Nothing is executed.
+    """What would be decided on a call, by which rule, and what each rule says to it. Nothing is executed.
 
     Example:
     [bold]understudy policy explain --tool pay --args '{"amount": 120}' --policy policy.yaml[/]
     """
+    from understudy.actors.policy_source import PoliciesUnusable, read_policies
+    from understudy.policies.history import History, Past
     from understudy.policies.permission import Request, decide
     from understudy.policies.permission import explain as steps_of
 
     values = parse_json(args, "--args", {"amount": 120})
     if not isinstance(values, dict):
         raise WrongUsage("--args has to be a JSON object, one member per argument")
-    variables = parse_pairs(var or [], "--var")
-    files = [file for file in (here.settings.policy, policy) if file is not None]
-    if not files:
+    if here.settings.policy is None and policy is None:
         raise WrongUsage("there is no policy; name one with --policy FILE, or set UNDERSTUDY_POLICY")
-    layers = [read_policy(file, variables) for file in files]
+    try:
+        layers = [*read_policies(here.settings.policy)] if here.settings.policy is not None else []
+    except PoliciesUnusable as error:
+        raise CallerError(str(error)) from None
+    if policy is not None:
+        layers.append(read_policy(policy, parse_pairs(var or [], "--var")))
+    now = _moment(at)
     request = Request(
         tool=tool, args=values, run_id="", graph=graph, digest="", labels=parse_pairs(label or [], "--label")
     )
-    decision, steps = decide(layers, request), steps_of(layers, request)
+    history = History(Past(frozenset(after or ()), frozenset(mark or ())))
+    decision, steps = decide(layers, request, now, history), steps_of(layers, request, now, history)
     document = _document(decision)
     if as_json:
-        print_json({**document, "steps": [asdict(step) for step in steps]})
+        print_json(
+            {**document, "policies": [layer.told() for layer in layers], "steps": [asdict(step) for step in steps]}
+        )
         return
     screen = stdout()
     word = document["decision"]
@@ -115,26 +164,33 @@ async def explain(
     if word != "deny":
         screen.print(Text(_profile_line(document["profile"]), "dim"), soft_wrap=True)
     for step in steps:
-        mark = Text("  fits  " if step.matched else "        ", COLOURS[step.effect])
-        screen.print(mark.append(f"{step.effect:<6}{step.policy}/{step.rule}: ", "").append(step.why, "dim"))
+        mark_of = "decides " if step.decided else "fits    " if step.matched else "        "
+        line = Text(f"  {mark_of}", COLOURS[step.effect]).append(f"{step.effect:<6}{step.policy}/{step.rule}: ", "")
+        screen.print(line.append(step.why, "dim"), soft_wrap=True)
+
+
+def _moment(text: str) -> float:
+    """Seconds since the epoch; of now, if nothing is given. Raises WrongUsage."""
+    if not text:
+        return time.time()
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise WrongUsage(f"--at {text!r} is no time; write e.g. 2026-01-31T10:00:00+01:00") from None
+    if found.tzinfo is None:
+        raise WrongUsage(f"--at {text!r} has no offset, so nobody knows when that is; write e.g. {text}+00:00")
+    return found.timestamp()
 
 
 def _document(decision: "Allow | Ask | Deny") -> dict[str, Any]:
-    word = type(decision).__name__.lower()
     reason = getattr(decision, "reason", "") or f"rule {decision.rule!r} of policy {decision.policy!r}"
-    document: dict[str, Any] = {
-        "decision": word,
-        "rule": decision.rule,
-        "policy": decision.policy,
-        "reason": reason,
-    }
-    profile = getattr(decision, "profile", None)
-    return {**document, "profile": asdict(profile)} if profile is not None else document
+    return {"decision": type(decision).__name__.lower(), **asdict(decision), "reason": reason}
 
 
 def _profile_line(profile: dict[str, Any]) -> str:
     limits = profile["limits"]
     return (
         f"  sees {', '.join(profile['read']) or 'no files'}; writes {', '.join(profile['write']) or 'none'}; "
-        f"{limits['wall_s']:g} s, {limits['memory_bytes'] // 2**20} MiB, {limits['processes']} processes"
+        f"{limits['wall_s']:g} s, {limits['memory_bytes'] // 2**20} MiB, {limits['processes']} processes; "
+        f"isolation {profile['tier']} at least"
     )

@@ -171,6 +171,7 @@ def test_a_stopped_actor_that_wakes_up_changes_nothing(store_url: str, folder: P
         run = await elsewhere.start(graphs.paused, {"folder": str(folder)})
         epoch = (await store.claim(run.run_id, "elsewhere:1:1/1", 120.0, time.time())).epoch
         async with cluster_on(store_url, folder) as cluster:
+            await services(cluster, "policy")
             await services(cluster, "sandbox")
             actor = ray.remote(RunActor).options(num_cpus=0, max_concurrency=100).remote(await config_of(cluster))
             zombie = int((await actor.ready.remote()).split(":")[1])

@@ -154,7 +154,7 @@ def test_help_names_every_command_and_each_has_an_example(cli: Cli) -> None:
     for command in (*looking, *steering, "up", "down", "status", "doctor", "metrics", "demo"):
         assert command in text
         assert f"understudy {command}" in cli(command, "--help").stdout
-    for command in ("check", "explain"):
+    for command in ("check", "explain", "schema"):
         assert f"understudy policy {command}" in cli("policy", command, "--help").stdout
 
 
@@ -490,43 +490,6 @@ def one(state: State):
 graph.edge(START, "one")
 graph.edge("one", END)
 """
-
-# --- policies ------------------------------------------------------------------------------------------------------
-
-POLICY = """
-policy: shop
-version: 1
-rules:
-  - id: small
-    effect: allow
-    tool: pay
-    when: {amount: {le: 100}, folder: {under: "${home}"}}
-  - id: large
-    effect: ask
-    tool: pay
-    when: {amount: {gt: 100}}
-    reason: a large amount
-"""
-
-
-def test_policy_check_and_explain(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "policy.yaml").write_text(POLICY)
-    assert document(cli("policy", "check", "policy.yaml", "--var", "home=/srv", "--json"))["policy"] == "shop"
-    assert "good" in cli("policy", "check", "policy.yaml", "--var", "home=/srv").stdout
-    assert "home" in failed(cli("policy", "check", "policy.yaml"))
-    assert "cannot be read" in failed(cli("policy", "check", "nowhere.yaml"))
-
-    def explained(args: dict[str, Any]) -> Any:
-        words = ["policy", "explain", "--tool", "pay", "--policy", "policy.yaml", "--var", "home=/srv"]
-        assert cli(*words, "--args", json.dumps(args)).exit_code == 0
-        return document(cli(*words, "--args", json.dumps(args), "--json"))
-
-    assert explained({"amount": 5, "folder": "/srv/a"})["decision"] == "allow"
-    asked = explained({"amount": 500, "folder": "/srv/a"})
-    assert (asked["decision"], asked["reason"]) == ("ask", "a large amount")
-    assert [step["matched"] for step in asked["steps"]] == [False, True]
-    assert explained({"amount": 5, "folder": "/etc"})["decision"] == "deny"
-
 
 # --- this machine --------------------------------------------------------------------------------------------------
 

@@ -37,10 +37,12 @@ class HeldBackend:
 
 
 def order(run: RunRecord, key: str) -> Order:
-    grant = Grant(RUN, key, "pay", "d", run.epoch, Profile(limits=Limits(wall_s=7)), "", "r", "allow", 0.0, 2e10)
+    code, profile = ToolCode(ref="x:y"), Profile(limits=Limits(wall_s=7))
+    ends = (code.digest, f"grant {run.epoch} of {key}")
+    grant = Grant(RUN, key, "pay", "d", run.epoch, profile, "", "r", "allow", 0.0, 2e10, *ends)
     receipt = Receipt(key, RUN, "", "task", "pay", "d", "started", "sandbox-0", f"token of {key}", at=time.time())
     decided = Event("decided", 0.0, {"tool": "pay", "decision": "allow"})
-    return Order(ToolCall(key, "pay", ToolCode(ref="x:y"), {}), sign(grant, SECRET), receipt, run.epoch, "g", decided)
+    return Order(ToolCall(key, "pay", code, {}), sign(grant, SECRET), receipt, run.epoch, "g", decided)
 
 
 async def actor_with(
@@ -48,7 +50,7 @@ async def actor_with(
 ) -> tuple[SandboxActor, HeldBackend, RunRecord]:
     """With room for one call, and a run that calls it."""
     backend = HeldBackend()
-    monkeypatch.setattr(sandbox_actor, "BubblewrapBackend", lambda: backend)
+    monkeypatch.setattr(sandbox_actor, "Tiers", lambda _: backend)
 
     async def opened() -> Any:
         return store

@@ -8,6 +8,7 @@ import pytest
 from support.waiting import run_async
 from understudy.actors.errors import StoreUnavailable
 from understudy.actors.memory import MemoryStore
+from understudy.actors.policy_source import PolicySource
 from understudy.actors.records import Due, RunRecord
 from understudy.actors.supervisor import Supervisor, SupervisorConfig
 from understudy.cluster.testing.conformance.suite import create
@@ -39,7 +40,7 @@ async def supervised(store: MemoryStore) -> tuple[Supervisor, RunRecord]:
         deployment="test",
         open_store=opened,
         secret=b"",
-        deployment_policy="",
+        policies=PolicySource(),
         run_actors=1,
         spare_actors=0,
         runs_per_actor=1,

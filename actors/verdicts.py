@@ -1,0 +1,35 @@
+"""A decision of the policies, as the run that asked gets it, and as its event log has it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from understudy.actors.calls import Asked, Granted, Refused, Verdict
+from understudy.policies.permission import Allow, Ask, Decision, Deny, Policy, Request
+
+
+def verdict(
+    layers: Sequence[Policy],
+    request: Request,
+    decision: Decision,
+    approved: bool,
+    token: Callable[[Allow | Ask], str],
+) -> Verdict:
+    """What follows from a decision, with the name, version and digest of every policy that had a say in it.
+
+    Args:
+        approved: a person has approved this very call; turns ask into a grant, never a denial.
+        token: signs the grant.
+    """
+    noted: dict[str, Any] = {"policies": [layer.told() for layer in layers if layer.compiled.concerns(request.graph)]}
+    match decision:
+        case Deny(rule=rule, policy=name, reason=reason):
+            if decision.managed:
+                noted["managed"] = True
+            return Refused(rule, name, reason, noted, decision.redact)
+        case Ask(rule=rule, policy=name, reason=reason) if not approved:
+            return Asked(rule, name, reason, noted, decision.redact, decision.deadline_s, decision.on_timeout)
+        case Ask(rule=rule, policy=name) | Allow(rule=rule, policy=name):
+            if decision.marks:
+                noted["marks"] = list(decision.marks)
+            reason = "approved by a person" if isinstance(decision, Ask) else ""
+            return Granted(token(decision), rule, name, reason, noted=noted, redact=decision.redact)

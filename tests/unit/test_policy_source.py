@@ -1,0 +1,204 @@
+"""The deployment's policies change without a restart; what cannot be used changes nothing, and says so."""
+
+import os
+import pickle
+import time
+from pathlib import Path
+
+import pytest
+
+from support.waiting import run_async, wait_until_async
+from understudy.actors.calls import Granted, Refused, Verdict
+from understudy.actors.memory import MemoryStore
+from understudy.actors.policy_actor import PolicyActor
+from understudy.actors.policy_source import DeploymentPolicies, PoliciesUnusable, read_policies, source_of
+from understudy.policies.grant import check
+from understudy.policies.permission import Request
+
+SECRET = b"0123456789abcdef0123456789abcdef"
+
+
+def text(effect: str, name: str = "shop", more: str = "", version: str = "1") -> str:
+    return f"{{policy: {name}, version: {version}, {more} rules: [{{id: r, effect: {effect}, tool: pay}}]}}"
+
+
+def effects(policies: DeploymentPolicies) -> list[str]:
+    return [layer.rules[0].effect for layer in policies.layers]
+
+
+def looked(policies: DeploymentPolicies) -> list[str]:
+    """After two looks: a change has to come to rest."""
+    policies.look()
+    policies.look()
+    return effects(policies)
+
+
+def test_a_change_is_taken_up_once_it_is_at_rest(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(text("allow"))
+    policies = DeploymentPolicies(source_of(file))
+    assert effects(policies) == looked(policies) == ["allow"]
+    file.write_text(text("deny", version="2"))
+    policies.look()
+    assert effects(policies) == ["allow"]  # it might still be being written
+    policies.look()
+    assert effects(policies) == ["deny"]
+    (layer,) = policies.report()["layers"]
+    assert (layer["policy"], layer["version"], len(layer["digest"])) == ("shop", "2", 64)
+    assert policies.source == source_of(file)
+    other = tmp_path / "other"
+    other.write_text(text("ask"))
+    os.utime(other, (1, 1))
+    other.rename(file)  # as careful editors do; its time is older than that of the file it replaces
+    assert looked(policies) == ["ask"]
+
+
+def test_a_file_that_goes_on_changing_is_not_read_meanwhile(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(text("allow"))
+    policies = DeploymentPolicies(source_of(file))
+    looked(policies)
+    for length in range(5, 60, 5):  # what is there at first is a policy without the rule that denies
+        file.write_text(text("deny") + "\n" * length)
+        policies.look()
+        assert effects(policies) == ["allow"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ("rules: [", "it is no YAML"),
+        (text("alow"), "'alow' is no effect"),
+        (None, "No such file or directory"),
+        ("folder", "there is no policy in this folder"),
+    ],
+)
+def test_what_cannot_be_used_changes_nothing_and_says_so(tmp_path: Path, broken: str | None, words: str) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(text("deny"))
+    policies = DeploymentPolicies(source_of(file))
+    looked(policies)
+    file.unlink()
+    if broken == "folder":
+        file.mkdir()
+    elif broken is not None:
+        file.write_text(broken)
+    assert looked(policies) == ["deny"]
+    assert words in policies.problem
+    assert str(file) in policies.problem
+    assert "the policies from before are still in force" in policies.report()["problem"]
+    with pytest.raises(PoliciesUnusable, match=words.replace("(", "\\(")):
+        read_policies(file)
+    if broken == "folder":
+        file.rmdir()
+    file.write_text(text("ask"))
+    assert looked(policies) == ["ask"]
+    assert policies.problem == ""
+
+
+def test_one_that_starts_anew_beside_a_broken_file_goes_on_with_what_was_last_in_force(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(text("allow"))
+    source = source_of(file)
+    file.write_text(text("deny"))
+    policies = DeploymentPolicies(pickle.loads(pickle.dumps(source)))
+    assert effects(policies) == ["deny"]  # the file counts, not what was handed in
+    file.write_text("no policy")
+    again = DeploymentPolicies(policies.source)
+    assert effects(again) == ["deny"]
+    assert "no policy" in again.problem
+
+
+def test_a_folder_holds_a_file_for_each_layer(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(text("allow", "shop", "layer: graph, graph: refund,"))
+    (tmp_path / "b.yml").write_text(text("ask", "all"))
+    (tmp_path / "c.json").write_text(text("deny", "org", "layer: organisation,"))
+    (tmp_path / "notes.txt").write_text("no policy")
+    (tmp_path / ".b.yml.swp").write_text("no policy")
+    policies = DeploymentPolicies(source_of(tmp_path))
+    assert [layer.name for layer in policies.layers] == ["org", "all", "shop"]
+    (tmp_path / "c.json").unlink()
+    looked(policies)
+    assert [layer.name for layer in policies.layers] == ["all", "shop"]
+    (tmp_path / "d.yaml").write_text(text("deny", "all"))
+    looked(policies)
+    assert [layer.name for layer in policies.layers] == ["all", "shop"]
+    assert "2 policies are named 'all'" in policies.problem
+
+
+def test_without_a_path_runs_bring_their_own() -> None:
+    policies = DeploymentPolicies(source_of(None))
+    assert looked(policies) == []
+    assert policies.report() == {"path": "", "layers": [], "problem": ""}
+
+
+# In the policy actor.
+
+
+def request(tool: str = "pay") -> Request:
+    return Request(tool, {}, "r00-a", "refund", "d", code="c")
+
+
+async def asked(actor: PolicyActor) -> Verdict:
+    return await actor.decide(request(), "key", 1, "", False)
+
+
+async def opened() -> MemoryStore:
+    return MemoryStore()
+
+
+def test_the_policy_actor_takes_up_a_change_and_records_which_text_decided(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(text("allow"))
+
+    async def played() -> None:
+        actor = PolicyActor(opened, SECRET, source_of(file))
+        await actor.ready()
+        first = await asked(actor)
+        assert isinstance(first, Granted)
+        grant = check(first.token, SECRET, run_id="r00-a", key="key", tool="pay", digest="d", code="c", now=time.time())
+        assert grant.rule == "r"
+        known = source_of(file)
+        report, newer = await actor.report(known)
+        assert first.noted["policies"] == report["layers"]
+        assert newer is None
+
+        file.write_text(text("deny", version="2"))
+
+        async def denied() -> bool:
+            return isinstance(await asked(actor), Refused)
+
+        await wait_until_async(denied, 20, "the change to be taken up")
+        second = await asked(actor)
+        assert [layer["version"] for layer in second.noted["policies"]] == ["2"]
+        assert second.noted["policies"][0]["digest"] != first.noted["policies"][0]["digest"]
+        report, newer = await actor.report(known)
+        assert newer == source_of(file)
+
+        file.write_text("broken: [")
+
+        async def told() -> bool:
+            return "it is no YAML" in (await actor.report(known))[0]["problem"]
+
+        await wait_until_async(told, 20, "the problem to be told")
+        assert isinstance(await asked(actor), Refused)
+
+    run_async(played())
+
+
+def test_a_grant_names_all_the_policies_that_decided(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+
+    async def digest(version: str) -> str:
+        file.write_text(text("allow", version=version))
+        verdict = await asked(PolicyActor(opened, SECRET, source_of(file)))
+        assert isinstance(verdict, Granted)
+        found = check(
+            verdict.token, SECRET, run_id="r00-a", key="key", tool="pay", digest="d", code="c", now=time.time()
+        )
+        return found.policy_digest
+
+    async def played() -> None:
+        assert await digest("1") == await digest("1") != await digest("2")
+
+    run_async(played())

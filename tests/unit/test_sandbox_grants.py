@@ -1,0 +1,205 @@
+"""A sandbox executes nothing without a grant that is good for this very call, once; a refusal is on record."""
+
+import asyncio
+import dataclasses
+import time
+from typing import Any
+
+import pytest
+
+from support.stage import Stage
+from support.waiting import run_async
+from understudy import END, START, Graph
+from understudy.actors.calls import Order
+from understudy.actors.memory import MemoryStore
+from understudy.actors.outcome import Outcome, ToolCall, ToolCode
+from understudy.actors.records import Event, Receipt
+from understudy.actors.sandbox_actor import SandboxActor
+from understudy.policies.grant import GRANT_TTL_S, Grant, sign
+from understudy.policies.profile import Profile
+from understudy.policies.spent import Revocation
+
+SECRET = b"0123456789abcdef0123456789abcdef"
+CODE = ToolCode(ref="shop:pay")
+
+
+class Walls:
+    """A backend that notes what it was asked to execute, and waits if it is told to."""
+
+    name = "noted"
+
+    def __init__(self) -> None:
+        self.executed: list[ToolCall] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.began = asyncio.Event()
+
+    async def execute(self, call: ToolCall, profile: Profile) -> Outcome:
+        self.executed.append(call)
+        self.began.set()
+        await self.open.wait()
+        return Outcome("ok", value=len(self.executed))
+
+
+class Scene:
+    """A sandbox actor over a run that is claimed."""
+
+    @classmethod
+    async def made(cls, at_once: int = 2) -> "Scene":
+        scene = cls()
+        scene.store = MemoryStore()
+        run = await Stage(scene.store, _graph()).start()
+        claimed = await scene.store.claim(run.run_id, "owner", 60.0, time.time())
+        scene.run_id, scene.epoch = claimed.run_id, claimed.epoch
+
+        async def opened() -> MemoryStore:
+            return scene.store
+
+        scene.actor = SandboxActor("box", opened, SECRET, at_once)
+        scene.walls = Walls()
+        scene.actor._tiers = scene.walls
+        return scene
+
+    store: MemoryStore
+    actor: SandboxActor
+    walls: Walls
+    run_id: str
+    epoch: int
+
+    def grant(self, key: str = "k1", **other: Any) -> Grant:
+        now = time.time()
+        grant = Grant(
+            run_id=self.run_id,
+            key=key,
+            tool="pay",
+            digest="d",
+            code=CODE.digest,
+            epoch=self.epoch,
+            profile=Profile(),
+            policy_digest="p",
+            rule="r",
+            decision="allow",
+            issued_at=now,
+            expires_at=now + GRANT_TTL_S,
+            id=f"grant of {key}",
+        )
+        return dataclasses.replace(grant, **other)
+
+    def order(self, token: str, key: str = "k1", order: str = "o1", code: ToolCode = CODE, digest: str = "d") -> Order:
+        receipt = Receipt(key, self.run_id, "", "t", "pay", digest, "started", "box", order)
+        decided = Event("decided", time.time(), {"tool": "pay", "decision": "allow", "reason": ""})
+        return Order(ToolCall(key, "pay", code, {}), token, receipt, self.epoch, "shop", decided)
+
+
+def _graph() -> Graph:
+    from pydantic import BaseModel
+
+    class Empty(BaseModel):
+        pass
+
+    graph = Graph("shop", Empty)
+
+    @graph.node
+    def nothing(state: Empty) -> None:
+        """A run needs a node."""
+
+    return graph.edge(START, nothing).edge(nothing, END)
+
+
+def kind(found: Outcome | Receipt) -> str:
+    return found.kind if isinstance(found, Outcome) else f"receipt: {found.state}"
+
+
+async def refused(scene: Scene, order: Order, reason: str) -> None:
+    before = len(scene.walls.executed)
+    found = await scene.actor.execute(order)
+    assert isinstance(found, Outcome)
+    assert found.kind == "denied"
+    assert f"the sandbox refused the grant: {reason}: " in found.error
+    assert len(scene.walls.executed) == before
+    event = [event for event in await scene.store.events(scene.run_id) if event.kind == "decided"][-1]
+    assert (event.data["decision"], event.data["refused"]) == ("deny", reason)
+    assert (await scene.store.counters())[f'grants_refused_total{{reason="{reason}"}}'] == 1.0
+
+
+def test_a_good_grant_is_executed_and_the_same_order_again_is_not() -> None:
+    async def played() -> None:
+        scene = await Scene.made()
+        order = scene.order(sign(scene.grant(), SECRET))
+        assert kind(await scene.actor.execute(order)) == "ok"
+        assert kind(await scene.actor.execute(order)) == "receipt: done"
+        assert len(scene.walls.executed) == 1
+
+    run_async(played())
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"expires_at": 1.0}, "expired"),
+        ({"run_id": "r00-other"}, "wrong run"),
+        ({"key": "k2"}, "wrong call"),
+        ({"tool": "refund"}, "wrong call"),
+        ({"digest": "x"}, "wrong arguments"),
+        ({"code": "x"}, "wrong code"),
+    ],
+)
+def test_a_grant_for_something_else_is_refused_and_counted(changed: dict[str, Any], reason: str) -> None:
+    async def played() -> None:
+        scene = await Scene.made()
+        await refused(scene, scene.order(sign(dataclasses.replace(scene.grant(), **changed), SECRET)), reason)
+
+    run_async(played())
+
+
+def test_forged_and_altered_tokens_are_refused_and_counted() -> None:
+    async def played() -> None:
+        scene = await Scene.made()
+        good = sign(scene.grant(), SECRET)
+        body, _, mac = good.partition(".")
+        wider = sign(scene.grant(profile=Profile(write=("/",))), b"a secret of the attacker's own").partition(".")[0]
+        await refused(scene, scene.order("no token"), "forged")
+        await refused(scene, scene.order(f"{wider}.{mac}", "k2"), "altered")
+        assert body != wider
+
+    run_async(played())
+
+
+def test_other_code_than_that_which_was_judged_is_not_executed() -> None:
+    async def played() -> None:
+        scene = await Scene.made()
+        token = sign(scene.grant(), SECRET)
+        await refused(scene, scene.order(token, code=ToolCode(ref="shop:pay", blob=b"another")), "wrong code")
+
+    run_async(played())
+
+
+def test_a_grant_is_used_by_one_order_only() -> None:
+    """The receipt is gone, as after an effect whose end nobody knew: the old grant does not open the door again."""
+
+    async def played() -> None:
+        scene = await Scene.made()
+        token = sign(scene.grant(), SECRET)
+        assert kind(await scene.actor.execute(scene.order(token))) == "ok"
+        scene.store._runs[scene.run_id].receipts.clear()
+        await refused(scene, scene.order(token, order="o2"), "replayed")
+
+    run_async(played())
+
+
+def test_a_grant_is_revoked_before_it_is_used_also_while_it_waits_for_room() -> None:
+    async def played() -> None:
+        scene = await Scene.made(at_once=1)
+        await scene.actor.revoke(Revocation(time.time() + 1, tool="refund"))
+        scene.walls.open.clear()
+        first = asyncio.ensure_future(scene.actor.execute(scene.order(sign(scene.grant(), SECRET))))
+        await scene.walls.began.wait()
+        second = scene.order(sign(scene.grant("k2"), SECRET), "k2", "o2")
+        waiting = asyncio.ensure_future(refused(scene, second, "revoked"))
+        await asyncio.sleep(0)
+        await scene.actor.revoke(Revocation(time.time(), run_id=scene.run_id))
+        scene.walls.open.set()
+        assert kind(await first) == "ok"  # it had begun
+        await waiting
+
+    run_async(played())
