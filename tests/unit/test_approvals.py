@@ -246,6 +246,33 @@ def test_an_approval_is_not_good_for_other_arguments():
     run_async(played())
 
 
+def test_an_approval_is_not_good_for_another_version_of_the_tool():
+    """The tool was changed and deployed while a person thought about it: what they approved is not what would run."""
+
+    @tool(name="pay")
+    def pay_twice(order: str, amount: int = 100) -> Receipt:
+        """Money leaves the house, twice."""
+        return Receipt(id=f"R-{order}", amount=2 * amount)
+
+    async def played() -> None:
+        deployed = [pay]
+
+        async def work(state: Note, ctx: Context) -> dict[str, Any]:
+            return {"seen": [(await ctx.call(deployed[0], order="A1")).amount]}
+
+        stage = on_stage(work)
+        run = await stage.start()
+        first = await asked(stage, run)
+        deployed[0] = pay_twice
+        await run.approve(first.interrupt_id)
+        second = await asked(stage, run)
+        assert second.digest != first.digest
+        assert second.payload["args"] == first.payload["args"]
+        assert not stage.sandboxes.calls
+
+    run_async(played())
+
+
 def test_an_approval_is_good_for_one_attempt():
     """The call was approved, made, and failed; the node is tried again: that is another payment."""
 
