@@ -6,46 +6,31 @@ and answers of its earlier attempt. They are plain functions that return an awai
 """
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from understudy.actors import children, mailbox
 from understudy.actors.calls import Caller, Place, check_value
-from understudy.actors.channels import reason_of
 from understudy.actors.children import Ship
 from understudy.actors.errors import (
     CallerError,
     Fenced,
-    InterruptExpired,
     StoreUnavailable,
     Suspended,
     ToolDenied,
     ToolError,
 )
 from understudy.actors.graph import Graph
-from understudy.actors.interrupts import (
-    Continue,
-    Escalate,
-    OnTimeout,
-    Question,
-    asked_again,
-    check_duration,
-    escalated,
-    interrupt_id,
-    new_interrupt,
-    next_id,
-    question,
-    typed,
-)
+from understudy.actors.interrupts import OnTimeout, check_duration, question
 from understudy.actors.mailbox import Mailbox
 from understudy.actors.outcome import Outcome
 from understudy.actors.own_effects import OwnEffect, own_effect, perform
+from understudy.actors.questions import Questions
 from understudy.actors.records import Interrupt, RunRecord
 from understudy.actors.streaming import Stream, chunk_text
 from understudy.actors.tool import Tool
@@ -83,6 +68,7 @@ class Context:
         self._work: set[asyncio.Task[Any]] = set()
         self.asked: dict[str, Interrupt] = {}
         """Questions of this attempt that have no answer yet, and timers that have fired, by id."""
+        self._questions = Questions(place, caller.ledger, clock, interrupts, self._ask)
         self.taken: dict[int, None] = {}
         """Messages that this attempt has received, by n."""
         self.over = False
@@ -188,12 +174,12 @@ class Context:
         Raises InterruptExpired, CallerError.
         """
         asked = question(self.node, payload, deadline, on_timeout, schema)
-        return self._begin(self._interrupt(asked, self._next("interrupt")))
+        return self._begin(self._recorded(self._questions.answer(asked, self._next("interrupt"))))
 
     def sleep(self, duration: timedelta) -> asyncio.Task[None]:
         """Wait durably, holding no actor: for minutes or months."""
         check_duration(duration, "ctx.sleep")
-        return self._begin(self._sleep(duration, self._next("sleep")))
+        return self._begin(self._recorded(self._questions.sleep(duration, self._next("sleep"))))
 
     def receive(self, *, deadline: timedelta | None = None) -> asyncio.Task[Any]:
         """The next message that was sent to this run (`run.send`), in order; waits for it durably, holding no actor.
@@ -324,61 +310,6 @@ class Context:
             self.lost = error
             raise
 
-    async def _interrupt(self, asked: Question, index: int) -> Any:
-        task, answers = self._place.task, self._place.answers
-        named, since = interrupt_id(task.task_id, "question", index), ""
-        while True:
-            known = self._known.get(named)
-            answered, answer = named in answers, answers.get(named)
-            expired = known is not None and self._is_expired(known)
-            if known is not None and not answered and not expired and self._is_due(known):
-                expired, answer = await self._expire(named)
-                answered = not expired
-            if known is not None and expired:
-                self._ask(_settled(known))
-                match asked.on_timeout:
-                    case Continue(value):
-                        return value
-                    case Escalate() as then:
-                        asked, since, named = escalated(asked, then), named, next_id(named, "escalated")
-                    case None:
-                        raise InterruptExpired(f"nobody answered {named} of node {task.node!r} before its deadline")
-            elif answered:
-                try:
-                    return typed(asked, answer)
-                except ValidationError as error:
-                    asked, named = asked_again(asked, reason_of(error)), next_id(named, json.dumps(answer))
-            else:
-                found = known or new_interrupt(named, task.task_id, task.node, asked, self._clock(), since)
-                self._ask(found)
-                raise Suspended(found)
-
-    async def _sleep(self, duration: timedelta, index: int) -> None:
-        task, now = self._place.task, self._clock()
-        named = interrupt_id(task.task_id, "timer", index)
-        timer = self._known.get(named)
-        if timer is not None and self._is_due(timer):
-            self._ask(_settled(timer))
-            return
-        until = now + duration.total_seconds()
-        timer = timer or Interrupt(named, task.task_id, task.node, "timer", {}, "", now, until)
-        self._ask(timer)
-        raise Suspended(timer)
-
-    def _is_due(self, interrupt: Interrupt) -> bool:
-        return interrupt.settled or (interrupt.deadline is not None and interrupt.deadline <= self._clock())
-
-    def _is_expired(self, interrupt: Interrupt) -> bool:
-        """Whether it is on record that time has answered it."""
-        wish = self._caller.ledger.expiry(self._place, interrupt.interrupt_id)
-        return interrupt.settled or wish.key in self._place.receipts
-
-    async def _expire(self, named: str) -> tuple[bool, Any]:
-        """Let time answer, unless somebody was faster: then theirs is the answer."""
-        ledger = self._caller.ledger
-        faster = await self._recorded(ledger.expire(ledger.expiry(self._place, named), named))
-        return faster is None, None if faster is None else json.loads(faster)
-
     def _ask(self, interrupt: Interrupt) -> None:
         self.asked[interrupt.interrupt_id] = interrupt
 
@@ -423,10 +354,6 @@ class Child:
     def cancel(self) -> asyncio.Task[None]:
         """Ask the child, and its own children, to end. Asking twice is the same as once."""
         return self._context._begin(self._context._cancel_child(self._born))
-
-
-def _settled(interrupt: Interrupt) -> Interrupt:
-    return replace(interrupt, settled=True, deadline=None)
 
 
 def _mark_seen(task: "asyncio.Task[Any]") -> None:

@@ -88,7 +88,7 @@ def _check(node: str, asked: Question) -> None:
     match then:
         case Continue(value):
             try:
-                _stored(asked.adapter, value)
+                stored(asked.adapter, value)
             except (TypeError, ValueError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
                 raise CallerError(f"{who}: Continue({value!r:.80}) is no answer to it: {error}") from None
         case Escalate(payload, deadline, after):
@@ -102,7 +102,7 @@ def check_duration(duration: Any, what: str) -> None:
         raise CallerError(f"{what} is a timedelta, not {duration!r:.80}; write e.g. timedelta(seconds=3)")
 
 
-def _stored(adapter: TypeAdapter[Any] | None, value: Any) -> Any:
+def stored(adapter: TypeAdapter[Any] | None, value: Any) -> Any:
     """An answer that the code gives, as JSON values."""
     if adapter is not None:
         value = adapter.dump_python(adapter.validate_python(value), mode="json")
@@ -132,7 +132,7 @@ def new_interrupt(named: str, task_id: str, node: str, asked: Question, now: flo
     then: dict[str, Any] = {}
     match asked.on_timeout:
         case Continue(value):
-            then = {"continue": _stored(asked.adapter, value)}
+            then = {"continue": stored(asked.adapter, value)}
         case Escalate(payload):
             then = {"escalate": payload}
     if escalated_from:

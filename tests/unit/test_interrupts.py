@@ -169,10 +169,10 @@ def test_what_cannot_be_meant_is_told_when_it_is_asked(how: dict[str, Any], told
 # --- deadlines -----------------------------------------------------------------------------------------------------
 
 
-def test_time_can_go_on_with_an_answer():
+@pytest.mark.parametrize("no", [Continue(Verdict(ok=False)), Continue({"ok": False})])
+def test_time_can_go_on_with_an_answer(no: Continue):
     async def played() -> None:
         async def work(state: Note, ctx: Context) -> dict[str, Any]:
-            no = Continue(Verdict(ok=False))
             verdict = await ctx.interrupt("may I?", deadline=HOUR, on_timeout=no, schema=Verdict)
             await ctx.interrupt("and now?")
             return {"seen": [verdict.ok]}
