@@ -36,7 +36,8 @@ class Settings(BaseModel):
     state_dir: Path = Field(default_factory=default_state_dir)
     """Folder of the embedded store, the secret, the daemon's log. Default: the user's state folder."""
     store: str = ""
-    """sqlite:///PATH, redis://..., postgresql://...; default: SQLite in the state folder."""
+    """sqlite:///PATH, redis://... (of a cluster any node, or several: host:port,host:port), postgresql://...; default:
+    SQLite in the state folder."""
     allow_volatile: bool = False
     """Accept a Redis that would lose data. Default: no."""
     secret_file: Path | None = None

@@ -25,6 +25,7 @@ from understudy.actors.records import (
     RunRecord,
     partition_of_thread,
 )
+from understudy.actors.store import BLOB_KEPT_S
 from understudy.cluster.stores import redis as redis_store
 from understudy.cluster.stores import redis_address, redis_client, redis_link
 from understudy.cluster.stores.redis import RedisStore
@@ -179,6 +180,38 @@ def test_what_outlives_threads_stays(redis_server: RedisServer, redis_url: str) 
         assert set(redis_server.client().scan_iter()) == {*blob, BEATS, f"{partition}counters"}
         assert await store.get_blob("b1") == bytes(range(256))
         await store.close()
+
+    run_async(go())
+
+
+def test_a_blob_that_is_put_again_during_a_sweep_stays(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at who names it and its end, somebody puts it again and starts a run that names it."""
+    real_ask = RedisClient.ask
+    raced: list[RunRecord] = []
+
+    async def go() -> None:
+        store, other = [await RedisStore.open(redis_url) for _ in range(2)]
+        for digest in ("old", "gone"):
+            await store.put_blob(digest, b"code", T)
+
+        async def ask(self: RedisClient, *commands: bytes, text: bool = True) -> list[Any]:
+            if SCRIPTS["drop_blob"].sha.encode() in commands[0] and not raced:
+                await other.put_blob("old", b"code", T + BLOB_KEPT_S + 1)
+                raced.append(await create(other, now=T + BLOB_KEPT_S + 1, blobs=("old",)))
+            return await real_ask(self, *commands, text=text)
+
+        monkeypatch.setattr(RedisClient, "ask", ask)
+        await store.sweep(T + BLOB_KEPT_S)
+        assert len(raced) == 1
+        assert await store.blobs() == ["old"]
+        await store.sweep(T + 9 * BLOB_KEPT_S)
+        assert await store.get_blob("old") == b"code"  # named
+        await store.cancel(raced[0].run_id, T)
+        await store.delete_thread("thread")
+        await store.sweep(T + 9 * BLOB_KEPT_S)
+        assert await store.blobs() == []
+        for each in (store, other):
+            await each.close()
 
     run_async(go())
 
