@@ -316,8 +316,14 @@ class Inline:
                 await self.store.resume(record.run_id, question.interrupt_id, text, self.clock())
                 answered = True
         if not answered and unanswered and not any(record.not_before for record in waiting):
+            if await self._is_one_ready():
+                return True
             raise AnswerNeeded(unanswered)
         return answered
+
+    async def _is_one_ready(self) -> bool:
+        """One of ours may have become ready since `_claim_due` looked: by the end of a child, say."""
+        return any([await self._is_ours(run_id) for run_id in (await self.store.due(self.clock(), 1000)).ready])
 
     def _answer_to(self, question: Interrupt) -> Any:
         """None: no answer. A bare yes or no to a call that wants approval is spelled out."""
@@ -338,6 +344,8 @@ class Inline:
             return
         if times:
             await self.clock.wait_until(min(times))
+            return
+        if await self._is_one_ready():
             return
         held = waiting[0]
         kinds = ", ".join(sorted({i.kind for i in held.interrupts if not i.settled})) or "another run of its thread"

@@ -1,8 +1,7 @@
-"""A process may die at any line, and a second owner may come at any line: the kit, on our own story and on every store.
+"""A process may die at any line, and a second owner come at any line: the kit, on our own story and on every store.
 
 The story (tests/support/stories.py) has parallel nodes, a loop, tools, an effect of a node, a question, a timer, a
-child that asks, too, and messages. That the kit finds what
-it is there to find is shown in test_kit.py.
+child that asks, too, and messages. That the kit finds what it is there to find is shown in test_kit.py.
 """
 
 from pathlib import Path
@@ -28,15 +27,18 @@ def url(request: pytest.FixtureRequest, tmp_path: Any) -> str:
 
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_death_at_every_boundary_changes_nothing(url: str, victim: Victim) -> None:
-    report = crash_points(story, **PLAYED, store=url, victims=[victim])
+    """Every boundary on every store; where only a part of the machine dies, all of them in memory, else a sample."""
+    sample = 8 if victim in ("run", "sandbox") and url != "memory://" else None
+    report = crash_points(story, **PLAYED, store=url, victims=[victim], sample=sample)
     assert report.ok, report
-    assert len(report.operations) > 25, report.operations
-    assert report.plays >= 2 * 12
+    assert len(report.operations) > 50, report.operations
+    assert report.plays >= 2 * (sample or 18)
 
 
 def test_nor_does_one_between_commits_that_travel_together() -> None:
     report = crash_points(story, **PLAYED, slow_commits=True, victims=["run", "owner"])
     assert report.ok, report
+    assert any(operation.startswith("commit x") for operation in report.operations), report.operations
 
 
 @pytest.mark.parametrize("name", ["sqlite", "redis", "postgres"])

@@ -86,8 +86,19 @@ async def sum_up(state: Story) -> dict[str, Any]:
     return {"answer": f"{state.answer}, {len(state.seen)} lines"}
 
 
+@story.node
+async def once_more(state: Story) -> dict[str, Any]:
+    return {"seen": ["once more"]}
+
+
+@story.node
+async def at_last(state: Story) -> dict[str, Any]:
+    return {"seen": ["at last"]}
+
+
 story.edge(START, left).edge(START, right).edge([left, right], again)
 story.branch(again, lambda state: "again" if state.rounds < 3 else "ask", ["again", "ask"])
-story.edge(ask, rest).edge(rest, send).edge(rest, hear).edge([send, hear], sum_up).edge(sum_up, END)
+story.edge(ask, rest).edge(rest, send).edge(rest, hear).edge([send, hear], sum_up)
+story.edge(sum_up, once_more).edge(once_more, at_last).edge(at_last, END)
 PLAYED = {"answers": {"ask": "yes", "go": "not far"}, "messages": ["first", "second"]}
 """How it is played."""
