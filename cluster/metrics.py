@@ -64,7 +64,7 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             "checkpoint_commit_seconds",
             "histogram",
-            "Seconds that a commit took, as its run actor saw it.",
+            "Seconds that a call of the store took that carried commits, as the run actor saw it.",
             COMMIT_BUCKETS_S,
             labelled=False,
         ),

@@ -115,8 +115,8 @@ def test_counters_agree_with_the_event_logs(
             for sample in family.samples:
                 compare(prometheus, sample.name, dict(sample.labels), sample.value)
         commits, timed = "understudy_checkpoint_commits_total", "understudy_checkpoint_commit_seconds_count"
-        # The last commit of a residence is not timed: it cannot count itself, and no other one follows.
-        assert value_of(prometheus, f"sum({commits})") > value_of(prometheus, timed) > 10
+        # Those that travel together are timed once, and the last of a residence are not: they cannot count themselves.
+        assert value_of(prometheus, f"sum({commits})") > value_of(prometheus, timed) >= 5
         assert prometheus.query("understudy_runs")
     finally:
         exporter.stop()
