@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel
 
@@ -18,13 +18,6 @@ from understudy.actors.errors import GraphError
 from understudy.actors.plan import END, START, Branch, Join, Migration, Node, Plan, Target
 from understudy.policies.retention import All, Keep
 from understudy.policies.retry import Retry
-
-if TYPE_CHECKING:
-    from understudy.actors.calls import PolicyPort
-    from understudy.actors.inline import Answers, Clock
-    from understudy.actors.open import OpenStore
-    from understudy.actors.store import Store
-    from understudy.policies.permission import Policy
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -98,14 +91,14 @@ class Graph:
         """The nodes so far, by name."""
         return self._nodes
 
-    def edge(self, source: Target | Sequence[Target], target: Target) -> "Graph":
+    def edge(self, source: Target | Sequence[Target], target: Target) -> Self:
         """After `source` (or after all of several sources) comes `target`."""
         sources = [source] if isinstance(source, str) or callable(source) else list(source)
         self._edges.append((tuple(_name(item) for item in sources), _name(target)))
         self._plan = None
         return self
 
-    def branch(self, source: Target, choose: Callable[[Any], Any], targets: Iterable[Target]) -> "Graph":
+    def branch(self, source: Target, choose: Callable[[Any], Any], targets: Iterable[Target]) -> Self:
         """After `source`, `choose(state)` says what comes: one of `targets`, a Send to one, or a list of those."""
         self._branches.append(Branch(_name(source), choose, tuple(_name(target) for target in targets)))
         self._plan = None
@@ -135,63 +128,6 @@ class Graph:
             return fn
 
         return add
-
-    def run_inline(
-        self,
-        input: "BaseModel | Mapping[str, Any] | None" = None,
-        *,
-        store: "Store | OpenStore | None" = None,
-        policy: "Policy | str | PolicyPort | None" = None,
-        key: str = "",
-        thread: str = "",
-        answers: "Answers | None" = None,
-        messages: Sequence[Any] = (),
-        tools: "Mapping[str, Callable[..., Any]] | None" = None,
-        clock: "Clock | None" = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> Any:
-        """Run the graph to its end in this process, without Ray: for unit tests and notebooks (also where a loop runs).
-
-        Same engine, same stores; but no isolation: tools are called as plain functions of this process.
-
-        Args:
-            input: the first state, or, on a thread that has one, a write to it.
-            store: a store, or a function that opens one (`lambda: open_store("sqlite:///runs.db")`), which nobody
-                else serves; default, one in memory, gone at the end. A store that is held by another event loop cannot
-                be used here; give the function.
-            policy: rules (Policy, or the text of a policy file) to judge tool calls by; default: yes to all.
-            key, thread, labels: as in `Cluster.start`. The same key on the same store goes on with the same run, also
-                in a new process after this one was killed.
-            answers: by interrupt id, node or tool name; or a function of the Interrupt that returns the answer. None is
-                no answer. An approval is answered with True or False.
-            messages: put into the run's mailbox before it begins.
-            tools: functions to call in the place of tools, by the tool's name.
-            clock: default, this machine's: `ctx.sleep` takes its time. With `SteppedClock()` it takes none.
-        Returns the final state, as the graph's model.
-        Raises RunFailed (failed, cancelled); AnswerNeeded (a question that `answers` does not answer, and that has no
-        deadline); CallerError: the input does not fit, the store is served by a cluster, nothing can end a wait.
-        """
-        from understudy.actors.inline import run_inline  # what it needs is not pure; a graph is
-
-        return run_inline(
-            self,
-            input,
-            store=store,
-            policy=policy,
-            key=key,
-            thread=thread,
-            answers=answers,
-            messages=messages,
-            tools=tools,
-            clock=clock,
-            labels=labels,
-        )
-
-    async def run_inline_async(self, input: "BaseModel | Mapping[str, Any] | None" = None, **how: Any) -> Any:
-        """`run_inline`, to be awaited; takes the same arguments."""
-        from understudy.actors.inline import run_inline_async
-
-        return await run_inline_async(self, input, **how)
 
     def plan(self) -> Plan:
         """Validate and freeze. Raises GraphError that lists everything that is wrong, with remedies."""

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
         ToolError,
         UnderstudyError,
     )
-    from understudy.actors.graph import Graph
     from understudy.actors.inline import SteppedClock
     from understudy.actors.interrupts import Continue, Escalate
     from understudy.actors.outcome import Outcome
     from understudy.actors.plan import END, START, Command, Send
     from understudy.actors.reconciled import Done, NeverHappened, Unsure
     from understudy.actors.reducers import Remove, add, append, barrier, ephemeral, merge, messages, topic, union
+    from understudy.actors.runnable import Graph
     from understudy.actors.streaming import live
     from understudy.actors.tool import tool
     from understudy.cluster.client import Cluster, Run, connect
@@ -56,7 +56,6 @@ _HOMES = {
         "UnderstudyError",
     ),
     "actors.inline": ("SteppedClock",),
-    "actors.graph": ("Graph",),
     "actors.interrupts": ("Continue", "Escalate"),
     "actors.outcome": ("Outcome",),
     "actors.plan": ("END", "START", "Command", "Send"),
@@ -72,6 +71,7 @@ _HOMES = {
         "union",
     ),
     "actors.reconciled": ("Done", "NeverHappened", "Unsure"),
+    "actors.runnable": ("Graph",),
     "actors.streaming": ("live",),
     "actors.tool": ("tool",),
     "cluster.client": ("Cluster", "Run", "connect"),
