@@ -176,7 +176,7 @@ class SqliteFile:
         )
         self._db = db
         db.row_factory = sqlite3.Row
-        version = self._patiently(self._version)
+        version = self.read(lambda _: self._version())  # as of one moment: somebody may be making it just now
         self._patiently(lambda: db.execute("PRAGMA journal_mode = WAL"))
         db.execute(f"PRAGMA synchronous = {self.synchronous}")
         db.execute("PRAGMA temp_store = MEMORY")

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -333,3 +334,31 @@ def test_the_store_works_on_one_loop_after_another(tmp_path: Path) -> None:
 
     asyncio.run(first())
     asyncio.run(second())
+
+
+def test_a_file_that_is_being_made_just_now_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen with three workers at once: one read the owner before, and the tables after, another had made them."""
+    path = tmp_path / "store.db"
+    connect = sqlite3.connect
+
+    def traced(*args: object, **how: object) -> sqlite3.Connection:
+        db = connect(*args, **how)  # type: ignore[call-overload]
+
+        def on(statement: str) -> None:
+            if statement == "PRAGMA user_version":
+                db.set_trace_callback(None)
+                monkeypatch.setattr(sqlite3, "connect", connect)
+                other = sqlite_file.SqliteFile(path, "full")
+                other.locked_s = 0.05
+                with suppress(sqlite3.OperationalError):  # it has to wait for us
+                    other.connect()
+                other.close()
+
+        db.set_trace_callback(on)
+        return db  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    file = sqlite_file.SqliteFile(path, "full")
+    file.connect()
+    assert file.data_version() > 0
+    file.close()
