@@ -262,9 +262,12 @@ class Run:
             return self._took(told.at, task, result, event)
         if tries > 1:
             error += f" (tried {tries} times)"
-        # The next owner, if somebody has the run retried, makes the calls again that failed.
-        kept = Attempt(attempt.number + 1, attempt.number + 1).body()
-        return self._end(told.at, "failed", error, [event], writes={task.task_id: kept})
+        # The next owner, if somebody has the run retried, makes the calls again that failed; also those of the tasks
+        # beside this one, which end here with it: else it would take our own `killed` for the end of their calls.
+        numbers = {task.task_id: attempt.number}
+        numbers |= {task_id: self._attempts.get(task_id, Attempt(0)).number for task_id in self._open}
+        kept = {task_id: Attempt(number + 1, number + 1).body() for task_id, number in numbers.items()}
+        return self._end(told.at, "failed", error, [event], writes=kept)
 
     def _try_again(self, told: Failed, again: Attempt, event: Event) -> list[Effect]:
         task_id = told.task.task_id

@@ -14,7 +14,21 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel
 
-from understudy import END, START, Context, Done, Graph, InterruptExpired, NeverHappened, Retry, add, append, tool
+from understudy import (
+    END,
+    START,
+    All,
+    Context,
+    Done,
+    Graph,
+    InterruptExpired,
+    Last,
+    NeverHappened,
+    Retry,
+    add,
+    append,
+    tool,
+)
 from understudy.actors.tool import Tool
 
 
@@ -30,6 +44,8 @@ class World:
     done: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """Effect keys by what they did, once for each time that they did it."""
     failures: Counter[str] = field(default_factory=Counter)
+    breaks: bool = False
+    """There is something that fails until the run is retried."""
 
     def do(self, what: str, key: str) -> str:
         self.done[what].append(key)
@@ -72,7 +88,7 @@ class Able:
 
 
 OPS = ("note", "plain", "plain", "idempotent", "reconciled", "both", "effect", "ask", "asks", "expire", "sleep", "fail")
-PARENTS_OPS = (*OPS, "stream", "child", "children", "receive")
+PARENTS_OPS = (*OPS, "stream", "child", "children", "receive", "break")
 
 
 def graph_of(seed: str, world: World, *, is_child: bool = False) -> Graph:
@@ -81,7 +97,7 @@ def graph_of(seed: str, world: World, *, is_child: bool = False) -> Graph:
     name = "child" if is_child else "story"
     child = None if is_child else graph_of(f"{seed} child", world, is_child=True)
     able = Able(world, world.tools(), child)
-    graph = Graph(name, State)
+    graph = Graph(name, State, keep=dice.choice((All(), All(), Last(1), Last(3))))
     before: Sequence[str] = [START]
     for stage in range(dice.choice((1, 2, 2, 3, 4))):
         names = [f"n{stage}{branch}" for branch in range(dice.choice((1, 1, 2, 3)))]
@@ -89,6 +105,9 @@ def graph_of(seed: str, world: World, *, is_child: bool = False) -> Graph:
             ops = [dice.choice(OPS if is_child else PARENTS_OPS) for _ in range(dice.choice((0, 1, 1, 2, 3)))]
             if len(names) > 1:  # which of two that receive side by side gets which message is not told by anything
                 ops = ["note" if op == "receive" else op for op in ops]
+            if "fail" in ops:  # its retries would mend it
+                ops = ["note" if op == "break" else op for op in ops]
+            world.breaks = world.breaks or "break" in ops
             retry = Retry(attempts=20, base_s=0.3) if "fail" in ops else None
             graph.node(_node(name, ops, dice.random(), able), name=name, retry=retry)
             graph.edge(before[0] if len(before) == 1 else list(before), name)
@@ -154,6 +173,11 @@ async def _act(op: str, label: str, ctx: Context, able: Able) -> str:
             if world.failures[label] < 3:
                 raise ValueError("not yet")
             return "at last"
+        case "break":
+            world.failures[label] += 1
+            if world.failures[label] == 1:
+                raise ValueError("broken, until somebody has the run retried")
+            return "mended"
         case "stream":
             for n in range(3):
                 ctx.stream({"label": label, "n": n})

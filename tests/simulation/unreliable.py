@@ -192,7 +192,8 @@ class Sandboxes:
             return None
 
     def abort_nowait(self, receipt: Receipt) -> None:
-        self._all[receipt.sandbox].abort_nowait(receipt)
+        if receipt.sandbox in self._all:  # else it is an effect of a node
+            self._all[receipt.sandbox].abort_nowait(receipt)
 
     def seen_by(self, process: Process) -> SandboxPort:
         return cast(SandboxPort, _SeenBy(process, self))
