@@ -256,3 +256,33 @@ def test_a_killed_process_is_followed_by_another_that_goes_on(tmp_path: Path):
     assert played().returncode == -signal.SIGKILL
     assert played().stdout == "paid and done\n"
     assert (tmp_path / "ledger").read_text() == "paid\n"
+
+
+def test_children_are_driven_too_and_ask_through_the_same_answers():
+    child = one(asking, "child")
+
+    async def work(state: Order, ctx: Context) -> dict[str, Any]:
+        first = await ctx.start(child, {"order": "first"})
+        second = await ctx.run(child, {"order": "second"})
+        return {"notes": [*(await first.result()).notes, *second.notes]}
+
+    parent = one(work, "parent")
+    final = parent.run_inline(answers=lambda question: f"yes to {question.payload['go on']}")
+    assert final.notes == ["paid 3 for first", "yes to first", "paid 3 for second", "yes to second"]
+    with pytest.raises(AnswerNeeded, match="graph 'child' asks"):
+        parent.run_inline()
+
+
+async def hearing(state: Order, ctx: Context) -> dict[str, Any]:
+    return {"notes": [await ctx.receive(), str(await ctx.receive())]}
+
+
+def test_messages_are_there_before_the_run_begins():
+    assert one(hearing).run_inline(messages=["hello", {"n": 1}]).notes == ["hello", "{'n': 1}"]
+
+
+def test_a_wait_that_nothing_here_can_end_says_so():
+    with pytest.raises(
+        CallerError, match=r"is waiting for: message, and nothing in this process can end that.*messages="
+    ):
+        one(hearing).run_inline(messages=["only one"])
