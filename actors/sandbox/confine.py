@@ -9,6 +9,7 @@ import os
 import struct
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP = 1, 4, 22, 24
+PR_GET_SECCOMP, PR_GET_NO_NEW_PRIVS = 21, 39
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 36, 38, 47, 4
 SECCOMP_MODE_FILTER = 2
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
@@ -38,6 +39,15 @@ def drop_capabilities() -> None:
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     header = struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
     check(libc.capset(header, b"\0" * 24), "capset")
+
+
+def capabilities() -> int:
+    """Those that this process has, or could get back: effective, permitted and inheritable, as bits."""
+    header = ctypes.create_string_buffer(struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0))
+    sets = ctypes.create_string_buffer(24)
+    check(libc.capget(header, sets), "capget")
+    low, high = struct.unpack("=6I", sets.raw)[:3], struct.unpack("=6I", sets.raw)[3:]
+    return int(low[0] | low[1] | low[2] | (high[0] | high[1] | high[2]) << 32)
 
 
 def filter_system_calls(bpf: bytes) -> None:

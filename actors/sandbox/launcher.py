@@ -7,9 +7,10 @@ each path is first bound to a place that it can reach, in a mount namespace that
 path's owner and that user change places on that mount (an id-mapped mount: nothing changes on the disk).
 
 Run as `python -I -S launcher.py UID show:PATH read:PATH write:PATH ... -- COMMAND`, where `stage:N` in the command
-stands for the place of the Nth path; `read` and `write` are grants, `show` is what every call sees. It imports little,
-and only from the standard library: this is paid by every call (json would be 10 ms). Exit status 96: a granted path is
-the trouble.
+stands for the place of the Nth path; `read` and `write` are grants, `show` is what every call sees. All of them with
+`here` instead (`here`, `here-read`, `here-write`): each is made reachable at its own place. It imports little, and only
+from the standard library: this is paid by every call (json would be 10 ms). Exit status 96: a granted path is the
+trouble.
 """
 
 import ctypes
@@ -19,6 +20,9 @@ import sys
 
 STAGE = "/tmp"  # covered by an empty folder, in this namespace only; bubblewrap needs it to exist as well
 EXIT_BAD_GRANT = 96
+HERE = "here"
+GRANTS = {"read": "r", "write": "rw", "here-read": "r", "here-write": "rw"}
+"""What a granted path has to be good for."""
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x1000, 0x4000, 1 << 18
@@ -41,7 +45,10 @@ def main() -> None:
     places = [path for _how, path in wanted]
     if os.geteuid() == 0:
         if enter_private_mounts():
-            places = [stage(index, fd, how, uid) for index, (how, fd) in enumerate(opened(wanted))]
+            if wanted and wanted[0][0].startswith(HERE):
+                reach_here(wanted, uid)
+            else:
+                places = [stage(index, fd, how, uid) for index, (how, fd) in enumerate(opened(wanted))]
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
@@ -69,20 +76,58 @@ def enter_private_mounts() -> bool:
 
 def opened(wanted: list[tuple[str, str]]) -> list[tuple[str, int]]:
     """Hold every path open before the stage covers some of them."""
+    held = held_open(wanted)
+    mount("tmpfs", STAGE, MS_NOSUID | MS_NODEV, "tmpfs", "mode=755,size=1m")
+    return held
+
+
+def held_open(wanted: list[tuple[str, str]]) -> list[tuple[str, int]]:
     held = []
     for how, path in wanted:
         try:
             fd = os.open(path, os.O_PATH)
         except OSError as error:
-            if how != "show":
+            if how in GRANTS:
                 raise BadGrant(f"the granted path {path!r} cannot be opened on this node: {error.strerror}") from None
             raise
         real = os.readlink(f"/proc/self/fd/{fd}")
-        if how != "show" and real != path:
+        if how in GRANTS and real != path:
             raise BadGrant(f"the granted path {path!r} goes through a symbolic link; grant {real!r}")
         held.append((how, fd))
-    mount("tmpfs", STAGE, MS_NOSUID | MS_NODEV, "tmpfs", "mode=755,size=1m")
     return held
+
+
+def reach_here(wanted: list[tuple[str, str]], uid: int) -> None:
+    """Make each path reachable at its own place: what is closed above it is covered, and it is shown again there."""
+    held = held_open(wanted)
+    covered = {closed for _how, path in wanted if (closed := closed_above(path, uid))}
+    for folder in sorted(covered):
+        if not any(folder.startswith(f"{other}/") for other in covered):
+            mount("tmpfs", folder, MS_NOSUID | MS_NODEV, "tmpfs", "mode=755,size=1m")
+    for (how, path), (_how, fd) in sorted(zip(wanted, held, strict=True), key=lambda both: both[0][1]):
+        status = os.fstat(fd)
+        below = any(path.startswith(f"{folder}/") for folder in covered)
+        if below and not os.path.exists(path):
+            if (status.st_mode & 0o170000) == 0o040000:
+                os.makedirs(path, 0o755)
+            else:
+                os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
+        if how in GRANTS and status.st_uid != uid and bind_as(fd, path, status.st_uid, status.st_gid, uid):
+            continue
+        if below:
+            mount(f"/proc/self/fd/{fd}", path, MS_BIND | MS_REC)
+
+
+def closed_above(path: str, uid: int) -> str:
+    """The first folder on the way to it that others than its owner may not pass; empty if there is none."""
+    parts = path.split("/")[1:-1]
+    for count in range(1, len(parts) + 1):
+        folder = "/" + "/".join(parts[:count])
+        status = os.stat(folder)
+        if not status.st_mode & 0o001 and status.st_uid != uid:
+            return folder
+    return ""
 
 
 def stage(index: int, fd: int, how: str, uid: int) -> str:
@@ -93,7 +138,7 @@ def stage(index: int, fd: int, how: str, uid: int) -> str:
         os.mkdir(place, 0o755)
     else:
         os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o644))
-    if how != "show" and status.st_uid != uid and bind_as(fd, place, status.st_uid, status.st_gid, uid):
+    if how in GRANTS and status.st_uid != uid and bind_as(fd, place, status.st_uid, status.st_gid, uid):
         return place
     mount(f"/proc/self/fd/{fd}", place, MS_BIND | MS_REC)
     return place
@@ -101,9 +146,10 @@ def stage(index: int, fd: int, how: str, uid: int) -> str:
 
 def refuse_closed(how: str, path: str, place: str, uid: int) -> None:
     """What the sandbox could not use is said now, in words, rather than by the tool as some PermissionError."""
-    wanted = {"show": os.F_OK, "read": os.R_OK, "write": os.R_OK | os.W_OK}[how]
-    if how != "show" and not os.access(place, wanted):
-        letters = "rw" if how == "write" else "r"
+    if how not in GRANTS:
+        return
+    letters = GRANTS[how]
+    if not os.access(place, os.R_OK | (os.W_OK if "w" in letters else 0)):
         raise BadGrant(
             f"the granted path {path!r} is closed to the sandbox (uid {uid}), and its file system cannot exchange "
             f"owners as ext4, xfs, btrfs and tmpfs can; open it: setfacl -m u:{uid}:{letters}X {path}"

@@ -33,7 +33,7 @@ async def try_out(backend: Backend) -> Preflight:
 
 def _holes(seen: dict[str, Any]) -> list[str]:
     """What a tool can see or do here that it must not."""
-    expected = {*environment(this_runtime()), "PWD", "LC_CTYPE", "UNDERSTUDY_EFFECT_KEY"}
+    expected = {*environment(this_runtime()), "PWD", "LC_CTYPE", "UNDERSTUDY_EFFECT_KEY", "GIT_CONFIG_NOSYSTEM"}
     checks = [
         (seen["capabilities"] == 0, "a tool has capabilities"),
         (seen["no_new_privileges"] == 1, "a tool can gain privileges through setuid programs"),

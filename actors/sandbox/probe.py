@@ -2,20 +2,15 @@
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
-def _environment_of_the_first() -> list[str]:
-    try:
-        return Path("/proc/1/environ").read_text().replace("\0", " ").split()
-    except PermissionError:
-        return []
+from understudy.actors.sandbox.confine import PR_GET_NO_NEW_PRIVS, PR_GET_SECCOMP, capabilities, prctl
 
 
 def look() -> dict[str, Any]:
     """Facts, not judgements: those are made outside, where nothing can be forged."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM).close()
         sockets = True
@@ -23,13 +18,29 @@ def look() -> dict[str, Any]:
         sockets = False
     return {
         "uid": os.getuid(),
-        "capabilities": int(status["CapEff"], 16) | int(status["CapBnd"], 16),
-        "no_new_privileges": int(status["NoNewPrivs"]),
-        "seccomp": int(status["Seccomp"]),
-        "processes": len([name for name in os.listdir("/proc") if name.isdigit()]),
-        "interfaces": sorted(line.split(":")[0].strip() for line in Path("/proc/net/dev").read_text().splitlines()[2:]),
+        "capabilities": capabilities() | int(_status().get("CapBnd", "0"), 16),
+        "no_new_privileges": prctl(PR_GET_NO_NEW_PRIVS, 0),
+        "seccomp": prctl(PR_GET_SECCOMP, 0),
+        "processes": len([name for name in _if_open(lambda: os.listdir("/proc")) if name.isdigit()]),
+        "interfaces": sorted(line.split(":")[0].strip() for line in _lines("/proc/net/dev")[2:]),
         "sockets": sockets,
         "environment": sorted(os.environ),
-        "first_environment": _environment_of_the_first(),
-        "root": sorted(os.listdir("/")),
+        "first_environment": [word for line in _lines("/proc/1/environ") for word in line.split("\0") if word],
+        "root": sorted(_if_open(lambda: os.listdir("/"))),
     }
+
+
+def _status() -> dict[str, str]:
+    return dict(line.split(":", 1) for line in _lines("/proc/self/status"))
+
+
+def _lines(path: str) -> list[str]:
+    return _if_open(lambda: Path(path).read_text().splitlines())
+
+
+def _if_open(look_at: Callable[[], list[str]]) -> list[str]:
+    """Nothing, where a tool gets nowhere."""
+    try:
+        return look_at()
+    except PermissionError:
+        return []

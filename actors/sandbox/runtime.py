@@ -29,6 +29,7 @@ class Runtime:
     runner: str
     launcher: str
     zygote: str
+    keeper: str
 
 
 def this_runtime() -> Runtime:
@@ -60,6 +61,7 @@ def _runtime(prefix: str, import_path: tuple[str, ...]) -> Runtime:
         runner=_compiled(here / "runner.py"),
         launcher=_compiled(here / "launcher.py"),
         zygote=_compiled(here / "zygote_inside.py"),
+        keeper=_compiled(here / "keeper.py"),
     )
 
 

@@ -11,6 +11,7 @@ import os
 import platform
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -149,10 +150,14 @@ def p09_limits_of_the_first() -> str:
 
 
 def p10_descriptors() -> list[str]:
-    """Where each leads."""
-    paths = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
-    # lexists: listing them has opened one more, which is gone by now.
-    return sorted(os.readlink(path).split(":")[0] for path in paths if os.path.lexists(path))
+    """What each leads to."""
+    found = []
+    for fd in range(4096):
+        with contextlib.suppress(OSError):
+            status = os.fstat(fd)
+            null = stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3)
+            found.append("/dev/null" if null else "pipe" if stat.S_ISFIFO(status.st_mode) else str(status))
+    return sorted(found)
 
 
 # --- network ---------------------------------------------------------------------------------------------------------
@@ -212,7 +217,13 @@ def k13_x32() -> None:
     ctypes.CDLL(None).syscall(0x40000000 + 39)
 
 
-def k21_capabilities() -> list[str]:
+def k21_capabilities() -> int:
+    from understudy.actors.sandbox.confine import capabilities
+
+    return capabilities()
+
+
+def k21_capabilities_to_come() -> list[str]:
     return [
         line for line in Path("/proc/self/status").read_text().splitlines() if line[:3] == "Cap" and int(line[8:], 16)
     ]
@@ -222,9 +233,10 @@ def k23_unshare_program() -> int:
     return subprocess.run(["/usr/bin/unshare", "-Ur", "true"], capture_output=True).returncode
 
 
-def k24_status() -> list[str]:
-    rows = Path("/proc/self/status").read_text().splitlines()
-    return [row.replace("\t", "") for row in rows if row.startswith(("NoNewPrivs", "Seccomp:"))]
+def k24_status() -> list[int]:
+    from understudy.actors.sandbox.confine import PR_GET_NO_NEW_PRIVS, PR_GET_SECCOMP, prctl
+
+    return [prctl(PR_GET_NO_NEW_PRIVS, 0), prctl(PR_GET_SECCOMP, 0)]
 
 
 def k25_terminal_input() -> str:
@@ -300,19 +312,19 @@ def r05_fill_the_disk() -> str:
     return stopped(act)
 
 
-def r06_fill_the_disk_in_pieces() -> list[str]:
+def r06_fill_the_disk_in_pieces(folders: list[str]) -> list[str]:
     def act(folder: str) -> None:
         for number in range(1000):
             Path(folder, str(number)).write_bytes(b"x" * (1 << 20))
 
-    return [stopped(lambda: act("/tmp")), stopped(lambda: act("/dev/shm"))]
+    return [stopped(lambda folder=folder: act(folder)) for folder in folders]  # type: ignore[misc]
 
 
 def r07_make_files_without_end() -> None:
     number = 0
     while True:
         number += 1
-        os.close(os.open(f"/tmp/{number}", os.O_CREAT | os.O_WRONLY))
+        os.close(os.open(str(number), os.O_CREAT | os.O_WRONLY))
 
 
 def r08_open_without_end() -> str:
@@ -365,6 +377,11 @@ def r14_daemonise(token: str) -> str:
     while not ready.exists():
         time.sleep(0.005)
     return "returned"
+
+
+def r14_daemonise_and_wait(token: str) -> None:
+    r14_daemonise(token)
+    signal.pause()
 
 
 def r15_crash() -> None:

@@ -13,8 +13,8 @@ from escape.places import Place, Worker, places_of
 
 from understudy.actors.sandbox.launch import HOST_ID
 
-TIERS = ("zygote", "cold")
-GRANTING = ("cold",)
+TIERS = ("landlock", "zygote", "cold")
+GRANTING = ("landlock", "cold")
 """Tiers that can bring files of the host in."""
 
 
@@ -49,6 +49,13 @@ def _place(request: pytest.FixtureRequest, workers: Callable[[str], Worker], own
     before = place.descriptors()
     yield place
     assert place.descriptors() == before
+    assert folders_of(place.worker) == []
+
+
+def folders_of(worker: Worker) -> list[str]:
+    """Working folders on the host of a worker's calls."""
+    mark = f"understudy-call-{worker.process.pid}-"
+    return [name for name in os.listdir(tempfile.gettempdir()) if name.startswith(mark)]
 
 
 def _name(place: Any) -> str:

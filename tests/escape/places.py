@@ -137,6 +137,15 @@ class Place:
         places = [Path(place) for place in self.worker.ask("shown")["places"]]
         return sorted({place.relative_to(folder).parts[0] for place in places if place.is_relative_to(folder)})
 
+    @property
+    def hidden(self) -> str:
+        """How a tool is told that it cannot have a file: it is not there, or, without mounts, closed."""
+        return "EACCES" if self.tier == "landlock" else "ENOENT"
+
+    @property
+    def unwritable(self) -> str:
+        return "EACCES" if self.tier == "landlock" else "EROFS"
+
     def descriptors(self) -> int:
         """How many the worker has open."""
         return int(self.worker.ask("descriptors", tier=self.tier)["count"])

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 from escape import attempts
-from escape.conftest import TIERS
+from escape.conftest import TIERS, folders_of
 from escape.places import USERS, Place, Raised, Worker, places_of, processes_with
 
 from support.processes import is_alive
 from support.waiting import wait_until
 from understudy.actors.sandbox import watch
+from understudy.actors.sandbox.landlock import sweep
 from understudy.actors.sandbox.strays import end_strays
 
 
@@ -60,8 +61,10 @@ def test_a_killed_worker_takes_its_calls_with_it(doomed: Place, token: str, afte
     time.sleep(after_s)  # not to wait for something: to be early, or late
     below = killed_with_all_it_started(doomed.worker)
     end_strays()  # as the next worker does
+    sweep()
     wait_until(lambda: not [pid for pid in below if is_alive(pid)], 10, "all that the worker had started to end")
     assert not processes_with(token)
+    assert not folders_of(doomed.worker)
 
 
 def test_a_killed_worker_takes_its_running_calls_and_spares_with_it(doomed: Place, token: str) -> None:
@@ -72,6 +75,48 @@ def test_a_killed_worker_takes_its_running_calls_and_spares_with_it(doomed: Plac
     assert below
     wait_until(lambda: not [pid for pid in below if is_alive(pid)], 10, "all that the worker had started to end")
     assert not processes_with(token)
+
+
+def keeper_of(worker: Worker) -> int:
+    [keeper] = [pid for pid in watch.tree(worker.process.pid) if parent_of(pid) == worker.process.pid]
+    return keeper
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_a_keeper_that_is_killed_leaves_nothing(user: str, owned: Path, token: str) -> None:
+    """Not even what the tool had orphaned, which is nobody's child by then."""
+    worker = Worker(user)
+    try:
+        place = Place("landlock", worker, owned)
+        call = place.begin(attempts.r14_daemonise_and_wait, token=token)
+        wait_until(lambda: processes_with(token), 20, "the daemon to run")
+        os.kill(keeper_of(worker), signal.SIGKILL)
+        outcome = place.answer(call)
+        assert (outcome.kind, "SIGKILL" in outcome.error) == ("killed", True), outcome
+        assert not processes_with(token)
+        assert not folders_of(worker)
+    finally:
+        worker.close()
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_when_everything_is_killed_the_next_worker_ends_what_is_left(user: str, owned: Path, token: str) -> None:
+    worker = Worker(user)
+    try:
+        Place("landlock", worker, owned).begin(attempts.r14_daemonise_and_wait, token=token)
+        wait_until(lambda: processes_with(token), 20, "the daemon to run")
+        keeper = keeper_of(worker)
+        sweep()
+        assert processes_with(token)  # its worker lives, so it is none that is left over
+        worker.process.send_signal(signal.SIGSTOP)
+        os.kill(keeper, signal.SIGKILL)
+    finally:
+        worker.close()
+    assert processes_with(token)
+    assert folders_of(worker)
+    sweep()
+    assert not processes_with(token)
+    assert not folders_of(worker)
 
 
 @pytest.mark.parametrize("user", USERS)
@@ -118,4 +163,4 @@ def test_what_a_killed_worker_left_is_ended(token: str) -> None:
 
 def test_many_calls_at_once_do_not_meet(sandbox: Place) -> None:
     calls = [sandbox.begin(attempts.p03_processes) for _ in range(8)]
-    assert [outcome.value for outcome in sandbox.answers(calls)] == [2] * 8
+    assert [outcome.value for outcome in sandbox.answers(calls)] == [0 if sandbox.tier == "landlock" else 2] * 8

@@ -34,9 +34,9 @@ def test_the_machine_isolates(sandbox: Place) -> None:
 
 
 def test_another_runs_file_is_not_there(sandbox: Place, secret: str) -> None:
-    assert sandbox.tried(attempts.read, path=secret) == "ENOENT"
-    assert sandbox.tried(attempts.write, path=secret) == "ENOENT"
-    assert sandbox.tried(attempts.f07_read_through_a_link, path=secret) == "ENOENT"
+    assert sandbox.tried(attempts.read, path=secret) == sandbox.hidden
+    assert sandbox.tried(attempts.write, path=secret) == sandbox.hidden
+    assert sandbox.tried(attempts.f07_read_through_a_link, path=secret) == sandbox.hidden
     assert sandbox.tried(attempts.f09_walk_through_proc, path=secret) == "ENOENT"
 
 
@@ -66,14 +66,17 @@ def test_nothing_new_appears_outside_the_working_folder(sandbox: Place, path: st
 
 
 def test_packages_cannot_be_changed(sandbox: Place) -> None:
-    assert sandbox.tried(attempts.f04_drop_a_pth) == "EROFS"
-    assert sandbox.tried(attempts.f08_hardlink_a_program) in ("EXDEV", "EPERM")
+    assert sandbox.tried(attempts.f04_drop_a_pth) == sandbox.unwritable
+    assert sandbox.tried(attempts.f08_hardlink_a_program) in ("EXDEV", "EPERM", "EACCES")
 
 
 def test_homes_hold_only_the_interpreter(sandbox: Place) -> None:
-    assert sandbox.tried(attempts.f03_list, path="/home") in (["ENOENT"], sandbox.shown_below("/home"))
+    for folder in ("/home", "/tmp"):
+        shown = sandbox.shown_below(folder)
+        expected = [shown] if folder == "/tmp" else [shown, ["ENOENT"]]
+        listed = sandbox.tried(attempts.f03_list, path=folder)
+        assert listed == ["EACCES"] if sandbox.tier == "landlock" else listed in expected
     assert ".ray" not in sandbox.tried(attempts.f03_list, path=os.path.expanduser("~"))
-    assert sandbox.tried(attempts.f03_list, path="/tmp") == sandbox.shown_below("/tmp")
 
 
 def test_devices_are_harmless(sandbox: Place) -> None:
@@ -91,11 +94,12 @@ def test_no_file_becomes_setuid(sandbox: Place) -> None:
 
 def test_the_environment_is_clean(sandbox: Place) -> None:
     assert sandbox.tried(attempts.p01_environment) == [
+        *(("GIT_CONFIG_NOSYSTEM",) if sandbox.tier == "landlock" else ()),  # git gives up where it may not look
         "HOME",
         "LANG",
         "LOGNAME",
         "PATH",
-        "PWD",
+        *(() if sandbox.tier == "landlock" else ("PWD",)),  # bubblewrap's
         "PYTHONDONTWRITEBYTECODE",
         "TMPDIR",
         "UNDERSTUDY_EFFECT_KEY",
@@ -107,8 +111,10 @@ def test_the_environment_is_clean(sandbox: Place) -> None:
 
 
 def test_other_processes_are_not_there(sandbox: Place) -> None:
-    assert sandbox.tried(attempts.p03_processes) == 2
-    assert sandbox.tried(attempts.p08_signal, pid=os.getpid()) == "ESRCH"
+    alone = sandbox.tier != "landlock"
+    assert sandbox.tried(attempts.p03_processes) == (2 if alone else 0)
+    assert sandbox.tried(attempts.p08_signal, pid=os.getpid()) == ("ESRCH" if alone else "EPERM")
+    assert sandbox.tried(attempts.p08_signal, pid=sandbox.worker.process.pid) == ("ESRCH" if alone else "EPERM")
     assert sandbox.tried(attempts.p04_ptrace, pid=1) == "EPERM"
     assert sandbox.tried(attempts.p05_read_memory_of, pid=1) == "EPERM"
     assert sandbox.tried(attempts.p07_take_a_descriptor) == "EPERM"
@@ -240,8 +246,10 @@ def test_clone3_looks_absent_so_that_libc_falls_back(sandbox: Place) -> None:
 
 
 def test_nothing_privileged_is_left(sandbox: Place) -> None:
-    assert sandbox.tried(attempts.k21_capabilities) == []
-    assert sandbox.tried(attempts.k24_status) == ["NoNewPrivs:1", "Seccomp:2"]
+    assert sandbox.tried(attempts.k21_capabilities) == 0
+    if sandbox.tier != "landlock":  # without privileges the bounding set stays; and says nothing, if none can be gained
+        assert sandbox.tried(attempts.k21_capabilities_to_come) == []
+    assert sandbox.tried(attempts.k24_status) == [1, 2]
 
 
 def test_terminals_get_no_keystrokes(sandbox: Place) -> None:
@@ -257,9 +265,14 @@ def test_a_foreign_calling_convention_is_deadly(sandbox: Place) -> None:
 # --- resources -------------------------------------------------------------------------------------------------------
 
 
-def test_forks_are_bounded(sandbox: Place) -> None:
-    assert 10 <= sandbox.tried(attempts.r01_fork_without_end, limited(processes=20)) < 20
-    assert 10 <= sandbox.tried(attempts.r02_threads_without_end, limited(processes=20)) < 20
+@pytest.mark.parametrize("attempt", [attempts.r01_fork_without_end, attempts.r02_threads_without_end])
+def test_forks_are_bounded(sandbox: Place, attempt: Callable[..., Any]) -> None:
+    if sandbox.tier != "landlock":
+        assert 10 <= sandbox.tried(attempt, limited(processes=20)) < 20
+        return
+    # The kernel counts all processes of the user there, also those that come and go; the watchdog counts the call's.
+    outcome = sandbox.outcome(attempt, limited(processes=20))
+    assert outcome.kind == "killed" or 10 <= outcome.value <= 60, outcome
 
 
 def test_memory_of_one_process_is_bounded(sandbox: Place) -> None:
@@ -285,7 +298,11 @@ def test_shared_memory_counts_once(sandbox: Place) -> None:
 def test_the_disk_is_bounded(sandbox: Place) -> None:
     small = limited(disk_bytes=8 * MIB)
     assert sandbox.tried(attempts.r05_fill_the_disk, small) in ("EFBIG", "ENOSPC")
-    assert sandbox.tried(attempts.r06_fill_the_disk_in_pieces, small) == ["ENOSPC", "ENOSPC"]
+    outcome = sandbox.outcome(attempts.r06_fill_the_disk_in_pieces, small, folders=[".", "/dev/shm"])
+    if sandbox.tier == "landlock":
+        assert (outcome.kind, "disk_bytes" in outcome.error) == ("killed", True), outcome
+    else:
+        assert outcome.value == ["ENOSPC", "ENOSPC"]
 
 
 def test_the_number_of_files_is_bounded(sandbox: Place) -> None:

@@ -12,14 +12,14 @@ from understudy.actors.sandbox.backend import IsolationUnavailable
 from understudy.actors.sandbox.syscalls import ALLOWED, BY_ARGUMENT, NEWEST
 
 MACHINES = sorted(seccomp.AUDIT_ARCH)
-ALLOW, KILL = "allow", "kill"
+ALLOW, KILL, PRETEND = "allow", "kill", "pretend"
 OTHER_HALF = 0xDEADBEEF << 32
 """Set in every argument: the kernel ignores what does not fit the argument's type, and so must the filter."""
 
 
-def verdict(machine: str, number: int, *args: int, arch: int | None = None) -> str:
+def verdict(machine: str, number: int, *args: int, arch: int | None = None, code: bytes = b"") -> str:
     """What the kernel would do, from the bytes that it is given."""
-    code = seccomp.program(machine)
+    code = code or seccomp.program(machine)
     program = [struct.unpack_from("=HBBI", code, at) for at in range(0, len(code), 8)]
     wide = [(arg | OTHER_HALF) & (1 << 64) - 1 for arg in (*args, *[0] * (6 - len(args)))]
     data = struct.pack("=IIQ6Q", number, seccomp.AUDIT_ARCH[machine] if arch is None else arch, 0, *wide)
@@ -28,7 +28,7 @@ def verdict(machine: str, number: int, *args: int, arch: int | None = None) -> s
         operation, jump_true, jump_false, k = program[at]
         at += 1
         if operation == 0x06:
-            return {0x7FFF0000: ALLOW, 0x80000000: KILL}.get(k) or errno.errorcode[k & 0xFFFF]
+            return {0x7FFF0000: ALLOW, 0x80000000: KILL, 0x00050000: PRETEND}.get(k) or errno.errorcode[k & 0xFFFF]
         if operation == 0x20:
             (register,) = struct.unpack_from("=I", data, k)
         elif operation == 0x54:
@@ -125,6 +125,14 @@ ARGUMENTS = [
     ("ioctl", (0, 0x541D), "EPERM"),
     ("prlimit64", (0,), ALLOW),
     ("prlimit64", (1,), "EPERM"),
+    ("prlimit64", (0, 7), ALLOW),
+    ("prlimit64", (0, 15), "EPERM"),  # RLIMIT_RTTIME: the mark of the call
+    ("setrlimit", (7,), ALLOW),
+    ("setrlimit", (15,), "EPERM"),
+    ("ioctl", (0, 0x8901), "EPERM"),  # FIOSETOWN
+    ("fcntl", (0, 1), ALLOW),
+    ("fcntl", (0, 8), "EPERM"),  # F_SETOWN
+    ("fcntl", (0, 15), "EPERM"),
 ]
 
 
@@ -132,6 +140,19 @@ ARGUMENTS = [
 def test_arguments_decide(machine: str, name: str, args: tuple[int, ...], expected: str) -> None:
     if name in BY_ARGUMENT[machine]:
         assert verdict(machine, BY_ARGUMENT[machine][name], *args) == expected
+
+
+def test_a_tier_can_refuse_more_and_pretend(machine: str) -> None:
+    refused, pretended = frozenset({"kill", "fcntl"}), frozenset({"chmod", "fchmod", "fchown"})
+    code = seccomp.program(machine, refused, pretended)
+    numbers = {**ALLOWED[machine], **BY_ARGUMENT[machine]}
+    assert verdict(machine, numbers["kill"], code=code) == "EPERM"
+    assert verdict(machine, numbers["fcntl"], 0, 1, code=code) == "EPERM"
+    assert verdict(machine, numbers["fchown"], code=code) == PRETEND
+    assert verdict(machine, numbers["fchmod"], 3, 0o755, code=code) == PRETEND
+    assert verdict(machine, numbers["fchmod"], 3, 0o4755, code=code) == "EPERM"
+    for number in set(range(NEWEST + 1)) - {numbers[name] for name in refused | pretended if name in numbers}:
+        assert verdict(machine, number, code=code) == verdict(machine, number), number
 
 
 def test_every_rule_is_used_and_every_judged_call_has_one() -> None:

@@ -23,6 +23,7 @@ RUNTIME = Runtime(
     runner="/opt/env/runner.py",
     launcher="/opt/env/launcher.py",
     zygote="/opt/env/zygote_inside.py",
+    keeper="/opt/env/keeper.py",
 )
 
 
