@@ -15,7 +15,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from understudy.actors.blocking import BlockingContext
@@ -30,6 +30,7 @@ from understudy.actors.lazy import state_of
 from understudy.actors.plan import Node, Plan
 from understudy.actors.pruning import PRUNE_EVERY, prune
 from understudy.actors.records import Commit, Committed, Loaded, Status
+from understudy.actors.refusals import child_answer
 from understudy.actors.run import (
     Abandon,
     CancelAsked,
@@ -85,6 +86,7 @@ class Driver:
 
     async def drive(self) -> Status:
         """Until the run leaves; its status then. Raises Fenced (stop quietly), StoreUnavailable, CodeError."""
+        self.loaded = await self._with_ends_of_children()
         run = Run(self.plan, self.loaded)
         self._flight = Flight(self.store, functools.partial(self._landed, run), self._inbox.put_nowait)
         stream = Stream(self.store, self.loaded.run, self.clock, self._inbox.put_nowait)
@@ -129,6 +131,19 @@ class Driver:
             for work, context in self._work.items():
                 context.release()
                 work.cancel()
+
+    async def _with_ends_of_children(self) -> Loaded:
+        """The run, with the answers of children that ended while it had failed: nobody told them to a run that was
+        final, and after a retry it would wait for them for ever (found by seeded story 20156)."""
+        record = self.loaded.run
+        answers = dict(record.answers)
+        for asked in record.interrupts:
+            if asked.kind == "child" and not asked.settled and asked.interrupt_id not in answers:
+                with contextlib.suppress(NotFound):
+                    child = await self.store.run(asked.payload["run_id"])
+                    if child.final:
+                        answers[asked.interrupt_id] = child_answer(child.status, child.error, child.result)
+        return replace(self.loaded, run=replace(record, answers=answers))
 
     async def _first(self) -> Input:
         """A child whose parent was cancelled is cancelled too, if whoever did that did not live to ask it."""

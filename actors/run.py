@@ -264,8 +264,10 @@ class Run:
             error += f" (tried {tries} times)"
         # The next owner, if somebody has the run retried, makes the calls again that failed; also those of the tasks
         # beside this one, which end here with it: else it would take our own `killed` for the end of their calls.
-        numbers = {task.task_id: attempt.number}
-        numbers |= {task_id: self._attempts.get(task_id, Attempt(0)).number for task_id in self._open}
+        # (Or those that an owner before this one has left, of tasks that wait: they are ended as well.)
+        left = {r.task_id for r in self.loaded.receipts.values() if r.state == "started"} - self._results.keys()
+        numbers = {task_id: self._attempts.get(task_id, Attempt(0)).number for task_id in {*self._open, *left}}
+        numbers[task.task_id] = attempt.number
         kept = {task_id: Attempt(number + 1, number + 1).body() for task_id, number in numbers.items()}
         return self._end(told.at, "failed", error, [event], writes=kept)
 

@@ -178,7 +178,8 @@ class Story:
             await asyncio.sleep(self.dice.uniform(0.2, 2.0))
             for record in await self.store.runs("failed", limit=1000):
                 if "broken, until" in record.error:
-                    await self._insist(lambda s, r=record: s.retry(r.run_id, now()))
+                    with contextlib.suppress(Conflict):  # the first of two calls did it, and it has ended by now
+                        await self._insist(lambda s, r=record: s.retry(r.run_id, now()))
             for record in await self.store.runs("waiting", limit=1000):
                 run_id = record.run_id
                 if any(i.kind == "message" and not i.settled for i in record.interrupts):
