@@ -5,7 +5,7 @@ made by a tool: nothing is followed, and nothing is believed, here.
 """
 
 import os
-import shutil
+import secrets
 import stat
 import tempfile
 from contextlib import suppress
@@ -16,6 +16,7 @@ _PREFIX = "understudy-call-"
 _BLOCK_BYTES = 512
 DEEPEST = 100
 """Folders in folders that are measured; a deeper one counts as one that is too large."""
+TOO_LARGE = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,18 @@ def make(owner: Owner, uid: int) -> str:
 
 
 def measure(path: str) -> tuple[int, int]:
-    """Files and bytes in it, by blocks. A folder that was closed is opened."""
+    """Files and bytes in it, by blocks. A folder that was closed is opened. What cannot be measured is too large."""
     files = size = 0
     waiting = [(path, 0)]
     while waiting:
         folder, depth = waiting.pop()
+        try:
+            inside = _inside(folder)
+        except OSError:  # its path is too long, for one
+            return files, TOO_LARGE
         if depth > DEEPEST:
-            return files, 1 << 62
-        for name, found in _inside(folder):
+            return files, TOO_LARGE
+        for name, found in inside:
             files += 1
             size += found.st_blocks * _BLOCK_BYTES
             if stat.S_ISDIR(found.st_mode):
@@ -65,17 +70,41 @@ def measure(path: str) -> tuple[int, int]:
 
 
 def remove(path: str) -> None:
-    """Remove it with all that is in it. Raises OSError where something cannot be removed."""
-    for _ in range(DEEPEST):
-        try:
-            shutil.rmtree(path)
-        except FileNotFoundError:
-            return
-        except PermissionError as error:
-            _open_up(os.path.dirname(error.filename or path))
-            _open_up(error.filename or path)
-    if os.path.lexists(path):
-        shutil.rmtree(path)
+    """Remove it with all that is in it. Only when nobody writes there any more. Raises OSError."""
+    try:
+        top = _opened(path)
+    except FileNotFoundError:
+        return
+    try:
+        while names := os.listdir(top):
+            for name in names:
+                if not _unlinked(name, top):
+                    _emptied(name, top)
+                    os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+    os.rmdir(path)
+
+
+def _emptied(name: str, top: int) -> None:
+    """Of files; and the folders in it are moved to the top. However deep they lie, nothing here gets deeper."""
+    fd = _opened(name, top)
+    try:
+        for inner in os.listdir(fd):
+            if not _unlinked(inner, fd):
+                os.close(_opened(inner, fd))  # opened for its owner: who moves a folder writes to it
+                os.rename(inner, f"folder-{secrets.token_hex(8)}", src_dir_fd=fd, dst_dir_fd=top)
+    finally:
+        os.close(fd)
+
+
+def _unlinked(name: str, folder: int) -> bool:
+    """False for a folder."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except IsADirectoryError:
+        return False
+    return True
 
 
 def left_over() -> list[tuple[str, Owner]]:
@@ -95,29 +124,24 @@ def _inside(folder: str) -> list[tuple[str, os.stat_result]]:
     """Names and what they are; no link is followed, also not one that takes the folder's place meanwhile."""
     try:
         fd = _opened(folder)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):  # removed between two looks; the next one counts again
         return []
     try:
         return [(entry.name, entry.stat(follow_symlinks=False)) for entry in os.scandir(fd)]
-    except FileNotFoundError:  # removed between two looks; the next one counts again
+    except FileNotFoundError:
         return []
     finally:
         os.close(fd)
 
 
-def _opened(folder: str) -> int:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+def _opened(folder: str, within: int | None = None) -> int:
+    flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        return os.open(folder, flags)
+        return os.open(folder, flags | os.O_RDONLY, dir_fd=within)
     except PermissionError:
-        _open_up(folder)
-        return os.open(folder, flags)
-
-
-def _open_up(path: str) -> None:
-    with suppress(OSError):
-        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(folder, flags | os.O_PATH, dir_fd=within)
         try:
             os.chmod(f"/proc/self/fd/{fd}", 0o700)
         finally:
             os.close(fd)
+        return os.open(folder, flags | os.O_RDONLY, dir_fd=within)

@@ -21,6 +21,7 @@ import os
 import secrets
 import subprocess
 import time
+from contextlib import suppress
 
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox import folders, marks, rules, seccomp, watch
@@ -157,7 +158,8 @@ class Kept:
             interrupted |= await insist(asyncio.ensure_future(_end_marked(self._mark)))
         self.overseer.finish()
         close(self._status, self._pidfd)
-        folders.remove(self._folder)
+        with suppress(OSError):  # what cannot be removed now, `sweep` tries again
+            folders.remove(self._folder)
         if interrupted:
             raise asyncio.CancelledError
         return int(words[-1]) if words and words[-1].isdigit() else self._process.returncode
@@ -235,7 +237,8 @@ def sweep() -> int:
     ended = 0
     for path, owner in folders.left_over():
         ended += marks.end_all(lambda mark, wanted=owner.mark: mark == wanted)  # type: ignore[misc]
-        folders.remove(path)
+        with suppress(OSError):  # another worker removes it at the same time
+            folders.remove(path)
     return ended
 
 

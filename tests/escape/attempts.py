@@ -430,3 +430,163 @@ def c_nan() -> float:
 
 def c_object() -> object:
     return object()
+
+
+# --- beyond the study: what the host and other calls have ------------------------------------------------------------
+
+
+def b01_change_from_outside(path: str) -> dict[str, str]:
+    """All ways to change a file by its name; none needs it to be opened."""
+    import shutil
+
+    return {
+        "chmod": stopped(lambda: os.chmod(path, 0o777)),
+        "chown": stopped(lambda: os.chown(path, os.getuid(), os.getgid())),
+        "utime": stopped(lambda: os.utime(path, (0, 0))),
+        "truncate": stopped(lambda: os.truncate(path, 0)),
+        "unlink": stopped(lambda: os.unlink(path)),
+        "rename": stopped(lambda: os.rename(path, "mine")),
+        "link": stopped(lambda: os.link(path, "mine")),
+        "move": stopped(lambda: shutil.move(path, "mine")),
+        "setxattr": stopped(lambda: os.setxattr(path, "user.x", b"x")),
+        "mkdir": stopped(lambda: os.mkdir(path + ".d")),
+        "symlink": stopped(lambda: os.symlink("x", path + ".l")),
+        "mkfifo": stopped(lambda: os.mkfifo(path + ".f")),
+    }
+
+
+def b02_watch(path: str) -> str:
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.inotify_init1(0)
+    if fd < 0 or libc.inotify_add_watch(fd, path.encode(), 0xFFF) < 0:
+        return errno.errorcode[ctypes.get_errno()]
+    return DONE
+
+
+def b03_kill_everybody() -> str:
+    return stopped(lambda: os.kill(-1, signal.SIGKILL))
+
+
+def b04_stop_the_first() -> str:
+    return stopped(lambda: os.kill(1, signal.SIGSTOP))
+
+
+def b05_slow_down(pid: int) -> dict[str, str]:
+    return {
+        "priority": stopped(lambda: os.setpriority(os.PRIO_PROCESS, pid, 19)),
+        "affinity": stopped(lambda: os.sched_setaffinity(pid, {0})),
+        "scheduler": stopped(lambda: os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))),
+    }
+
+
+def b06_be_signalled_for(pid: int) -> str:
+    import fcntl
+
+    one, _other = socket.socketpair()
+    return stopped(lambda: fcntl.fcntl(one.fileno(), 8, pid))  # F_SETOWN: the kernel then sends SIGIO to that one
+
+
+def b07_leave_traces(word: str) -> list[str]:
+    """In every place where the next call could find them."""
+    import json
+
+    os.environ["TRACE"] = word
+    json.load = lambda *_args, **_more: word
+    sys.modules["trace_of_a_call"] = sys
+    return [stopped(lambda folder=folder: Path(folder, word).touch()) for folder in (".", "/tmp", "/dev/shm")]  # type: ignore[misc]
+
+
+def b07_find_traces(word: str) -> list[str]:
+    import json
+
+    found = [folder for folder in (".", "/tmp", "/dev/shm") if os.path.lexists(f"{folder}/{word}")]
+    found += [name for name in ("TRACE",) if name in os.environ]
+    found += [name for name in ("trace_of_a_call",) if name in sys.modules]
+    return [*found, *(["json"] if json.load.__module__ != "json" else [])]
+
+
+def b08_terminals() -> list[str]:
+    """Terminals of others, while one of our own is open."""
+    ours, theirs = os.openpty()
+    mine = os.path.basename(os.ttyname(theirs))
+    return [*sorted(set(os.listdir("/dev/pts")) - {"ptmx", mine}), str(ours > 0)]
+
+
+def b08_hold_a_terminal(token: str) -> None:
+    os.openpty()
+    r11_never_return(token)
+
+
+def b09_mark() -> str:
+    import resource
+
+    return stopped_by_value(lambda: resource.setrlimit(resource.RLIMIT_RTTIME, (1, 1)))
+
+
+def stopped_by_value(act: Callable[[], Any]) -> str:
+    """As `stopped`, of calls for which Python has another word."""
+    try:
+        return stopped(act)
+    except ValueError as error:
+        return str(error)
+
+
+def b10_stop_myself() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def b11_answer_and_stay(raw: bytes, token: str) -> None:
+    """Forge an answer, close the way back, and go on."""
+    os.write(int(sys.argv[1]), raw)
+    os.close(int(sys.argv[1]))
+    r11_never_return(token)
+
+
+def b12_answer_through_a_child(token: str) -> None:
+    """A child that holds the way back open, so that its end is never seen."""
+    if os.fork() == 0:
+        os.execv("/usr/bin/sleep", ["sleep", token])
+
+
+def b13_unshare_in_a_child() -> int:
+    """What the filter binds, it binds in what is started, too."""
+    return subprocess.run(["/usr/bin/unshare", "-Urmp", "true"], capture_output=True).returncode
+
+
+def b14_user_namespaces_left() -> str:
+    return Path("/proc/sys/user/max_user_namespaces").read_text().strip()
+
+
+def b15_int80() -> None:
+    """getpid in the convention of 32-bit programs: mov eax, 20; int 0x80; ret."""
+    import mmap
+
+    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    page.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")
+    ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
+
+
+def b16_priority() -> str:
+    return stopped(lambda: os.nice(-10))
+
+
+def b17_lock_memory() -> str:
+    libc = ctypes.CDLL(None, use_errno=True)
+    held = ctypes.create_string_buffer(64 << 20)
+    return DONE if libc.mlock(held, ctypes.c_size_t(len(held))) == 0 else errno.errorcode[ctypes.get_errno()]
+
+
+def b18_deep_folders() -> None:
+    """Deeper than any path, and closed: whoever removes it has to walk there."""
+    for _ in range(300):
+        os.mkdir("d" * 200, 0o700)
+        os.chdir("d" * 200)
+
+
+def b19_closed_folder() -> str:
+    os.mkdir("closed")
+    Path("closed/file").touch()
+    os.mkdir("closed/never", 0)
+    os.mkdir("never", 0)
+    os.chmod("closed", 0)
+    return DONE
