@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from escape.grid import WALLED, Grid
 from escape.places import Place, Worker, places_of
 
 from understudy.actors.sandbox.launch import HOST_ID
 
 TIERS = ("landlock", "zygote", "cold")
+GRID = pytest.StashKey[Grid]()
 GRANTING = ("landlock", "cold")
 """Tiers that can bring files of the host in."""
 
@@ -84,3 +86,23 @@ def as_root(request: pytest.FixtureRequest, workers: Callable[[str], Worker], ow
 def token() -> str:
     """An argument for /usr/bin/sleep that nobody else uses."""
     return f"{1_000_000 + uuid.uuid4().int % 1_000_000_000}"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Each test of a place is a cell of the grid; a test that fails in its set-up or afterwards, too."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    parameters = getattr(item, "callspec", None)
+    place = next((value for name, value in parameters.params.items() if name in WALLED), None) if parameters else None
+    if place is not None and not report.skipped:
+        grid = item.config.stash.setdefault(GRID, Grid())
+        rest = item.name.partition("[")[2].rstrip("]").removeprefix(_name(place)).strip("-")
+        attempt = getattr(item, "originalname", item.name).removeprefix("test_").replace("_", " ")
+        grid.add(f"{attempt} ({rest})" if rest else attempt, _name(place), report.passed)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    grid = session.config.stash.get(GRID, None)
+    if grid is not None:
+        grid.write(Path(os.environ.get("UNDERSTUDY_BENCH_OUT", Path(__file__).parents[2] / "build")))
