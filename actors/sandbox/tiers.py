@@ -12,6 +12,7 @@ from typing import Final
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.backend import Backend, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
+from understudy.actors.sandbox.gvisor import GvisorBackend
 from understudy.actors.sandbox.landlock import LandlockBackend
 from understudy.actors.sandbox.strays import end_strays
 from understudy.actors.sandbox.zygote import ZygoteBackend
@@ -25,7 +26,7 @@ TRY_AGAIN_S = 10.0
 
 def all_tiers(spares: int) -> tuple[Backend, ...]:
     """One backend for each tier that there is. `spares`: sandboxes that wait, ready, for a call."""
-    return LandlockBackend(), ZygoteBackend(spares), BubblewrapBackend()
+    return LandlockBackend(), ZygoteBackend(spares), BubblewrapBackend(), GvisorBackend()
 
 
 class Tiers:

@@ -2,14 +2,19 @@
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from escape import attempts
-from escape.places import CANARY, Place, limited, processes_with
+from escape.places import CANARY, Place, by_value, limited, processes_with
 
 from support.processes import is_alive
-from support.waiting import wait_until
+from support.waiting import run_async, wait_until
+from understudy.actors.outcome import ToolCall
+from understudy.actors.sandbox.landlock import LandlockBackend
+from understudy.policies.profile import Profile
 
 MIB = 1 << 20
 
@@ -49,6 +54,29 @@ def test_others_cannot_be_slowed_down(sandbox: Place) -> None:
     told = sandbox.tried(attempts.b05_slow_down, pid=pid)
     assert set(told.values()) <= {"ESRCH", "EPERM"}
     assert (os.getpriority(os.PRIO_PROCESS, pid), os.sched_getaffinity(pid), os.sched_getscheduler(pid)) == before
+
+
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6])
+def test_what_an_older_landlock_does_not_refuse_the_filter_does(version: int, owned: Path) -> None:
+    """The same kernel, asked for less: then nobody is signalled at all, and no file is cut by its name."""
+    path = owned / "theirs"
+    path.write_text(CANARY)
+    path.chmod(0o666)
+    owned.chmod(0o777)
+
+    def tried(attempt: Callable[..., Any], **args: Any) -> Any:
+        call = ToolCall("k", "t", by_value(attempt), args)
+        outcome = run_async(LandlockBackend(version).execute(call, Profile(tier="landlock")))
+        assert outcome.kind == "ok", outcome
+        return outcome.value
+
+    told = tried(attempts.b01_change_from_outside, path=str(path))
+    assert {name for name, word in told.items() if word == "done"} == {"chmod", "chown"}
+    assert path.read_text() == CANARY
+    assert tried(attempts.p08_signal, pid=os.getpid()) == "EPERM"
+    if version < 6:
+        assert tried(attempts.b03_kill_everybody) == "EPERM"
+    assert tried(attempts.f03_list, path=str(owned)) == ["EACCES"]
 
 
 def test_the_kernel_signals_nobody_for_a_tool(sandbox: Place) -> None:

@@ -1,0 +1,194 @@
+"""The tier `gvisor`: a kernel of its own in user space for each call, by runsc, where that is installed.
+
+What a tool asks of the kernel, runsc answers; of the host's kernel little is left to attack. It costs 300 ms a call.
+The container has no network, no capability, and a root made of what every sandbox shows; the bundle is removed after.
+This file was written without a runsc that could be run beside it: it is believed where its preflight passes, only.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from understudy.actors.outcome import Outcome, ToolCall
+from understudy.actors.sandbox import watch
+from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Preflight
+from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
+from understudy.actors.sandbox.insist import insist, readable, send_kill
+from understudy.actors.sandbox.launch import refuse_unreachable
+from understudy.actors.sandbox.overseer import FarEnds, Overseer, close, pipes
+from understudy.actors.sandbox.preflight import try_out
+from understudy.actors.sandbox.runtime import Runtime, this_runtime
+from understudy.actors.sandbox.verdict import judge, request_of, said
+from understudy.actors.sandbox.walls import (
+    INSIDE_ID,
+    SHOWN_OF_ETC,
+    WORKING_FOLDER,
+    environment,
+    host_root,
+    refuse_bad_grants,
+)
+from understudy.policies.profile import Profile, Tier
+
+INSTALL = (
+    "install runsc (https://gvisor.dev/docs/user_guide/install/) on the PATH of the workers; in Kubernetes rather give "
+    "them the RuntimeClass gvisor, and name tier: landlock"
+)
+REPLY = 3
+DELETE_S = 10.0
+"""Seconds that runsc may take to remove a container whose processes have been killed."""
+
+
+class GvisorBackend:
+    """Needs runsc, of 2023 or newer (`--pass-fd`)."""
+
+    name = "gVisor (runsc)"
+    tier: Tier = "gvisor"
+
+    def fits(self, profile: Profile) -> bool:
+        """Any call."""
+        return True
+
+    async def execute(self, call: ToolCall, profile: Profile) -> Outcome:
+        """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made."""
+        program = shutil.which("runsc")
+        if program is None:
+            raise IsolationUnavailable("gVisor's runsc is not installed on this machine", INSTALL)
+        began = time.perf_counter()
+        runtime = this_runtime()
+        try:
+            refuse_bad_grants(profile, runtime)
+            refuse_unreachable(profile)
+        except BadGrant as error:
+            return Outcome("error", error=str(error), error_type="BadGrant")
+        container = Container(program, profile, runtime)
+        try:
+            container.overseer.begin(request_of(call, profile.limits, runtime), container.look)
+            await container.over()
+        finally:
+            status = await container.end()
+        outcome = judge(container.overseer, status, profile.limits, time.perf_counter() - began)
+        if outcome is None:
+            words = said(container.overseer).strip().splitlines()
+            raise IsolationUnavailable(
+                f"runsc did not come up: {words[-1][:300] if words else f'it ended with {status}'}", INSTALL
+            )
+        return outcome
+
+    async def preflight(self) -> Preflight:
+        """Make a call that looks around, and judge what it saw. Never raises."""
+        return await try_out(self)
+
+    async def close(self) -> None:
+        """Nothing waits for calls."""
+
+
+class Container:
+    """One call in runsc, as the host sees it. `end` has to be awaited, whatever happens before."""
+
+    def __init__(self, program: str, profile: Profile, runtime: Runtime) -> None:
+        self._limits = profile.limits
+        self._bundle = Path(tempfile.mkdtemp(prefix="understudy-runsc-"))
+        self._name = f"understudy-{secrets.token_hex(8)}"
+        self._program = [program, "--root", str(self._bundle / "state"), "--network", "none", "--ignore-cgroups"]
+        if os.geteuid() != 0:
+            self._program.append("--rootless")
+        near, far = pipes()
+        try:
+            (self._bundle / "root").mkdir()
+            (self._bundle / "config.json").write_text(json.dumps(config(profile, runtime)))
+            self._process = self._spawn(far)
+        except BaseException:
+            close(near.request, near.printed, near.reply)
+            shutil.rmtree(self._bundle)
+            raise
+        finally:
+            close(far.request, far.printed, far.reply)
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._dead = readable(self._pidfd)
+        self.overseer = Overseer(near, profile.limits, lambda: send_kill(self._pidfd))
+
+    def _spawn(self, far: FarEnds) -> "subprocess.Popen[bytes]":
+        passed = ["--pass-fd", f"{far.reply}:{REPLY}"]
+        return subprocess.Popen(
+            [*self._program, "run", "--bundle", str(self._bundle), *passed, self._name],
+            stdin=far.request,
+            stdout=far.printed,
+            stderr=far.printed,
+            env=CLEAN_ENVIRONMENT,
+            close_fds=True,
+            pass_fds=(far.reply,),
+            start_new_session=True,
+        )
+
+    def look(self) -> watch.Sample:
+        return watch.sample(self._process.pid, self._limits.memory_bytes)
+
+    async def over(self) -> None:
+        await asyncio.shield(self._dead)
+
+    async def end(self) -> int:
+        """The exit status, once runsc says that nothing of the container is left; even when cancelled."""
+        send_kill(self._pidfd)
+        interrupted = await insist(self._dead)
+        status = self._process.wait()
+        interrupted |= await insist(asyncio.ensure_future(self._delete()))
+        self.overseer.finish()
+        os.close(self._pidfd)
+        shutil.rmtree(self._bundle, ignore_errors=True)
+        if interrupted:
+            raise asyncio.CancelledError
+        return status
+
+    async def _delete(self) -> None:
+        """Of an attached container the kernel ends runsc's processes with the first; this waits until they are gone."""
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        line = [*self._program, "delete", "--force", self._name]
+        process = await asyncio.create_subprocess_exec(*line, env=CLEAN_ENVIRONMENT, **quiet)  # type: ignore[arg-type]
+        try:
+            await asyncio.wait_for(process.wait(), DELETE_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+def config(profile: Profile, runtime: Runtime) -> dict[str, Any]:
+    """The OCI bundle's config.json."""
+    limits = profile.limits
+    links = {f"/{name}": f"/{link}" for name, link in host_root() if link is not None}
+    shown = ["/usr", *(f"/{name}" for name, link in host_root() if link is None)]
+    mounts = [_bound(path, path, "ro") for path in [*shown, *filter(os.path.exists, SHOWN_OF_ETC)]]
+    mounts += [_bound(source, place, "ro") for place, source in links.items()]
+    mounts += [{"destination": "/proc", "type": "proc", "source": "proc"}]
+    mounts += [_tmpfs(place, limits.disk_bytes) for place in (WORKING_FOLDER, "/dev/shm")]
+    mounts += [_bound(path, path, "ro") for path in profile.read] + [_bound(path, path, "rw") for path in profile.write]
+    mounts += [_bound(real, place, "ro") for real, place in runtime.folders]
+    return {
+        "ociVersion": "1.0.2",
+        "hostname": "sandbox",
+        "root": {"path": "root", "readonly": True},
+        "mounts": mounts,
+        "process": {
+            "user": {"uid": INSIDE_ID, "gid": INSIDE_ID},
+            "args": [os.path.realpath(runtime.python), "-I", "-S", "-B", runtime.runner, str(REPLY)],
+            "env": [f"{name}={value}" for name, value in environment(runtime).items()],
+            "cwd": WORKING_FOLDER,
+            "noNewPrivileges": True,
+            "capabilities": {name: [] for name in ("bounding", "effective", "inheritable", "permitted", "ambient")},
+        },
+        "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "user")]},
+    }
+
+
+def _bound(source: str, place: str, mode: str) -> dict[str, Any]:
+    return {"destination": place, "type": "bind", "source": source, "options": ["bind", mode, "nosuid", "nodev"]}
+
+
+def _tmpfs(place: str, size: int) -> dict[str, Any]:
+    return {"destination": place, "type": "tmpfs", "source": "tmpfs", "options": [f"size={size}", "mode=1777"]}
