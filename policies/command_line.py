@@ -8,8 +8,7 @@ command is enough, `/bin/rm` is an `rm`, `-rf` is an `-f`, and operands may begi
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
-from functools import cache
-from re import Pattern, compile
+from re import compile
 from typing import Any
 
 from understudy.policies.argv import Command, basename, read_line, read_words
@@ -35,54 +34,67 @@ class CommandTest:
 
 def compiled(test: CommandTest, allowing: bool) -> Callable[[Any], bool]:
     """A function of a command line (text, or a list of words). It raises `argv.Unreadable`."""
+    ready = _Ready(test, allowing)
 
     def fits(value: Any) -> bool:
         commands = read_line(value) if isinstance(value, str) else read_words(value)
-        return (all if allowing else any)(_fits(command, test, allowing) for command in commands)
+        if len(commands) == 1:
+            return ready.fits(commands[0])
+        return (all if allowing else any)(ready.fits(command) for command in commands)
 
     return fits
 
 
-def _fits(command: Command, test: CommandTest, allowing: bool) -> bool:
-    if test.program and not _any(test.program, _names(command, allowing)):
+class _Ready:
+    """A test, with its globs compiled."""
+
+    def __init__(self, test: CommandTest, allowing: bool) -> None:
+        self._allowing = allowing
+        self._program = _any_of(test.program)
+        self._any_operand = _any_of(test.any_operand)
+        self._any_flag = _any_of(test.any_flag)
+        self._only_flags = None if test.only_flags is None else _any_of(test.only_flags) or _nothing
+        operands = test.operands
+        self._open = operands is not None and operands[-1:] == (REST,)
+        self._operands = operands if operands is None else operands[:-1] if self._open else operands
+        self._places = tuple(compile(translate(glob)).match for glob in self._operands or ())
+
+    def fits(self, command: Command) -> bool:
+        if self._program is not None and not self._is_program(command.program):
+            return False
+        if self._operands is not None and not self._in_place(command.operands):
+            return False
+        if self._any_operand is not None and not any(map(self._any_operand, command.operands)):
+            return False
+        if self._any_flag is not None and not any(map(self._any_flag, command.letters)):
+            return False
+        return self._only_flags is None or all(map(self._is_known, command.flags))
+
+    def _is_program(self, program: str) -> bool:
+        assert self._program is not None
+        found = self._program(program) or (not self._allowing and self._program(basename(program)))
+        return bool(found)
+
+    def _in_place(self, words: Sequence[str]) -> bool:
+        wanted = len(self._places)
+        for start in range(1 if self._allowing else len(words) + 1):
+            rest = words[start : start + wanted] if self._open else words[start:]
+            if len(rest) == wanted and all(match(word) for match, word in zip(self._places, rest, strict=True)):
+                return True
         return False
-    if test.operands is not None and not _operands(test.operands, command.operands, allowing):
-        return False
-    if test.any_operand and not _any(test.any_operand, command.operands):
-        return False
-    if test.any_flag and not _any(test.any_flag, command.letters):
-        return False
-    return test.only_flags is None or all(_known(flag, test.only_flags) for flag in command.flags)
+
+    def _is_known(self, flag: str) -> bool:
+        """A cluster is known when each of its letters is: `-rf` where `-r` and `-f` are."""
+        assert self._only_flags is not None
+        if self._only_flags(flag):
+            return True
+        return flag[:2] != "--" and all(self._only_flags(f"-{letter}") for letter in flag[1:])
 
 
-def _names(command: Command, allowing: bool) -> Sequence[str]:
-    return (command.program,) if allowing else (command.program, basename(command.program))
+def _any_of(globs: Sequence[str]) -> Callable[[str], Any] | None:
+    """Whether a word fits one of these; None: nothing is asked."""
+    return compile("|".join(translate(glob) for glob in globs)).match if globs else None
 
 
-def _operands(globs: Sequence[str], words: Sequence[str], allowing: bool) -> bool:
-    starts = (0,) if allowing else range(len(words) + 1)
-    return any(_in_place(globs, words[start:]) for start in starts)
-
-
-def _in_place(globs: Sequence[str], words: Sequence[str]) -> bool:
-    if globs[-1:] == (REST,):
-        globs = globs[:-1]
-        words = words[: len(globs)]
-    return len(globs) == len(words) and all(_glob(glob).match(word) for glob, word in zip(globs, words, strict=True))
-
-
-def _known(flag: str, globs: Sequence[str]) -> bool:
-    """A cluster is known when each of its letters is: `-rf` where `-r` and `-f` are."""
-    if _any(globs, (flag,)):
-        return True
-    return flag[:2] != "--" and all(_any(globs, (f"-{letter}",)) for letter in flag[1:])
-
-
-def _any(globs: Sequence[str], words: Any) -> bool:
-    return any(_glob(glob).match(word) for glob in globs for word in words)
-
-
-@cache
-def _glob(glob: str) -> Pattern[str]:
-    """Globs come from rules, and those are bounded."""
-    return compile(translate(glob))
+def _nothing(word: str) -> None:
+    """Fits no word."""

@@ -21,7 +21,6 @@ from understudy.policies.hosts import (
     read_url,
     read_url_pattern,
 )
-from understudy.policies.profile import covers
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 Op = Literal[
@@ -43,7 +42,7 @@ def prepare(op: Op, value: Any, allowing: bool) -> Any:
         case "matches":
             return re.compile(str(value))
         case "under":
-            return tuple(normal_path(each) for each in listed(value))
+            return tuple(f"{normal_path(each).rstrip('/')}/" for each in listed(value))
         case "host":
             return tuple(read_host_pattern(each) for each in listed(value))
         case "url":
@@ -121,7 +120,7 @@ def _under(value: Any, folders: tuple[str, ...]) -> bool:
     path = _text(value)
     if not path.startswith("/") or "\0" in path:
         raise Unclear(f"it is {show(value)}, and only an absolute path has a known place")
-    return covers(folders, normal_path(path))
+    return f"{normal_path(path).rstrip('/')}/".startswith(folders)
 
 
 def _fits_one(found: Iterable[bool | None]) -> bool:

@@ -14,13 +14,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from understudy.policies.argv import Unreadable, read_line, read_words
-from understudy.policies.condition import Finding
+from understudy.policies.condition import Finding, judge
 from understudy.policies.history import History
 from understudy.policies.profile import Profile, intersect
+from understudy.policies.rule import REMEMBERED_MAX, OnTimeout, Ready, one_of, why
 from understudy.policies.rule import Effect as Effect
-from understudy.policies.rule import OnTimeout, Ready, one_of, why
 from understudy.policies.rule import Policy as Policy
 from understudy.policies.rule import Request as Request
 from understudy.policies.rule import Rule as Rule
@@ -106,19 +107,29 @@ def decide(
 
 def _together(granted: list[Allow | Ask]) -> Allow | Ask:
     """One decision of several layers, none of which denies. The last is the run's own: the most telling name."""
-    profile = intersect([decision.profile for decision in granted])
-    redact = _redact(granted)
-    marks = tuple(sorted({mark for decision in granted for mark in decision.marks}))
+    profile = _intersected(tuple([decision.profile for decision in granted]))
+    redact, marks = _redact(granted), _union([decision.marks for decision in granted])
     asks = [decision for decision in granted if isinstance(decision, Ask)]
     if not asks:
-        return replace(granted[-1], profile=profile, redact=redact, marks=marks)
-    deadline_s, on_timeout = _until([(ask.deadline_s, ask.on_timeout) for ask in asks])
-    ask = replace(asks[0], deadline_s=deadline_s, on_timeout=on_timeout)
-    return replace(ask, profile=profile, redact=redact, marks=marks)
+        return Allow(granted[-1].rule, granted[-1].policy, profile, redact, marks)
+    until = _until([(ask.deadline_s, ask.on_timeout) for ask in asks])
+    return Ask(asks[0].rule, asks[0].policy, asks[0].reason, profile, redact, marks, *until)
+
+
+@lru_cache(maxsize=REMEMBERED_MAX)
+def _intersected(profiles: tuple[Profile, ...]) -> Profile:
+    return intersect(profiles)
 
 
 def _redact(decisions: Sequence[Decision]) -> tuple[str, ...]:
-    return tuple(sorted({path for decision in decisions for path in decision.redact}))
+    return _union([decision.redact for decision in decisions])
+
+
+def _union(several: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Each once, in order."""
+    if not any(several):
+        return ()
+    return tuple(sorted({each for some in several for each in some}))
 
 
 def explain(
@@ -156,7 +167,10 @@ def _layer(policy: Policy, request: Request, now: float | None, history: History
     rules, hidden = compiled.for_tool(request.tool)
     for ready in rules:
         try:
-            finding = ready.judge(request, now, history)
+            if ready.particular:
+                finding = ready.judge(request, now, history)
+            else:
+                finding = judge(ready.checks, request.args, ready.allowing)
         except Exception as error:
             denies.append((ready, _failure(error)))
             continue
@@ -172,16 +186,13 @@ def _layer(policy: Policy, request: Request, now: float | None, history: History
         return _denied(policy, request, denies, hidden)
     if not asks and not allows:
         return Deny("", policy.name, _no_rule(policy, request, now, history), redact=hidden)
-    fitting = (*asks, *allows)
-    profile = compiled.granted(fitting)
-    marks = tuple(sorted({mark for ready in fitting for mark in ready.rule.marks})) if fitting else ()
+    profile, marks = compiled.granted((*asks, *allows))
     if asks:  # named by the smallest id, so that the order of rules does not change even the words
-        rule = min((ready.rule for ready in asks), key=lambda rule: rule.id)
+        rule = asks[0].rule
         reason = rule.reason or f"rule {rule.id!r} wants a person to approve tool {request.tool!r}"
         until = _until([(ready.rule.deadline_s, ready.rule.on_timeout) for ready in asks])
         return Ask(rule.id, policy.name, reason, profile, hidden, marks, *until)
-    rule = min((ready.rule for ready in allows), key=lambda rule: rule.id)
-    return Allow(rule.id, policy.name, profile, hidden, marks)
+    return Allow(allows[0].rule.id, policy.name, profile, hidden, marks)
 
 
 def _denied(policy: Policy, request: Request, denies: Sequence[tuple[Ready, Finding]], hidden: Sequence[str]) -> Deny:
@@ -247,7 +258,7 @@ def _decider(decision: Decision) -> str:
 def _no_rule(policy: Policy, request: Request, now: float | None, history: History) -> str:
     """A refusal that teaches: the rule that came nearest and what it missed, or the line to add."""
     rules, hidden = policy.compiled.for_tool(request.tool)
-    for ready in sorted(rules, key=lambda ready: ready.rule.id):
+    for ready in rules:
         if ready.rule.effect != "deny":
             words = why(ready.rule, _judge_fully(ready, request, now, history), hidden)
             return f"no rule allows this call of tool {request.tool!r}; rule {ready.rule.id!r} does not fit: {words}"

@@ -165,20 +165,22 @@ class Compiled:
 
     def __init__(self, policy: Policy) -> None:
         self.rules = tuple(Ready(rule) for rule in policy.rules)
+        self._by_id = sorted(self.rules, key=lambda ready: ready.rule.id)
         self.graphs = globs_pattern(policy.graphs) if policy.graphs else None
         self._by_tool: dict[str, tuple[tuple[Ready, ...], tuple[str, ...]]] = {}
-        self._profiles: dict[tuple[Ready, ...], Profile] = {}
+        self._granted: dict[tuple[Ready, ...], tuple[Profile, tuple[str, ...]]] = {}
 
     def concerns(self, graph: str) -> bool:
         return self.graphs is None or self.graphs.fullmatch(graph) is not None
 
     def for_tool(self, tool: str) -> tuple[tuple[Ready, ...], tuple[str, ...]]:
-        """Its rules; and what of its arguments is hidden, whichever of them fits."""
+        """Its rules, by id, so that their order in the file changes nothing; and what of its arguments is hidden,
+        whichever of them fits."""
         found = self._by_tool.get(tool)
         if found is None:
             if len(self._by_tool) >= REMEMBERED_MAX:
                 self._by_tool.clear()
-            rules = tuple(ready for ready in self.rules if ready.tools.fullmatch(tool))
+            rules = tuple(ready for ready in self._by_id if ready.tools.fullmatch(tool))
             hidden = tuple(sorted({path for ready in rules for path in ready.rule.redact}))
             found = self._by_tool[tool] = (rules, hidden)
         return found
@@ -187,12 +189,14 @@ class Compiled:
         """Whether what it says of a tool depends on what the run has done before."""
         return any(ready.rule.after or ready.rule.not_after for ready in self.for_tool(tool)[0])
 
-    def granted(self, matched: tuple[Ready, ...]) -> Profile:
-        found = self._profiles.get(matched)
+    def granted(self, matched: tuple[Ready, ...]) -> tuple[Profile, tuple[str, ...]]:
+        """The profile and the marks of rules that fit together."""
+        found = self._granted.get(matched)
         if found is None:
-            if len(self._profiles) >= REMEMBERED_MAX:
-                self._profiles.clear()
-            found = self._profiles[matched] = granted([ready.rule for ready in matched])
+            if len(self._granted) >= REMEMBERED_MAX:
+                self._granted.clear()
+            marks = {mark for ready in matched for mark in ready.rule.marks}
+            found = self._granted[matched] = (granted([r.rule for r in matched]), tuple(sorted(marks)))
         return found
 
 

@@ -4,7 +4,7 @@ import pickle
 import random
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -250,19 +250,24 @@ def test_a_managed_deny_is_named_before_every_other() -> None:
     assert decide([policy(ALLOW), policy(DENY)], request()) == Deny("c", "demo", "rule 'c' denies tool 'pay'")
 
 
-def test_a_rule_that_fails_denies_whatever_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> Any:
+class Failing:
+    """Arguments that cannot even be looked at."""
+
+    def get(self, *_: Any) -> Any:
         raise RuntimeError("a bug")
 
-    for effect in ("allow", "ask", "deny"):
-        some = policy(rule("good", "allow"), rule("bad", effect))
-        bad = next(ready for ready in some.compiled.rules if ready.rule.id == "bad")
-        monkeypatch.setattr(bad, "judge", fails)
-        decision = decide([some], request())
+
+@pytest.mark.parametrize("more", [{}, {"labels": {"env": "test"}}])
+def test_a_rule_that_fails_denies_whatever_it_says(more: dict[str, Any]) -> None:
+    effects: tuple[Effect, ...] = ("allow", "ask", "deny")
+    for effect in effects:
+        some = policy(rule("good", "allow"), rule("bad", effect, when("amount", "le", 5), **more))
+        asked = replace(request(labels={"env": "test"}), args=cast(Any, Failing()))
+        decision = decide([some], asked)
         assert isinstance(decision, Deny)
         assert decision.rule == "bad"
         assert "the rule failed (RuntimeError: a bug)" in decision.reason
-        assert "RuntimeError" in explain([some], request())[1].why
+        assert "RuntimeError" in explain([some], asked)[1].why
 
 
 def test_a_label_may_have_one_of_several_values() -> None:
