@@ -251,6 +251,7 @@ class Caller:
             graph=run.graph,
             digest=wish.digest,
             labels=run.labels,
+            shell=tool.shell,
             code=self.sandboxes.code_of(tool).digest,
         )
         approved = approval is not None and approval.approve

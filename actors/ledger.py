@@ -203,9 +203,11 @@ class Ledger:
                 problem = str(error)
                 interrupt_id = "u" + call_digest(interrupt_id, "again", {})[:15]
         if interrupt_id not in answers:
-            who = f"the sandbox died during this call ({wish.said})"
+            # As the log has it: a policy may have kept arguments out of it.
+            said = await self.said(receipt.run_id, receipt.digest) or wish.said
+            who = f"the sandbox died during this call ({said})"
             if not receipt.sandbox:
-                who = f"the run's process died during this effect ({wish.said})"
+                who = f"the run's process died during this effect ({said})"
             question = f"{who}, so nobody knows whether it took effect; "
             if why:
                 question += f"to look at the other side did not tell: {why}; "

@@ -7,7 +7,7 @@ call.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
@@ -26,7 +26,12 @@ class Tool(Generic[P, R]):
     """A function with a name that policies know. Calling it calls the plain function (for unit tests)."""
 
     def __init__(
-        self, fn: Callable[P, R], name: str, idempotent: bool, reconcile: Callable[P, Any] | None = None
+        self,
+        fn: Callable[P, R],
+        name: str,
+        idempotent: bool,
+        reconcile: Callable[P, Any] | None = None,
+        shell: tuple[str, ...] = (),
     ) -> None:
         self.fn = fn
         self.name = name
@@ -34,6 +39,8 @@ class Tool(Generic[P, R]):
         """A call whose end is not known may be made again under the same key (law 4)."""
         self.reconcile = reconcile
         """Asks the outside how a call ended. With neither of the two, a person is asked."""
+        self.shell = shell
+        """Arguments that a shell will read."""
         self.judged_as = name
         """What policies know it by."""
         self.__doc__ = fn.__doc__
@@ -64,7 +71,7 @@ class Tool(Generic[P, R]):
         """What asks the outside, as a tool of its own: it runs in a sandbox, too."""
         if self.reconcile is None:
             return None
-        reconciler = Tool(self.reconcile, f"{self.name}#reconcile", idempotent=True)
+        reconciler = Tool(self.reconcile, f"{self.name}#reconcile", idempotent=True, shell=self.shell)
         reconciler.judged_as = self.name  # who may make the call may ask how it ended
         return reconciler
 
@@ -144,7 +151,11 @@ def tool(fn: Callable[P, R], /) -> Tool[P, R]: ...
 
 @overload
 def tool(
-    *, name: str = "", idempotent: bool = False, reconcile: Callable[..., Any] | None = None
+    *,
+    name: str = "",
+    idempotent: bool = False,
+    reconcile: Callable[..., Any] | None = None,
+    shell: str | Sequence[str] = (),
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 
 
@@ -155,6 +166,7 @@ def tool(
     name: str = "",
     idempotent: bool = False,
     reconcile: Callable[..., Any] | None = None,
+    shell: str | Sequence[str] = (),
 ) -> Any:
     """Declare a function as a tool, as a decorator with or without arguments.
 
@@ -169,7 +181,10 @@ def tool(
             a sandbox of its own, under the policy's decision on the same call, with the same key; it returns
             {"done": value} or "never happened" (or Done(value), NeverHappened()). If it raises, or tells anything
             else, a person is asked, as without it.
+        shell: the argument, or arguments, that a shell will read. A call is asked about, however the policy allows
+            it, unless each of them is a plain command line (see `policies.argv`).
     """
     if fn is None:
-        return lambda inner: Tool(inner, name or inner.__name__, idempotent, reconcile)
+        lines = (shell,) if isinstance(shell, str) else tuple(shell)
+        return lambda inner: Tool(inner, name or inner.__name__, idempotent, reconcile, lines)
     return Tool(fn, fn.__name__, False)

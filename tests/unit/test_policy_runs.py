@@ -1,5 +1,6 @@
 """What policies ask for beyond yes and no, seen in runs: deadlines, redaction, history, and which text decided."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -192,6 +193,51 @@ def test_what_is_redacted_is_in_no_event_and_in_no_question() -> None:
         said = json.dumps([dict(event.data) for event in await scene.store.events(run.run_id)])
         assert "[redacted]" in said
         assert "4111" not in said
+
+    run_async(played())
+
+
+def test_nor_in_the_question_after_a_call_whose_end_nobody_knows() -> None:
+    async def played() -> None:
+        scene = Scene("{id: x, effect: allow, tool: pay, redact: [card]}", pays)
+        run = await scene.stage.start()
+        scene.stage.sandboxes.hold = asyncio.Event()
+        driven = asyncio.ensure_future(scene.stage.drive(run))
+        await scene.stage.sandboxes.called.wait()
+        driven.cancel()
+        await asyncio.wait([driven])
+        scene.clock.now += 60
+        await scene.stage.crash(run)
+        assert await scene.stage.drive(run) == "waiting"
+        question = await scene.question(run)
+        assert question.kind == "unknown"
+        assert "[redacted]" in question.payload["question"]
+        assert "4111" not in json.dumps([dict(event.data) for event in await scene.store.events(run.run_id)])
+
+    run_async(played())
+
+
+@tool(shell="line")
+def shell(line: str) -> str:
+    """A shell reads the line."""
+    return line
+
+
+@pytest.mark.parametrize(("line", "status"), [("ls -l", "succeeded"), ("ls; rm x", "waiting")])
+def test_a_line_for_a_shell_that_cannot_be_read_is_shown_to_a_person(line: str, status: str) -> None:
+    async def lists(state: Note, ctx: Context) -> dict[str, Any]:
+        return {"seen": [await ctx.call(shell, line=line)]}
+
+    async def played() -> None:
+        scene = Scene('{id: x, effect: allow, tool: "*"}', lists)
+        run = await scene.stage.start()
+        assert await scene.stage.drive(run) == status
+        if status == "waiting":
+            question = await scene.question(run)
+            assert "argument 'line' is no plain command: ';' is a second command" in question.payload["reason"]
+            await run.approve(question.interrupt_id)
+            assert await scene.stage.drive(run) == "succeeded"
+        assert scene.stage.sandboxes.calls == [("shell", {"line": line})]
 
     run_async(played())
 
