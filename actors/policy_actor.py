@@ -26,6 +26,9 @@ from understudy.policies.history import History
 from understudy.policies.permission import NO_HISTORY, Allow, Ask, Policy, Request, decide
 from understudy.policies.policy_file import from_canonical
 
+POLICIES_MAX = 256
+"""Policies of runs that are kept at hand (law 8)."""
+
 
 class PolicyActor:
     """Ray shell. `source`: the policies that bound every run; without any, runs' own policies decide."""
@@ -116,6 +119,8 @@ class PolicyActor:
             data = open_blob(await (await self._store()).get_blob(digest), self._secret, f"policy {digest[:12]}")
             if digest_of(data) != digest:  # another policy of ours, put in the place of this one
                 raise CodeError(f"policy {digest[:12]} has other contents than its name says; it is not used")
+            if len(self._policies) >= POLICIES_MAX:  # of runs that have ended, most of them
+                self._policies.clear()
             self._policies[digest] = from_canonical(data.decode())
         return self._policies[digest]
 

@@ -21,6 +21,10 @@ class _Read:
     after: int = 0
     past: Past = NOTHING
     origins: tuple[str, ...] | None = None
+    """Those that it comes from: the origin of a fork, the parent of a child."""
+    children: tuple[str, ...] = ()
+    over: bool = False
+    """It has ended, and its log was read to the end."""
 
 
 class RunHistories:
@@ -31,45 +35,43 @@ class RunHistories:
         self._read: OrderedDict[str, _Read] = OrderedDict()
 
     async def of(self, run_id: str) -> History:
-        """What the run has done, and what those did that it comes from. Raises NotFound, StoreUnavailable."""
-        own = await self._past(run_id)
-        inherited, seen, waiting = NOTHING, {run_id}, [*await self._origins(run_id)]
+        """What the run has done, and what those did whose findings may have reached it: all that it comes from, and
+        the children of all of these, whose results are their parents'. Raises NotFound, StoreUnavailable."""
+        own = await self._continued(run_id)
+        inherited, seen, waiting = NOTHING, {run_id}, [*(own.origins or ()), *own.children]
         while waiting:
-            origin = waiting.pop()
-            if origin in seen:
+            relative = waiting.pop()
+            if relative in seen:
                 continue
-            seen.add(origin)
+            seen.add(relative)
             try:
-                inherited |= await self._past(origin)
-                waiting += await self._origins(origin)
+                read = await self._continued(relative)
             except NotFound:  # its thread was deleted: what it has read may well live on in this run
                 inherited |= ANYTHING
-        return History(own, inherited)
+                continue
+            inherited |= read.past
+            waiting += [*(read.origins or ()), *read.children]
+        return History(own.past, inherited)
 
-    async def _past(self, run_id: str) -> Past:
+    async def _continued(self, run_id: str) -> _Read:
+        """What is known of a run, with what its log has more by now."""
         read = self._of(run_id)
+        if read.over:
+            return read
+        record = await self._store.run(run_id)
+        forked_from = record.labels.get("forked_from", "").partition("@")[0]
+        read.origins = tuple(origin for origin in (record.parent, forked_from) if origin)
         while True:
             events = await self._store.events(run_id, read.after, PAGE)
-            tools: set[str] = set()
-            marks: set[str] = set()
-            for event in events:
-                if event.kind == "decided" and event.data.get("decision") == "allow":
-                    tools.add(str(event.data["tool"]))
-                    marks.update(event.data.get("marks", ()))
-                read.after = max(read.after, event.n)
-            if tools or marks:
-                read.past |= Past(frozenset(tools), frozenset(marks))
+            allowed = [e.data for e in events if e.kind == "decided" and e.data.get("decision") == "allow"]
+            if allowed:
+                marks = frozenset(mark for data in allowed for mark in data.get("marks", ()))
+                read.past |= Past(frozenset(str(data["tool"]) for data in allowed), marks)
+            read.children += tuple(str(e.data["run_id"]) for e in events if e.kind == "child_started")
+            read.after = max([read.after, *(event.n for event in events)])
             if len(events) < PAGE:
-                return read.past
-
-    async def _origins(self, run_id: str) -> tuple[str, ...]:
-        """The origin of a fork, and the parent of a child."""
-        read = self._of(run_id)
-        if read.origins is None:
-            record = await self._store.run(run_id)
-            forked_from = record.labels.get("forked_from", "").partition("@")[0]
-            read.origins = tuple(origin for origin in (record.parent, forked_from) if origin)
-        return read.origins
+                read.over = record.status in ("succeeded", "cancelled")  # others can be retried
+                return read
 
     def _of(self, run_id: str) -> _Read:
         read = self._read.setdefault(run_id, _Read())

@@ -509,6 +509,21 @@ def test_a_broken_file_is_read_or_refused(place: int, cut: int, junk: str) -> No
     reads_or_refuses(EXAMPLE[:place] + junk + EXAMPLE[place + cut :])
 
 
+@given(
+    st.integers(0, len(EXAMPLE)),
+    st.integers(0, 60),
+    st.text(alphabet="${}]:,&!|>-#'\"\\ \n\t0aé\0%@`<=~", max_size=12),
+)
+def test_no_damage_to_a_file_allows_what_it_does_not_name(place: int, cut: int, junk: str) -> None:
+    damaged = EXAMPLE[:place] + junk + EXAMPLE[place + cut :]
+    try:
+        policy = load(damaged)
+    except PolicyError:
+        return
+    for args in ({}, {"path": "/srv/env/x", "depth": 0}):
+        assert not isinstance(decide([policy], Request("delete", args, "r", "shop", "d", {"env": "prod"})), Allow)
+
+
 RULE_VALUES: st.SearchStrategy[Any] = st.fixed_dictionaries(
     {"effect": st.sampled_from(["allow", "ask"]), "tool": st.sampled_from(["t", ["a", "b*"]])},
     optional={

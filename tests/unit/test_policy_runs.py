@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from support.stage import Stage
 from support.waiting import run_async
-from understudy import END, START, Context, Graph, ToolDenied, append, tool
+from understudy import END, START, Context, Graph, RunFailed, ToolDenied, append, tool
 from understudy.actors.errors import NotFound
 from understudy.actors.inline import SteppedClock
 from understudy.actors.inline_ports import RulesPolicy
@@ -328,11 +328,36 @@ def test_a_fork_has_read_what_its_origin_read_as_long_as_that_is_known() -> None
     run_async(played())
 
 
+def test_what_a_child_has_read_its_parent_has_read_too() -> None:
+    async def reads(state: Note, ctx: Context) -> dict[str, Any]:
+        return {"seen": [await ctx.call(read_secret)]}
+
+    reader = Graph("reader", Note)
+    reader.node(reads, name="reads")
+    reader.edge(START, "reads").edge("reads", END)
+
+    async def parent(state: Note, ctx: Context) -> dict[str, Any]:
+        secret = (await (await ctx.start(reader, Note())).result()).seen[0]
+        return {"seen": [await ctx.call(send, text=secret)]}
+
+    graph = Graph("parent", Note)
+    graph.node(parent, name="parent")
+    graph.edge(START, "parent").edge("parent", END)
+    sent: list[str] = []
+    text = f"{{policy: shop, version: 7, rules: [{LEAK % 'mark: [secret]'}]}}"
+    with pytest.raises(RunFailed, match="it has read a secret"):
+        graph.run_inline(Note(), policy=text, tools={"send": sent.append})
+    assert sent == []
+
+
 def test_a_long_log_is_read_to_its_end_and_then_only_continued() -> None:
+    async def waits(state: Note, ctx: Context) -> dict[str, Any]:
+        return {"seen": [await ctx.call(read_secret), await ctx.interrupt("go on?")]}
+
     async def played() -> None:
-        scene = Scene(LEAK % "mark: [secret]", leaks)
+        scene = Scene(LEAK % "mark: [secret]", waits)
         run = await scene.stage.start()
-        await scene.stage.drive(run)
+        assert await scene.stage.drive(run) == "waiting"
         read: list[int] = []
         events = scene.store.events
 
@@ -350,5 +375,10 @@ def test_a_long_log_is_read_to_its_end_and_then_only_continued() -> None:
         assert read[:2] == [0, PAGE]
         assert len(read) == 3
         assert read[2] > PAGE
+        await run.resume("yes")
+        assert await scene.stage.drive(run) == "succeeded"
+        for _ in range(2):
+            assert (await histories.of(run.run_id)).own.marks == {"secret"}
+        assert len(read) == 4, "a log that has ended is not read again"
 
     run_async(played())
