@@ -113,6 +113,7 @@ class Driver:
                             told_then = functools.partial(self._elapsed, task)
                             self._reminders.append(asyncio.get_running_loop().call_later(after_s, told_then))
                         case Abandon():
+                            await self._flight.landed()
                             await self._abandon()
                         case CancelChildren():
                             await cancel_children(self.store, self.loaded.run.run_id, self.clock())

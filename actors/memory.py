@@ -331,10 +331,8 @@ class MemoryStore:
             raise self._fenced(receipt.run_id, epoch, "begin")
         place = (receipt.checkpoint_id, receipt.key)
         known = run.receipts.get(place)
-        if known and known.token == receipt.token and known.state == receipt.state:
-            return Begun(True, known)
-        if known and known.state != "unknown":
-            return Begun(False, known)
+        if known and (known.token == receipt.token or known.state != "unknown"):
+            return Begun((known.token, known.state) == (receipt.token, receipt.state), known)
         run.receipts[place] = receipt
         self._note(run, events, counters)
         return Begun(True, receipt)

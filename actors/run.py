@@ -414,8 +414,10 @@ class Run:
             result = result_text(self.plan, self.checkpoint.values)
         events = [*events, Event("finished", at, {"status": status, "error": error})]
         saved = self._save(at, status, events, checkpoint=new, writes=writes, result=result, error=error)
-        ended: list[Effect] = [Abandon(), CancelChildren()] if status == "cancelled" else [Abandon()]
-        return [*ended, saved, Leave(status)]
+        # Calls are ended once the end is durable: else the next owner, if this one dies in between, would take `killed`
+        # for their outcome in a run that goes on (found by seeded story 20096).
+        before: list[Effect] = [CancelChildren()] if status == "cancelled" else []
+        return [*before, saved, Abandon(), Leave(status)]
 
     def _save(
         self,

@@ -207,8 +207,9 @@ class Store(Protocol):
 
         On record is what has the same run, key and checkpoint. If the key is on record, nothing changes and the answer
         is that receipt, with `fresh` False - except that a receipt in state `unknown` is replaced: started anew, or
-        done (its declaration, the other side or a person has decided that). The very same begin sent again (same token,
-        same state on record) changes nothing, and is `fresh` as it was the first time. The receipt is kept as given.
+        done (its declaration, the other side or a person has decided that). The very same begin sent again (same token)
+        changes nothing, whatever has become of it: `fresh` as it was the first time while the state is the one that it
+        brought, and not any more once it has ended or was given up. The receipt is kept as given.
         Raises Fenced if the epoch is not the run's, or the run is not running.
         """
 

@@ -11,7 +11,9 @@ end
 local known = redis.call('HGET', KEYS[3], ARGV[2])
 if known then
   local state, token = string.match(known, '^(%l+)\n([^\n]*)')
-  if state ~= 'unknown' then return {state == ARGV[4] and token == ARGV[5] and 'fresh' or 'known', known} end
+  if token == ARGV[5] or state ~= 'unknown' then
+    return {state == ARGV[4] and token == ARGV[5] and 'fresh' or 'known', known}
+  end
 end
 local receipt = table.concat(ARGV, '\n', 4, 7)
 redis.call('HSET', KEYS[3], ARGV[2], receipt)

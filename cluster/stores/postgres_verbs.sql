@@ -521,7 +521,7 @@ BEGIN
     SELECT * INTO known FROM receipts WHERE receipts.run = run.n AND checkpoint_id = p_checkpoint_id AND key = p_key;
     IF known.token = p_token AND known.state = p_state THEN
         RETURN json_build_object('outcome', 'fresh', 'receipt', to_json(known));
-    ELSIF known.state IN ('started', 'done') THEN
+    ELSIF known.token = p_token OR known.state IN ('started', 'done') THEN
         RETURN json_build_object('outcome', 'known', 'receipt', to_json(known));
     END IF;
     INSERT INTO receipts (

@@ -13,10 +13,8 @@ from understudy.cluster.stores.sqlite_base import SQL, do, held, note, one, owne
 def begin(db: Connection, receipt: Receipt, epoch: int, events: Sequence[Event], counters: Counters) -> Begun:
     run = owned(db, receipt.run_id, epoch, "begin")
     known = find_receipt(db, receipt.run_id, receipt.key, receipt.checkpoint_id)
-    if known and (known.token, known.state) == (receipt.token, receipt.state):
-        return Begun(True, known)
-    if known and known.state != "unknown":
-        return Begun(False, known)
+    if known and (known.token == receipt.token or known.state != "unknown"):
+        return Begun((known.token, known.state) == (receipt.token, receipt.state), known)
     db.execute(SQL["put_receipt"], {**receipt_values(receipt), "run": run["n"]})
     note(db, run["n"], events, counters)
     return Begun(True, receipt)

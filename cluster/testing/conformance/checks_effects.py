@@ -212,6 +212,23 @@ async def check_a_forgotten_effect_is_unknown_and_may_start_anew(world: World) -
     assert await store.counters() == {"u": 1.0, "b": 1.0, "f": 1.0}
 
 
+async def check_a_begin_that_comes_again_starts_nothing_anew(world: World) -> None:
+    """Its answer was lost, and it is sent again late: the start was given up meanwhile, and nobody would end it."""
+    store = await world.open()
+    run = await owned(store)
+    receipt = receipt_of(run)
+    assert await store.begin(receipt, 1, [], {}, T) == Begun(True, receipt)
+    assert await store.begin(receipt, 1, [event("tool_started")], {"b": 1}, T) == Begun(True, receipt)
+    assert await forget(store, receipt)
+    given_up = replace(receipt, state="unknown")
+    assert await store.begin(receipt, 1, [event("tool_started")], {"b": 1}, T) == Begun(False, given_up)
+    assert await stored(store, receipt) == given_up
+    assert await finish(store, receipt)
+    ended = replace(receipt, state="done", outcome=DONE)
+    assert await store.begin(receipt, 1, [event("tool_started")], {"b": 1}, T) == Begun(False, ended)
+    assert await kinds(store, run) == ["claimed", "tool_finished", "tool_finished"]
+
+
 async def check_an_unknown_effect_is_settled_by_who_knows(world: World) -> None:
     """A person, or the other side, tells how it ended: begun as done, over the start that nobody knows of."""
     store = await world.open()
