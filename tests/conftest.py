@@ -26,6 +26,13 @@ settings.load_profile("understudy")
 GRACE_S = 10
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where the tests are spread over processes, those on real Ray stay in one: two clusters at once are too many."""
+    for item in items:
+        if item.get_closest_marker("live"):
+            item.add_marker(pytest.mark.xdist_group("live"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _nobody_left_behind() -> Iterator[None]:
     """Law 9 leaves no room for shutdown hooks, but a test run still ends every process that it caused.
