@@ -39,6 +39,8 @@ class Window:
         """Whether `now` (seconds since the epoch) lies in it."""
         if (self.since is not None and now < self.since) or (self.until is not None and now >= self.until):
             return False
+        if not self.days and self.start_min == 0 and self.end_min == DAY_MIN:
+            return True
         there = datetime.fromtimestamp(now, self._zone)
         minute = there.hour * 60 + there.minute
         day = there.weekday()
