@@ -171,10 +171,13 @@ crashing.edge(START, crash).edge(crash, END)
 
 @tool
 def hostile_environment() -> dict[str, str]:
-    """Everything that the environment of this process and of its pid 1 says."""
+    """Everything that the environment of this process and, where it may be read, of its pid 1 says."""
     found = dict(os.environ)
-    with open("/proc/1/environ", "rb") as file:
-        found["pid1"] = file.read().decode(errors="replace")
+    try:
+        with open("/proc/1/environ", "rb") as file:
+            found["pid1"] = file.read().decode(errors="replace")
+    except PermissionError:
+        found["pid1"] = ""
     return found
 
 
