@@ -88,6 +88,13 @@ def token() -> str:
     return f"{1_000_000 + uuid.uuid4().int % 1_000_000_000}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where the tests are spread over processes, these stay in one: the grid is one, and so are the workers."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.xdist_group("escape"))
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Each test of a place is a cell of the grid; a test that fails in its set-up or afterwards, too."""

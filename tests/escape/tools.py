@@ -1,6 +1,7 @@
 """Ordinary tools, as users write them, carried into a sandbox by value."""
 
 import asyncio
+import os
 import sys
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -49,6 +50,11 @@ def echoes(value: Any) -> Any:
 
 def measures(value: str) -> int:
     return len(value)
+
+
+def free_bytes(folder: str) -> int:
+    found = os.statvfs(folder)
+    return found.f_blocks * found.f_frsize
 
 
 def contents(path: str) -> str:

@@ -1,0 +1,95 @@
+"""Zygotes come and go, and calls do not notice; nothing is left of any."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+from escape import attempts, tools
+from escape.places import by_value
+
+from support.processes import is_alive
+from support.waiting import run_async
+from understudy.actors.outcome import Outcome, ToolCall
+from understudy.actors.sandbox import watch, zygote
+from understudy.actors.sandbox.backend import IsolationUnavailable
+from understudy.actors.sandbox.zygote import ZygoteBackend
+from understudy.policies.profile import Limits, Profile
+
+
+def call() -> ToolCall:
+    return ToolCall("k", "t", by_value(attempts.p03_processes), {})
+
+
+def zygotes() -> set[int]:
+    """Their outermost processes, which are children of this one."""
+    return {pid for pid in watch.tree(os.getpid()) if watch.status(pid).get("PPid") == str(os.getpid())}
+
+
+async def until(wanted: object) -> None:
+    assert callable(wanted)
+    async with asyncio.timeout(20):
+        while not wanted():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def test_another_takes_over_after_many_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zygote, "CALLS_MOST", 6)
+    before = len(os.listdir("/proc/self/fd"))
+
+    async def scenario() -> None:
+        backend, seen = ZygoteBackend(spares=2), set[int]()
+        at_first = zygotes()
+        async with asyncio.timeout(60):
+            while len(seen) < 3:
+                outcomes = await asyncio.gather(*(backend.execute(call(), Profile()) for _ in range(3)))
+                assert [outcome.value for outcome in outcomes] == [2, 2, 2]
+                seen |= zygotes() - at_first
+        await until(lambda: len(zygotes() - at_first) <= 2)  # those that are done end by themselves
+        await backend.close()
+        await until(lambda: not [pid for pid in seen if is_alive(pid)])
+
+    run_async(scenario(), 90)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_calls_of_other_terms_get_a_spare_of_their_own() -> None:
+    async def scenario() -> list[Outcome]:
+        backend = ZygoteBackend(spares=1)
+        try:
+            free = by_value(tools.free_bytes)
+            sizes = (8 << 20, 16 << 20, 8 << 20, 16 << 20)
+            profiles = [Profile(limits=Limits(disk_bytes=size)) for size in sizes]
+            measuring = ToolCall("k", "t", free, {"folder": "/tmp"})
+            return [await backend.execute(measuring, profile) for profile in profiles]
+        finally:
+            await backend.close()
+
+    assert [outcome.value for outcome in run_async(scenario())] == [8 << 20, 16 << 20, 8 << 20, 16 << 20]
+
+
+def test_a_stopped_zygote_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not make what it is told to; so the call is refused, and the next one finds another."""
+    monkeypatch.setattr(zygote, "START_S", 0.5)
+
+    async def scenario() -> None:
+        backend = ZygoteBackend(spares=0)
+        assert (await backend.execute(call(), Profile())).value == 2
+        [outermost] = zygotes()
+        for pid in watch.tree(outermost):
+            os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(IsolationUnavailable, match="not ready"):
+            await backend.execute(call(), Profile())
+        monkeypatch.setattr(zygote, "START_S", 20.0)
+        await until(lambda: not is_alive(outermost))
+        assert (await backend.execute(call(), Profile())).value == 2
+        await backend.close()
+
+    run_async(scenario(), 60)
+
+
+def test_a_call_that_is_refused_by_a_machine_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    found = run_async(ZygoteBackend().preflight())
+    assert not found.available
+    assert "bubblewrap (bwrap) is not installed" in found.reason
