@@ -6,17 +6,13 @@ The usual form is the arguments: `{amount: 5}`; they are held against the rule's
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from understudy.policies.history import NOTHING, History, Past
 from understudy.policies.operators import show
 from understudy.policies.permission import Allow, Ask, Decision, decide
 from understudy.policies.rule import Policy, Ready, Request, Rule, fits, one_of, why
 
-if TYPE_CHECKING:
-    from understudy.policies.policy_reader import PolicyReader
-
-CALL_KEYS: Final = ("tool", "args", "graph", "labels", "at", "after")
 _WILD: Final = frozenset("*?[")
 
 
@@ -31,24 +27,6 @@ class Example:
     labels: Mapping[str, str] | None = None
     at: float | None = None
     done: Past = NOTHING
-
-
-def read_example(reader: "PolicyReader", at: str, data: Mapping[str, Any]) -> Example:
-    call = data.get("call")
-    if len(data) != 1 or not isinstance(call, dict) or "args" not in call:
-        return Example(data)
-    raw = reader.mapping(f"{at}.call", call, CALL_KEYS)
-    labels = reader.mapping(f"{at}.call.labels", raw.get("labels", {}))
-    earlier = reader.earlier(f"{at}.call.after", raw["after"]) if "after" in raw else None
-    return Example(
-        args=reader.mapping(f"{at}.call.args", raw["args"]),
-        whole=True,
-        tool=reader.text(f"{at}.call.tool", raw.get("tool", "")),
-        graph=reader.text(f"{at}.call.graph", raw.get("graph", "")),
-        labels={name: reader.text(f"{at}.call.labels.{name}", value) for name, value in labels.items()},
-        at=reader.moment(f"{at}.call.at", raw.get("at")),
-        done=Past(frozenset(earlier.tools), frozenset(earlier.marks)) if earlier else NOTHING,
-    )
 
 
 def try_out(rule: Rule, example: Example, should_fit: bool, policy: Policy | None) -> str:

@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Any, Final, cast, get_args
 
 from understudy.policies.condition_reader import ConditionReader
-from understudy.policies.example import Example, read_example, try_out
-from understudy.policies.history import Earlier
+from understudy.policies.example import Example, try_out
+from understudy.policies.history import NOTHING, Earlier, Past
 from understudy.policies.hosts import NotCanonical, read_host_pattern
 from understudy.policies.operators import show
 from understudy.policies.profile import DEFAULT_TIER, TIERS, Tier
@@ -28,6 +28,7 @@ RULE_KEYS: Final = (
     *("id", "effect", *ASKED_KEYS, *GRANT_KEYS, "redact", "deadline", "on_timeout", "managed"),
     *("reason", "alternative", "match", "not_match"),
 )
+CALL_KEYS: Final = ("tool", "args", "graph", "labels", "at", "after")
 WINDOW_KEYS: Final = ("zone", "days", "from", "to", "since", "until")
 LIMITS: Final[Mapping[str, tuple[str, Kind]]] = {
     "wall": ("wall_s", "duration"),
@@ -225,7 +226,24 @@ class PolicyReader(ConditionReader):
         for number, each in enumerate(value):
             place = f"{at}.{number}"
             given = self.anything(place, self.mapping(place, each))
-            yield number, read_example(self, place, given)
+            yield number, self.example(place, given)
+
+    def example(self, at: str, data: Mapping[str, Any]) -> Example:
+        call = data.get("call")
+        if len(data) != 1 or not isinstance(call, dict) or "args" not in call:
+            return Example(data)
+        raw = self.mapping(f"{at}.call", call, CALL_KEYS)
+        labels = self.mapping(f"{at}.call.labels", raw.get("labels", {}))
+        earlier = self.earlier(f"{at}.call.after", raw["after"]) if "after" in raw else None
+        return Example(
+            args=self.mapping(f"{at}.call.args", raw["args"]),
+            whole=True,
+            tool=self.text(f"{at}.call.tool", raw.get("tool", "")),
+            graph=self.text(f"{at}.call.graph", raw.get("graph", "")),
+            labels={name: self.text(f"{at}.call.labels.{name}", value) for name, value in labels.items()},
+            at=self.moment(f"{at}.call.at", raw.get("at")),
+            done=Past(frozenset(earlier.tools), frozenset(earlier.marks)) if earlier else NOTHING,
+        )
 
     def try_examples(self, policy: Policy) -> None:
         """A problem for each example that turns out otherwise, with the rule that decides instead."""

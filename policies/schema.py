@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from understudy.policies.condition_reader import COMMAND_KEYS, OPS, PATTERN_MAX
-from understudy.policies.example import CALL_KEYS
 from understudy.policies.operators import Op
-from understudy.policies.policy_reader import EFFECTS, LIMITS, RULES_MAX, TIMEOUTS
+from understudy.policies.policy_reader import CALL_KEYS, EFFECTS, LIMITS, RULES_MAX, TIMEOUTS
 from understudy.policies.profile import DEFAULT_TIER, TIERS
 from understudy.policies.reading import Kind
 from understudy.policies.rule import LAYERS
