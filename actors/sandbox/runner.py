@@ -33,16 +33,17 @@ def main() -> None:
 
 def serve(reply: int) -> None:
     """Read the one request, perform it, answer, and end."""
-    request = json.loads(_read_all(0))
+    # What can be done before there is a request is done then: a zygote's runner waits here.
     null = os.open("/dev/null", os.O_RDONLY)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    request = json.loads(_read_all(0))
     os.dup2(null, 0)
     os.close(null)
     bound(request["limits"])
     sys.path[:] = request["import_paths"]
     sys.executable = request["python"]
     os.environ["UNDERSTUDY_EFFECT_KEY"] = request["key"]
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     _write_all(reply, STARTED)
     answer = perform(request)
     _flush()

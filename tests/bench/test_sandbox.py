@@ -37,6 +37,9 @@ class Caller:
         outcome = await self._tiers.execute(CALL, Profile(tier=tier))
         return outcome.kind + outcome.error
 
+    async def nothing(self) -> str:
+        return "ok"
+
     async def bare(self) -> str:
         process = await asyncio.create_subprocess_exec(*BARE, stdout=subprocess.PIPE)
         return (await process.communicate())[0].decode()
@@ -91,6 +94,12 @@ def test_a_call_through_ray(table: Table, caller: Any, tier: str, count: int, ai
         rounds.append((ours, milliseconds(caller.bare)))
     ours, floors = (statistics.median(column) for column in zip(*rounds, strict=True))
     table.add(f"tool call through Ray, tier {tier}", "-", ours, floors, "ms", aim=aim)
+
+
+def test_an_empty_call_through_ray(table: Table, caller: Any) -> None:
+    """Part of every figure above: what Ray takes for a call that does nothing."""
+    empty = statistics.median(milliseconds(caller.nothing) for _ in range(200))
+    table.add("empty call through Ray, for comparison", "-", empty, 0, "ms", aim="-")
 
 
 def test_many_calls(table: Table, caller: Any) -> None:
