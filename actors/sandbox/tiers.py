@@ -13,7 +13,7 @@ from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.backend import Backend, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
 from understudy.actors.sandbox.gvisor import GvisorBackend
-from understudy.actors.sandbox.landlock import LandlockBackend
+from understudy.actors.sandbox.landlock import LandlockBackend, sweep
 from understudy.actors.sandbox.strays import end_strays
 from understudy.actors.sandbox.zygote import ZygoteBackend
 from understudy.policies.profile import DEFAULT_TIER, TIERS, Profile, Tier
@@ -36,6 +36,7 @@ class Tiers:
         self._backends = sorted(backends, key=lambda backend: BY_COST.index(backend.tier))
         self._found: dict[Tier, Preflight] = {}
         self._tried_at = 0.0
+        self._left_over = 0
         self._trying: asyncio.Task[None] | None = None
 
     async def execute(self, call: ToolCall, profile: Profile) -> Outcome:
@@ -75,6 +76,8 @@ class Tiers:
         """Whether calls are isolated of which no rule says more, or less. `details`: by tier. Never raises."""
         found = await self.preflights()
         details: dict[str, str] = {tier: _sentence(each) for tier, each in found.items()}
+        if self._left_over:
+            details["left over"] = f"{self._left_over} processes of workers that are dead, and ended"
         default = [each for tier, each in found.items() if TIERS.index(tier) >= TIERS.index(DEFAULT_TIER)]
         if any(each.available for each in default):
             return Preflight(True, details=details)
@@ -95,13 +98,18 @@ class Tiers:
 
     async def _try(self) -> None:
         try:
-            end_strays()
+            self._left_over += end_leftovers()
             missing = [each for each in self._backends if each.tier not in self._found or not self._stands(each)]
             found = await asyncio.gather(*(each.preflight() for each in missing))
             self._found |= {backend.tier: preflight for backend, preflight in zip(missing, found, strict=True)}
         finally:
             self._tried_at = time.monotonic()
             self._trying = None
+
+
+def end_leftovers() -> int:
+    """End what the calls of dead workers have left on this machine, in any tier. How many processes there were."""
+    return end_strays() + sweep()
 
 
 def _sentence(found: Preflight) -> str:

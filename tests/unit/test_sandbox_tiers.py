@@ -127,6 +127,14 @@ def test_preflight_tells_of_every_tier_and_whether_the_default_holds() -> None:
     assert "tier: landlock" in found.remedy
 
 
+def test_what_others_left_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiers, "end_leftovers", lambda: 3)
+    found = asyncio.run(Tiers(all_but()).preflight())
+    assert "3 processes" in found.details["left over"]
+    monkeypatch.setattr(tiers, "end_leftovers", lambda: 0)
+    assert "left over" not in asyncio.run(Tiers(all_but()).preflight()).details
+
+
 def test_every_tier_has_a_cost_and_a_backend() -> None:
     assert sorted(BY_COST) == sorted(TIERS) == sorted(each.tier for each in tiers.all_tiers(spares=0))
 
