@@ -22,7 +22,7 @@ def call() -> ToolCall:
 
 
 def zygotes() -> set[int]:
-    """Their outermost processes, which are children of this one."""
+    """Children of this process: their outermost processes, and workers of other tests."""
     return {pid for pid in watch.tree(os.getpid()) if watch.status(pid).get("PPid") == str(os.getpid())}
 
 
@@ -73,17 +73,19 @@ def test_a_stopped_zygote_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zygote, "START_S", 0.5)
 
     async def scenario() -> None:
-        backend = ZygoteBackend(spares=0)
-        assert (await backend.execute(call(), Profile())).value == 2
-        [outermost] = zygotes()
-        for pid in watch.tree(outermost):
-            os.kill(pid, signal.SIGSTOP)
-        with pytest.raises(IsolationUnavailable, match="not ready"):
-            await backend.execute(call(), Profile())
-        monkeypatch.setattr(zygote, "START_S", 20.0)
-        await until(lambda: not is_alive(outermost))
-        assert (await backend.execute(call(), Profile())).value == 2
-        await backend.close()
+        backend, at_first = ZygoteBackend(spares=0), zygotes()
+        try:
+            assert (await backend.execute(call(), Profile())).value == 2
+            [outermost] = zygotes() - at_first
+            for pid in watch.tree(outermost):
+                os.kill(pid, signal.SIGSTOP)
+            with pytest.raises(IsolationUnavailable, match="not ready"):
+                await backend.execute(call(), Profile())
+            monkeypatch.setattr(zygote, "START_S", 20.0)
+            await until(lambda: not is_alive(outermost))
+            assert (await backend.execute(call(), Profile())).value == 2
+        finally:
+            await backend.close()
 
     run_async(scenario(), 60)
 
