@@ -413,13 +413,13 @@ async def a_run_whose_node_holds_its_loop_is_cancelled(cluster: Cluster, folder:
     run = await cluster.start(graphs.stuck, {"folder": str(folder)})
 
     async def holding() -> bool:
-        return any(line.startswith("hold ") for line in lines(folder / "ran"))
+        return any(line.startswith("hold-loop ") for line in lines(folder / "ran"))
 
     await wait_until_async(holding, 30, "the node to hold its loop")
     await run.cancel()
     record = await run.wait(40)
     assert (record.status, record.restarts) == ("cancelled", 1)
-    assert len([line for line in lines(folder / "ran") if line.startswith("hold ")]) == 1, "it did not run again"
+    assert len([line for line in lines(folder / "ran") if line.startswith("hold-loop ")]) == 1, "it did not run again"
 
 
 async def services(cluster: Cluster, kind: str) -> int:

@@ -334,7 +334,7 @@ stuck = Graph("stuck", Script)
 @stuck.node
 async def hold_loop(state: Script) -> dict[str, Any]:
     """Holds the loop of its actor for longer than any test, as a node does that calls something that blocks."""
-    noted(state.folder, "hold")
+    noted(state.folder, "hold-loop")
     time.sleep(300)  # noqa: ASYNC251
     return {}
 
