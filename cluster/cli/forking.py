@@ -124,7 +124,7 @@ async def fork(
         if not as_json:
             print(forked.run_id)
             if beyond and mode == "ask":
-                say(f"beyond it lie {len(beyond)} effects; it asks before it repeats any of them", "dim")
+                say(f"effects beyond it: {len(beyond)}; it asks before it repeats any of them", "dim")
 
 
 def _beyond_document(told: Beyond) -> dict[str, Any]:

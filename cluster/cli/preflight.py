@@ -55,7 +55,7 @@ async def preflight(
         record = finding.record
         line = Text(record.run_id, "bold").append(f"  {record.status}, version {record.version}\n", "dim")
         stdout().print(line.append(f"  {finding.problem}"), soft_wrap=True)
-    told = f"{len(found)} unfinished runs of graph {plan.name!r}; version {plan.version}"
+    told = f"unfinished runs of graph {plan.name!r}: {len(found)}; version {plan.version}"
     if blocked:
         say(f"{told} cannot take up {len(blocked)} of them", "red")
         return 1

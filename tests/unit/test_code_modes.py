@@ -214,7 +214,7 @@ def test_the_command_says_so_and_fails(deployment: Deployment, tmp_path: Path, m
     record = asyncio.run(left())
     called = CliRunner().invoke(app, ["preflight", "flows_of_test.flow:graph"])
     assert called.exit_code == 0, called.stderr
-    assert "1 unfinished runs of graph 'deployed'; version 1 can take up all of them" in called.stderr
+    assert "unfinished runs of graph 'deployed': 1; version 1 can take up all of them" in called.stderr
     deployment.deploy("2", "spoken")
     called = CliRunner().invoke(app, ["preflight", "flows_of_test.flow:graph", "--json"])
     assert called.exit_code == 1
