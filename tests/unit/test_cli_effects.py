@@ -172,7 +172,7 @@ def test_a_fork_is_looked_at_first_and_asks_what_can_be_typed(cli: Cli, url: str
 
     forked = cli("fork", run_id, "--at", at)
     fork_id = forked.stdout.strip()
-    assert "beyond it lie 2 effects; it asks before it repeats any of them" in forked.stderr
+    assert "effects beyond it: 2; it asks before it repeats any of them" in forked.stderr
     for _ in range(2):
         drive(url, graph, fork_id)
         assert "comes to what the run that it was forked from has done" in cli("show", fork_id).stdout
