@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from understudy.actors.errors import CallerError
 from understudy.cluster.cli.command import Here, Json, WrongUsage, app, command, print_json, say, stdout
 from understudy.cluster.cli.view import plain_table
 
@@ -78,6 +79,12 @@ async def migrate(
 
     if source == target:
         raise WrongUsage("--from and --to name the same store")
+    if source.startswith("sqlite://"):  # which would be made by being opened
+        from understudy.cluster.stores.sqlite_file import parsed
+
+        path, _ = parsed(source)
+        if not path.exists():
+            raise CallerError(f"--from: there is no store at {path}; `understudy store info` says where yours is")
     old = await open_store(source, allow_volatile=here.settings.allow_volatile)
     try:
         new = await open_store(target, allow_volatile=here.settings.allow_volatile)

@@ -301,6 +301,14 @@ def test_info_and_migrate_for_people(tmp_path: Path) -> None:
     assert (about["kind"], about["threads"], about["runs"]["waiting"], about["served"]) == ("sqlite", 9, 3, False)
     assert "9" in understudy("info", "--store", new).stdout
     assert understudy("migrate", "--from", old, "--to", old).returncode == 2
+    refused = understudy("migrate", "--from", f"sqlite://{tmp_path / 'typo.db'}", "--to", new)
+    assert (refused.returncode, (tmp_path / "typo.db").exists()) == (1, False)
+    assert "there is no store at" in refused.stderr
+    asyncio.run(make_empty(f"sqlite://{tmp_path / 'empty.db'}"))
     refused = understudy("migrate", "--from", f"sqlite://{tmp_path / 'empty.db'}", "--to", new)
     assert refused.returncode == 1
     assert "empty store" in refused.stderr
+
+
+async def make_empty(url: str) -> None:
+    await (await open_store(url)).close()
