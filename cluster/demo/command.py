@@ -220,6 +220,18 @@ async def run_demo(
     return 0 if done.ok else 1
 
 
+def keep_it(console: Console) -> bool | None:
+    """Ask on the terminal; None if the input ends. Blocks, and Ctrl-C ends it: in a thread, it would wait for Enter."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return Confirm.ask("keep it?", console=console, default=True)
+    except EOFError:
+        console.print()
+        return None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 async def _follow(demo: Demo) -> None:
     """Until all runs are final: draw, answer, kill."""
     live = Live(console=demo.console, transient=True, auto_refresh=False) if demo.console.is_terminal else None
@@ -229,10 +241,10 @@ async def _follow(demo: Demo) -> None:
             live.stop()
         lines = [f"[bold]{payload['question']}[/]", *(f"  · {reason}" for reason in payload["reasons"])]
         demo.console.print("\n".join(lines))
-        yes = await asyncio.to_thread(Confirm.ask, "keep it?", console=demo.console, default=True)
+        yes = keep_it(demo.console)
         if live is not None:
             live.start()
-        return yes, "asked on the terminal"
+        return (False, "nobody answered: the input had ended") if yes is None else (yes, "asked on the terminal")
 
     printed = 0.0
     with live if live is not None else nullcontext():

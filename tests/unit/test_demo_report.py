@@ -1,6 +1,10 @@
 """The demo's last word: the ledger is checked row by row, and the report and the views say what is in them."""
 
+import asyncio
+import io
 import json
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ from rich.console import Console, RenderableType
 
 from understudy.cluster.demo import ledger, show
 from understudy.cluster.demo.audit import Approval, Audit, Findings, Imported, Metadata, Reason
+from understudy.cluster.demo.command import keep_it
 from understudy.cluster.demo.ledger import Row, check_ledger
 from understudy.cluster.demo.report import Failure, Kill, Report, as_json, as_markdown, entries_of
 from understudy.cluster.demo.scoring import reasons_of, score_of, verdict_of
@@ -201,3 +206,30 @@ def test_the_last_view():
     failed = "\n".join(lines(show.summary(report(failures=(Failure("dog", "r", "failed", "ToolDenied: no"),)))))
     assert "Not good" in failed
     assert "dog: failed: ToolDenied: no" in failed
+
+
+def answered(monkeypatch: pytest.MonkeyPatch, read: Callable[[], str]) -> bool | None:
+    """What `keep_it` makes of it, inside of a loop, as in the demo."""
+    monkeypatch.setattr("builtins.input", read)
+
+    async def asked() -> bool | None:
+        return keep_it(Console(file=io.StringIO()))
+
+    return asyncio.run(asked())
+
+
+def test_the_end_of_the_input_is_nobody_s_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended() -> str:
+        raise EOFError
+
+    assert answered(monkeypatch, ended) is None
+    assert answered(monkeypatch, lambda: "n") is False
+
+
+def test_ctrl_c_ends_the_question_and_not_only_once_somebody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> str:
+        signal.raise_signal(signal.SIGINT)  # asyncio's own handler would let the read go on
+        return "y"
+
+    with pytest.raises(KeyboardInterrupt):
+        answered(monkeypatch, interrupted)
