@@ -78,9 +78,12 @@ class SteppedClock:
 
 def run_inline(graph: Graph, given: Any, **how: Any) -> Any:
     """`run_inline_async`, from code that is not async; also where a loop is running already, as in a notebook."""
+    running = True
     try:
         asyncio.get_running_loop()
     except RuntimeError:
+        running = False
+    if not running:  # outside of the except, or each error of a run would seem to have come of "no running event loop"
         return asyncio.run(run_inline_async(graph, given, **how))
     from concurrent.futures import ThreadPoolExecutor  # a thread with a loop of its own: this one's is busy with us
 

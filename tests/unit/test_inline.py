@@ -190,8 +190,9 @@ def test_a_run_that_fails_raises_its_error():
     async def work(state: Order) -> None:
         raise ValueError("no such order")
 
-    with pytest.raises(RunFailed, match="ValueError: no such order"):
+    with pytest.raises(RunFailed, match="ValueError: no such order") as raised:
         one(work).run_inline()
+    assert raised.value.__context__ is None, "its traceback does not begin with an error of ours"
 
 
 def test_a_thread_keeps_its_state_between_runs():
