@@ -210,7 +210,7 @@ class Ledger:
                 who = f"the run's process died during this effect ({said})"
             question = f"{who}, so nobody knows whether it took effect; "
             if why:
-                question += f"to look at the other side did not tell: {why}; "
+                question += f"its reconcile did not tell either: {why}; "
             payload = {
                 "tool": wish.name,
                 "question": question + 'look, and answer "retry", "fail" or {"value": ...}',

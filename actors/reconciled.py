@@ -56,4 +56,4 @@ def read_reconciled(told: Any) -> Reconciled:
         return NeverHappened()
     if told is Unsure:
         return Unsure()
-    return Unsure(f'reconcile told {told!r:.80}, which is neither {{"done": value}} nor "never happened"')
+    return Unsure(f"reconcile told {told!r:.80}, which is none of Done(value), NeverHappened() and Unsure(why)")

@@ -106,7 +106,7 @@ def test_it_never_happened(told: Any):
 @pytest.mark.parametrize(
     ("told", "words"),
     [
-        (None, "reconcile told None, which is neither"),
+        (None, "reconcile told None, which is none of Done(value), NeverHappened() and Unsure(why)"),
         ({"unsure": "two of them"}, "two of them"),
         (ConnectionError("the bank is closed"), "ended with error: ConnectionError: the bank is closed"),
     ],
