@@ -343,6 +343,9 @@ class Child:
         self._born = born
         self.run_id = born.record.run_id
 
+    def __repr__(self) -> str:
+        return f"Child({self.run_id!r})"
+
     def result(self) -> asyncio.Task[Any]:
         """Wait for the child's end, durably: this run leaves its actor meanwhile.
 

@@ -54,6 +54,7 @@ def test_a_child_is_started_and_its_result_is_the_graphs_model():
     async def node(ctx: Context) -> dict[str, Any]:
         first = await ctx.start(child, Log(n=1), labels={"which": "first"})
         second = await ctx.start(child, {"n": 2})
+        assert repr(second) == f"Child({second.run_id!r})", "as somebody prints it"
         results = [await first.result(), await second.result(), await ctx.run(child, {"n": 3})]
         assert all(type(result) is Log for result in results)
         return {"seen": [str(result.n) for result in results]}
