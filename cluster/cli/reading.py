@@ -26,6 +26,7 @@ from understudy.cluster.cli.view import (
     checkpoint_document,
     moment,
     note_on,
+    open_waits,
     plain_table,
     question_lines,
     run_document,
@@ -103,6 +104,8 @@ async def show(here: Here, run: RunId, as_json: Json = False) -> None:
         screen.print(line.append_text(status_text(child.status)))
     if record.status == "waiting" and not questions:
         screen.print(Text(wait_of(record, now), "yellow"))
+        if any(wait.kind == "message" for wait in open_waits(record)):
+            screen.print(Text(f"  $ {here.command('send', record.run_id, 'JSON')}", "cyan"), soft_wrap=True)
     if record.status in RETRYABLE:
         screen.print(Text(f"  $ {here.command('retry', record.run_id)}", "cyan"), soft_wrap=True)
     for question in questions:

@@ -79,6 +79,7 @@ async def run(
     [bold]understudy run flows:refund --input @order.json --policy policy.yaml --detach[/]
     """
     from understudy.actors.code import load_ref
+    from understudy.actors.start import input_text
     from understudy.cluster.client import connect
 
     values, mode = read_input(given), _code_mode(code)
@@ -89,7 +90,7 @@ async def run(
     rules = read_policy(policy, variables) if policy else None
     # Where `python -m` would look; what `understudy` as a script does not do by itself.
     sys.path.insert(0, os.getcwd())
-    load_ref(graph)  # what is wrong with it is said before anything is started
+    input_text(load_ref(graph).plan(), values)  # what is wrong with either is said before anything is started
     if not detach and not await _is_served(here):
         say("nobody serves this store; starting Ray here for the time of this command ...", "dim")
     async with connect(policy=rules, settings=here.settings, embedded=False if detach else None) as cluster:

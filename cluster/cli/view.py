@@ -184,9 +184,14 @@ def note_on(record: RunRecord, questions: Sequence[Interrupt], now: float) -> st
     return short(record.error, 60)
 
 
+def open_waits(record: RunRecord) -> list[Interrupt]:
+    """What a run waits for, be it a person, a time, a child or a message."""
+    return [i for i in record.interrupts if not i.settled and i.interrupt_id not in record.answers]
+
+
 def wait_of(record: RunRecord, now: float) -> str:
     """What a waiting run that asks nobody waits for."""
-    waits = [i for i in record.interrupts if not i.settled and i.interrupt_id not in record.answers]
+    waits = open_waits(record)
     children = [i.payload["run_id"] for i in waits if i.kind == "child"]
     parts = [f"for child {child}" for child in children[:3]]
     if len(children) > 3:
@@ -260,17 +265,25 @@ def _gist(event: Event) -> str:
         case "node_finished":
             return f"{data['node']}  step {data['step']}, {seconds}"
         case "node_failed":
-            return f"{data['node']}  {short(data['error'], 200)}"
+            again = f"; again at {clock(float(data['again_at']))}" if "again_at" in data else ""
+            return f"{data['node']}  {short(data['error'], 200)}{again}"
         case "node_suspended":
             return f"{data['node']}"
         case "checkpoint":
             return f"{data['checkpoint_id']}  step {data['step']}"
         case "interrupted":
             payload = data["payload"]
+            if data["kind"] in ("timer", "message"):
+                until = f" until {moment(data['deadline'])}" if data.get("deadline") is not None else ""
+                return f"{data['interrupt_id']}  {data['kind']}{until}, node {data['node']}"
+            if data["kind"] == "child":
+                return f"{data['interrupt_id']}  child {payload['run_id']}, node {data['node']}"
             what = f"{payload['tool']}({_arguments(payload['args'])})" if data["kind"] == "approval" else short(payload)
             return f"{data['interrupt_id']}  {data['kind']}, node {data['node']}: {short(what, 100)}"
         case "answered":
             return str(data["interrupt_id"])
+        case "expired":
+            return f"{data['interrupt_id']}  node {data['node']}"
         case "received":
             return (
                 f"{data['node']}  message {data['n']}" if "n" in data else f"{data['node']}  none before the deadline"

@@ -24,7 +24,7 @@ from understudy.actors.records import STATUSES
 from understudy.actors.store import Store
 from understudy.cluster.cli import demo, forking, machine, policy, reading, running  # noqa: F401 (they register commands)
 from understudy.cluster.cli.command import Here, app
-from understudy.cluster.cli.view import event_line, short, span
+from understudy.cluster.cli.view import clock, event_line, moment, short, span
 from understudy.cluster.client import Run
 from understudy.cluster.settings import read_settings
 from understudy.cluster.stores import open_store
@@ -393,6 +393,22 @@ def test_every_kind_of_event_has_its_line() -> None:
         assert "\n" not in event_line(Event(kind, 0.0, {**data, "error": "a\nb", "payload": "a\nb"}, 1)).plain
 
 
+@pytest.mark.parametrize(
+    ("kind", "data", "told"),
+    [
+        ("expired", {"interrupt_id": "q1", "node": "n"}, "q1  node n"),
+        ("interrupted", {"kind": "timer", "payload": {}, "deadline": 0.0}, f"t1  timer until {moment(0.0)}, node n"),
+        ("interrupted", {"kind": "message", "payload": {}, "deadline": None}, "t1  message, node n"),
+        ("interrupted", {"kind": "child", "payload": {"run_id": "r1", "graph": "g"}}, "t1  child r1, node n"),
+        ("node_failed", {"error": "ValueError: no", "again_at": 0.0}, f"n  ValueError: no; again at {clock(0.0)}"),
+        ("node_failed", {"error": "ValueError: no"}, "n  ValueError: no"),
+    ],
+)
+def test_the_line_of_an_event_is_words_not_json(kind: str, data: dict[str, Any], told: str) -> None:
+    line = event_line(Event(kind, 0.0, {"interrupt_id": "t1", "node": "n", **data}, 1)).plain
+    assert line.split(kind, 1)[1].strip() == told
+
+
 def test_history_lists_what_can_be_forked(cli: Cli, url: str) -> None:
     run_id = played(url, asking)
     rows = document(cli("history", run_id, "--json"))
@@ -453,6 +469,10 @@ def test_run_detached_is_durable_and_says_that_nobody_serves(cli: Cli, tmp_path:
     (tmp_path / "input.json").write_text('{"n": 4}')
     assert "another" in failed(cli("run", "flow_here:graph", "--input", "@input.json", "--key", "k", "--detach"))
     assert "does not fit graph" in failed(cli("run", "flow_here:graph", "--input", '{"n": "x"}', "--detach"))
+    # Not detached, a cluster would be started: what is wrong is said before.
+    told = failed(cli("run", "flow_here:graph", "--input", '{"m": 3}'))
+    assert "'m', which is no channel" in told
+    assert "starting Ray" not in told
     wrong = cli("run", "flow_here:graph", "--input", "n=3")
     assert wrong.exit_code == 2
     assert """write e.g. '{"order": "A1"}'""" in wrong.stderr

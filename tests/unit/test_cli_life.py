@@ -109,7 +109,9 @@ def document(result: Result) -> Any:
 
 def test_a_message_is_sent_once_under_its_id(cli: Cli, url: str) -> None:
     run_id = settled(url, listening)
-    assert "waits for a message" in cli("show", run_id).stdout
+    shown = cli("show", run_id).stdout
+    assert "waits for a message" in shown
+    assert f"send {run_id} JSON" in shown, "what to type"
     for _ in range(2):
         sent = cli("send", run_id, '{"say": "hello"}', "--id", "m1")
         assert "sent as message 1" in sent.stderr
