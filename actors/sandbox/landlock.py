@@ -44,6 +44,8 @@ MEASURED_EVERY = 5
 """Looks of the watchdog for one at the disk, which costs more."""
 OVERDUE_S = 5.0
 """Seconds that a keeper may take to end a call; then it is killed, and the call's processes are ended from here."""
+MEANWHILE = 256
+"""Processes and threads that other calls of the same user may start during one, without a fork failing in this one."""
 OLD_KERNEL = "Linux 6.12 or newer tells apart whom a tool may signal"
 
 
@@ -194,8 +196,9 @@ class Kept:
         self._looks += 1
         if self._looks % MEASURED_EVERY == 1:
             self._files = folders.measure(self._folder)
-        if seen.processes - 1 > self._limits.processes:
-            self.overseer.stop("killed", f"the call had more than {self._limits.processes} processes (processes)")
+        if seen.threads - 1 > self._limits.processes:
+            most = self._limits.processes
+            self.overseer.stop("killed", f"the call had more than {most} processes and threads (processes)")
         return dataclasses.replace(
             seen,
             memory_bytes=max(0, seen.memory_bytes - watch.resident(keeper)),
@@ -293,7 +296,9 @@ def _never_started(kept: Kept, status: int) -> Outcome:
 
 
 def _in_this_table(limits: Limits) -> Limits:
-    """The kernel counts processes by user, over the whole node: those that are there already are added."""
+    """The kernel counts processes by user, over the whole node: those that are there already are added, and room for
+    those that others start meanwhile. The watchdog counts this call's alone; here is only what it may get to before
+    the watchdog looks."""
     uid = str(HOST_ID if os.geteuid() == 0 else os.geteuid())
     there = 0
     for name in os.listdir("/proc"):
@@ -301,7 +306,7 @@ def _in_this_table(limits: Limits) -> Limits:
             facts = watch.status(int(name))
             if facts.get("Uid", "").split()[:1] == [uid]:
                 there += int(facts.get("Threads", 1))
-    return dataclasses.replace(limits, processes=limits.processes + there)
+    return dataclasses.replace(limits, processes=limits.processes + there + MEANWHILE)
 
 
 async def _end_marked(mark: int) -> None:

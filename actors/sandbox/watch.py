@@ -18,6 +18,8 @@ class Sample:
 
     memory_bytes: int
     processes: int
+    threads: int
+    """Of all processes together; each has one at least."""
     cpu_s: float
     """CPU seconds of the busiest process."""
     files: int = 0
@@ -29,13 +31,15 @@ class Sample:
 def sample(root: int, limit_bytes: int) -> Sample:
     """Look at the tree below `root`, which adopts its orphans: the first of a pid namespace, or a subreaper."""
     pids = tree(root)
-    memory = sum(resident(pid) for pid in pids)
+    seen = [status(pid) for pid in pids]
+    memory = sum(_resident(facts) for facts in seen)
     if memory > limit_bytes and len(pids) > 1:
         # Pages that forked processes share were counted once for each of them. The exact sum takes milliseconds a
         # process, so it is asked only when it decides. Not readable (ended meanwhile): the first figure stands.
         exact = [proportional(pid) for pid in pids]
         memory = sum(own if own is not None else resident(pid) for pid, own in zip(pids, exact, strict=True))
-    return Sample(memory, len(pids), max((cpu_s(pid) for pid in pids), default=0.0))
+    threads = sum(int(facts.get("Threads", 1)) for facts in seen)
+    return Sample(memory, len(pids), threads, max((cpu_s(pid) for pid in pids), default=0.0))
 
 
 def tree(root: int) -> list[int]:
@@ -55,8 +59,11 @@ def tree(root: int) -> list[int]:
 
 def resident(pid: int) -> int:
     """Bytes of memory that are the process's own or shared with its kind; not files, which the kernel can drop."""
-    fields = status(pid)
-    return (_number(fields.get("RssAnon")) + _number(fields.get("RssShmem"))) * _KIB
+    return _resident(status(pid))
+
+
+def _resident(facts: dict[str, str]) -> int:
+    return (_number(facts.get("RssAnon")) + _number(facts.get("RssShmem"))) * _KIB
 
 
 def proportional(pid: int) -> int | None:

@@ -274,6 +274,32 @@ def r02_threads_without_end() -> int:
     return count
 
 
+def one_thread_after_another(seconds: float) -> str:
+    import threading
+    import time
+
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        thread = threading.Thread(target=time.sleep, args=(0.001,))
+        try:
+            thread.start()
+        except RuntimeError as error:
+            return str(error)
+        thread.join()
+    return "all started"
+
+
+def many_threads(count: int, seconds: float) -> int:
+    import threading
+    import time
+
+    threading.stack_size(256 * 1024)  # of address space, which is bounded, too
+    for _ in range(count):
+        threading.Thread(target=time.sleep, args=(seconds,), daemon=True).start()
+    time.sleep(seconds)
+    return count
+
+
 def r03_fill_memory() -> None:
     held = []
     while True:
