@@ -85,14 +85,14 @@ class AnswerNeeded(CallerError):
     """A run inline asks a person something, and no answer was given. `questions`: (run record, interrupt) of each."""
 
     def __init__(self, questions: Any) -> None:
-        asked = "; ".join(
+        self.asked = "; ".join(
             f"node {i.node!r} of graph {record.graph!r} asks ({i.kind}) {json.dumps(i.payload)[:500]}"
             for record, i in questions
         )
-        node = questions[0][1].node
+        self.by = questions[0][1].node
         super().__init__(
-            f"{asked}. Give answers={{{node!r}: <answer>}} (by node, tool or interrupt id) or answers=lambda question: "
-            f"<answer>; with the same store and key the run goes on from here"
+            f"{self.asked}. Give answers={{{self.by!r}: <answer>}} (by node, tool or interrupt id) or "
+            f"answers=lambda question: <answer>; with the same store and key the run goes on from here"
         )
         self.questions = tuple(questions)
 

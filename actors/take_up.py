@@ -279,7 +279,7 @@ def _refusal(plan: Plan, record: RunRecord, version: str, problems: list[str], r
         told += f"; and {len(problems) - TOLD_MAX} more"
     return CodeError(
         f"graph {plan.name!r} version {plan.version} cannot take up run {record.run_id} of version {version}: {told}. "
-        f"Nothing of it was changed; {remedy}, deploy that, and retry the run"
+        f"Nothing of it was changed; {remedy}, and deploy that"
     )
 
 

@@ -1,6 +1,7 @@
 """What this node really gives: isolation, durability and capacity, each tried and not assumed, each with its remedy.
 
-`fail` is what keeps understudy from doing its work safely; `warn` is weaker or smaller than it could be.
+`fail` is what keeps understudy from doing its work safely; `warn` is weaker or smaller than it could be; `none` is not
+here, and need not be.
 """
 
 import asyncio
@@ -35,10 +36,10 @@ FILES_WANTED = 4096
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. `remedy` is empty when there is nothing to do."""
+    """One thing that was looked at. `remedy` is empty when there is nothing to do; of `none`, it is how to have it."""
 
     name: str
-    state: Literal["ok", "warn", "fail"]
+    state: Literal["ok", "none", "warn", "fail"]
     found: str
     remedy: str = ""
 
@@ -94,7 +95,7 @@ def _check_tier(tier: str, found: "Preflight", enough: bool) -> Check:
         took = f"a call takes {found.details['duration_ms']} ms"
         return Check(f"tier {tier}", "ok", f"{found.details['backend']}, {took}")
     if enough:  # a policy may still want it, so how to get it is told; but nothing is wrong with the node
-        return Check(f"tier {tier}", "ok", f"not here: {found.reason}; to have it: {found.remedy}")
+        return Check(f"tier {tier}", "none", found.reason, found.remedy)
     return Check(f"tier {tier}", "warn", found.reason, found.remedy)
 
 

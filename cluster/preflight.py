@@ -13,13 +13,13 @@ from understudy.actors.records import Loaded, RunRecord, Status
 from understudy.actors.store import Store
 from understudy.actors.take_up import would_take_up
 
-UNFINISHED: tuple[Status, ...] = ("running", "waiting", "queued")
+LOOKED_AT: tuple[Status, ...] = ("running", "waiting", "queued", "quarantined")
 PAGE = 1_000_000
 
 
 @dataclass(frozen=True)
 class Finding:
-    """An unfinished run, and what keeps this version from taking it up."""
+    """A run that is not at its end, and what keeps this version from taking it up."""
 
     record: RunRecord
     mode: CodeMode
@@ -30,17 +30,18 @@ class Finding:
 
 
 async def preflight(store: Store, graph: Graph) -> list[Finding]:
-    """All unfinished runs of a graph, by its name, oldest first. Raises GraphError: the graph itself cannot run."""
+    """All unfinished runs of a graph, by its name, oldest first; also those that are set aside, which `retry` brings
+    back. Raises GraphError: the graph itself cannot run."""
     plan = graph.plan()
     found = []
-    for status in UNFINISHED:
+    for status in LOOKED_AT:
         for record in await store.runs(status, limit=PAGE):
             if record.graph == plan.name:
                 try:
                     found.append(await _finding(store, plan, record.run_id))
                 except NotFound:  # it ended and was deleted meanwhile
                     continue
-    unfinished = {f.record.run_id: f for f in found if not f.record.final}
+    unfinished = {f.record.run_id: f for f in found if f.record.status in LOOKED_AT}
     return sorted(unfinished.values(), key=lambda f: (f.record.created_at, f.record.run_id))
 
 

@@ -1,6 +1,7 @@
 """The crash kit from the command line: a graph is played with a death at every durable operation."""
 
 import asyncio
+import json
 import os
 import sys
 import tempfile
@@ -43,6 +44,7 @@ async def crashtest(
     [bold]understudy crashtest flows:refund --kill --on sqlite:////tmp/crash.db[/]
     """
     from understudy.actors.code import load_ref
+    from understudy.actors.errors import AnswerNeeded
     from understudy.cluster.testing.crash import crash_points_async
     from understudy.cluster.testing.killed import kill_points
 
@@ -59,7 +61,10 @@ async def crashtest(
                 kill_points, graph, values, store=on, folder=Path(folder), answers=replies, sample=sample or 5
             )
     else:
-        report = await crash_points_async(loaded, values, store=on, answers=replies, sample=sample or None)
+        try:
+            report = await crash_points_async(loaded, values, store=on, answers=replies, sample=sample or None)
+        except AnswerNeeded as needed:
+            raise WrongUsage(f"{needed.asked}; give --answers '{{{json.dumps(needed.by)}: ANSWER}}'") from None
     if as_json:
         print_json(
             {

@@ -226,6 +226,9 @@ def _print_actors(supervisors: list[dict[str, Any]]) -> None:
     table.columns[3].justify = "left"
     for supervisor in supervisors:
         table.add_row("supervisor", str(supervisor["pid"]), "", "")
+        sandboxes = supervisor.get("sandboxes", ())
+        for name, pid in supervisor.get("services", {}).items():
+            table.add_row("sandbox actor" if name in sandboxes else "policy actor", str(pid), "", "")
         for actor in supervisor.get("actors", ()):
             state = "busy" if actor["runs"] else "spare" if actor["ready"] else "starting"
             table.add_row("run actor", str(actor["pid"] or "-"), state, " ".join(actor["runs"]))
@@ -245,7 +248,7 @@ def _print_questions(asked: list[tuple[RunRecord, Interrupt]], now: float, here:
 
 
 def _print_checks(checks: "list[Check]") -> None:
-    marks = {"ok": ("ok  ", "green"), "warn": ("warn", "yellow"), "fail": ("fail", "bold red")}
+    marks = {"ok": ("ok  ", "green"), "none": ("-   ", "dim"), "warn": ("warn", "yellow"), "fail": ("fail", "bold red")}
     screen = stdout()
     for check in checks:
         word, style = marks[check.state]

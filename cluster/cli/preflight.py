@@ -20,6 +20,8 @@ async def preflight(
 ) -> int:
     """List the unfinished runs that this version of a graph could not take up; exit status 1 if there are any.
 
+    Of quarantined runs it is said how many could be taken up again; [bold]understudy retry RUN[/] does it.
+
     Run it where the new version is importable, against the store of the deployment, before you deploy. Runs that carry
     their own code (started with [bold]--code pin[/], or from a script) go on with that.
 
@@ -33,8 +35,12 @@ async def preflight(
     loaded = load_ref(graph)
     plan = loaded.plan()
     async with here.store() as store:
-        found = await look(store, loaded)
+        seen = await look(store, loaded)
+    found = [finding for finding in seen if finding.record.status != "quarantined"]
+    aside = [finding for finding in seen if finding.record.status == "quarantined"]
+    able = sum(not finding.problem for finding in aside)
     blocked = [finding for finding in found if finding.problem]
+    own = sum(finding.by_value for finding in found)
     if as_json:
         rows: list[dict[str, Any]] = [
             {
@@ -47,15 +53,22 @@ async def preflight(
             }
             for finding in blocked
         ]
-        own = sum(finding.by_value for finding in found)
         document = {"graph": plan.name, "version": plan.version, "unfinished": len(found), "with_own_code": own}
-        print_json({**document, "blocked": rows})
+        set_aside = {"quarantined": len(aside), "quarantined_taken_up": able}
+        print_json({**document, **set_aside, "blocked": rows})
         return 1 if blocked else 0
     for finding in blocked:
         record = finding.record
         line = Text(record.run_id, "bold").append(f"  {record.status}, version {record.version}\n", "dim")
         stdout().print(line.append(f"  {finding.problem}"), soft_wrap=True)
-    told = f"unfinished runs of graph {plan.name!r}: {len(found)}; version {plan.version}"
+    if aside:
+        them = "that" if len(aside) == 1 else f"{able} of them"
+        could = f"version {plan.version} could take up {them}, after `understudy retry RUN`"
+        could = could if able else f"version {plan.version} could not take up any, either"
+        say(f"quarantined runs of graph {plan.name!r}: {len(aside)}; {could}", "dim")
+    told = f"unfinished runs of graph {plan.name!r}: {len(found)}"
+    told += f" ({own} with code of {'its' if own == 1 else 'their'} own); " if own else "; "
+    told += f"version {plan.version}"
     if blocked:
         say(f"{told} cannot take up {len(blocked)} of them", "red")
         return 1

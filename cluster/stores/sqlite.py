@@ -272,7 +272,7 @@ class SqliteStore:
 
     async def info(self) -> StoreInfo:
         synchronous, path = self.file.synchronous, self.file.path
-        detail = {"synchronous": synchronous, "sqlite": sqlite3.sqlite_version, "bytes": str(path.stat().st_size)}
+        detail = {"synchronous": synchronous, "sqlite": sqlite3.sqlite_version, "bytes": str(self.file.size_bytes())}
         if synchronous != "full":
             detail["note"] = "the last commits may be lost in a power cut; leave ?synchronous= out to keep them"
         return StoreInfo("sqlite", f"sqlite://{path}", durable=synchronous == "full", detail=detail)

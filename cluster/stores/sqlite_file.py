@@ -58,6 +58,11 @@ class SqliteFile:
         if self._db:
             self._db.close()
 
+    def size_bytes(self) -> int:
+        """Of the file and of what is not yet merged into it."""
+        wal = Path(f"{self.path}-wal")
+        return self.path.stat().st_size + (wal.stat().st_size if wal.exists() else 0)
+
     def data_version(self) -> int:
         """Changes whenever another connection commits."""
         return int(self.db.execute("PRAGMA data_version").fetchone()[0])

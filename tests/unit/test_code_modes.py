@@ -227,6 +227,20 @@ def test_the_command_says_so_and_fails(deployment: Deployment, tmp_path: Path, m
     assert "channel 'said' is no field of State any more" in called.stdout
     assert "version 2 cannot take up 1 of them" in called.stderr
 
+    async def set_aside() -> None:
+        store = await open_store(url)
+        run = await started(store, deployment.deploy("1", "said"))
+        at = (await run.record()).created_at
+        epoch = (await store.claim(run.run_id, "somebody", 10.0, at)).epoch
+        await store.requeue(run.run_id, epoch, at, at, [], {}, crashed=False, quarantine="it crashes")
+        await store.close()
+
+    asyncio.run(set_aside())
+    called = CliRunner().invoke(app, ["preflight", "flows_of_test.flow:graph"])
+    assert called.exit_code == 0, "what is set aside stands already"
+    assert "quarantined runs of graph 'deployed': 1; version 1 could take up that, after" in called.stderr
+    assert "unfinished runs of graph 'deployed': 1; version 1 can take up all" in called.stderr
+
 
 def test_blobs_live_as_long_as_their_run(tmp_path: Path) -> None:
     async def go() -> None:
