@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from understudy.actors.bell import Bell
+from understudy.actors.documents import MemoryDocuments
 from understudy.actors.errors import Fenced
 from understudy.actors.events import sample
 from understudy.actors.records import (
@@ -91,8 +92,9 @@ class _Thread:
     """In the order of storing."""
 
 
-class MemoryStore:
+class MemoryStore(MemoryDocuments):
     def __init__(self) -> None:
+        super().__init__()
         self._runs: dict[str, _Run] = {}
         self._threads: dict[str, _Thread] = {}
         self._counters: dict[str, float] = {}

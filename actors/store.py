@@ -6,9 +6,11 @@ Laws kept here (numbers as in the design):
 1. One owner. Every write to a run carries an epoch; one that is not the run's current epoch raises `Fenced`, changes
    nothing but the counter `fence_rejections_total{op=...}`.
 2. One commit. Each verb is atomic: all of it or nothing, in one round trip. `create`, `commit`, `begin`, `finish`,
-   `requeue`, `resume`, `cancel`, `retry`, `send` and `adopt` may be sent twice (a client that lost the reply sends
-   again) and apply once; the second answer may then be that of the state it finds (`requeue`: Fenced, `finish`: False).
-8. Bounded. Whatever is written belongs to a thread, and `sweep` and `delete_thread` leave nothing of it behind.
+   `requeue`, `resume`, `cancel`, `retry`, `send`, `adopt` and the verbs of documents may be sent twice (a client that
+   lost the reply sends again) and apply once; the second answer may then be that of the state it finds (`requeue`:
+   Fenced, `finish`: False).
+8. Bounded. Whatever is written belongs to a thread, and `sweep` and `delete_thread` leave nothing of it behind; apart
+   from documents, which whoever writes them erases.
 9. Crash-only. A store may be closed by SIGKILL at any line; opening it is all the recovery there is.
 
 A run that becomes final, by any verb, gives its lease back, releases the next run of its thread, and sets how long the
@@ -34,6 +36,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from understudy.actors.documents import Document
 from understudy.actors.records import (
     Begun,
     CheckpointRow,
@@ -293,6 +296,33 @@ class Store(Protocol):
 
         A thread that is not there is deleted already: no error.
         """
+
+    # --- documents -----------------------------------------------------------------------------------------------
+
+    async def write_document(self, shelf: str, name: str, data: bytes, over: int) -> int:
+        """Write the next version, `over` + 1, if the present one is `over` (0: there is none); that version.
+
+        The very same write again (these bytes are there as version `over` + 1) changes nothing and is answered alike.
+        It is durable when it is answered. One that was erased starts anew at version 1.
+        Raises Overtaken, a Conflict with what there is now: another version. CallerError: more than
+        `DOCUMENT_BYTES_MAX` bytes, or a name that cannot be kept.
+        """
+
+    async def read_document(self, shelf: str, name: str) -> Document | None:
+        """None if there is none."""
+
+    async def documents(self, shelf: str, after: str = "", limit: int = 100, *, last: bool = False) -> list[Document]:
+        """The first ones behind `after`, at most `limit`, in the order of the UTF-8 bytes of their names; with `last`,
+        the last ones of those, in the same order. All as of one moment."""
+
+    async def erase_document(self, shelf: str, name: str, over: int) -> None:
+        """Erase it if its version is `over`; one that is not there is erased already. Raises Overtaken."""
+
+    async def shelves(self) -> dict[str, int]:
+        """How many documents there are, by shelf; an empty shelf is none."""
+
+    async def adopt_document(self, shelf: str, document: Document) -> bool:
+        """Take a document from another store over, version included. False, and no change, if there is one."""
 
     # --- from one store to another -------------------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
-"""Moves a deployment from one store to another: every thread with all it has, the blobs, and the counters.
+"""Moves a deployment from one store to another: every thread with all it has, blobs, documents and counters.
 
 Nobody may serve the source meanwhile, and the target may hold nothing else. It can be killed at any line and called
-again (law 9): a thread is there as a whole or not at all, a blob put twice is one blob, and of the counters only what
-is missing is added. At the end every thread is read again on both sides and compared: what came in between is noticed.
-Not moved: chunks of streams, which may be lost with any store, and signs of life.
+again (law 9): a thread is there as a whole or not at all, a blob or document put twice is one, and of the counters only
+what is missing is added. At the end everything is read again on both sides and compared: what came in between is
+noticed. Not moved: chunks of streams, which may be lost with any store, and signs of life.
 """
 
 import hashlib
@@ -13,12 +13,14 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+from understudy.actors.documents import Document
 from understudy.actors.errors import Conflict, NotFound
 from understudy.actors.records import Counters, ThreadDump
 from understudy.actors.store import Store
 from understudy.cluster.client import is_served
 
 PAGE = 1000
+DOCUMENTS_AT_ONCE = 20
 COUNTERS_OFF_BY = 1e-9
 """Relative: sums of floats differ by the order in which they were added."""
 
@@ -31,6 +33,7 @@ class Moved:
     runs: int
     checkpoints: int
     blobs: int
+    documents: int
     counters: int
     found: int
     """Threads that an earlier call had moved already."""
@@ -52,6 +55,7 @@ async def move(source: Store, target: Store, tell: Callable[[Progress], None] = 
     await _refuse_if_served(target, "the target", "it has to be empty, and served by nobody until all is moved")
     threads = [thread_id async for thread_id in each_thread(source)]
     await _refuse_strangers(threads, source, target)
+    await _move_documents(source, target, tell)
     blobs = await _move_blobs(source, target, tell)
     found = 0
     for n, thread_id in enumerate(threads, start=1):
@@ -70,6 +74,16 @@ async def each_thread(store: Store) -> AsyncIterator[str]:
         for thread_id in page:
             yield thread_id
         after = page[-1]
+
+
+async def each_document(store: Store) -> AsyncIterator[tuple[str, Document]]:
+    """With its shelf."""
+    for shelf in await store.shelves():
+        after = ""
+        while page := await store.documents(shelf, after, DOCUMENTS_AT_ONCE):
+            for document in page:
+                yield shelf, document
+            after = page[-1].name
 
 
 def digest_of(dump: ThreadDump) -> str:
@@ -99,6 +113,9 @@ async def _refuse_strangers(threads: list[str], source: Store, target: Store) ->
     async for thread_id in each_thread(target):
         if thread_id not in known:
             raise await _not_empty(target, f"thread {thread_id!r}")
+    async for shelf, document in each_document(target):
+        if await source.read_document(shelf, document.name) is None:
+            raise await _not_empty(target, f"document {document.name!r} of shelf {shelf!r}")
     ours = await source.counters()
     for name, value in (await target.counters()).items():
         if value > ours.get(name, 0.0) * (1 + COUNTERS_OFF_BY):
@@ -107,6 +124,14 @@ async def _refuse_strangers(threads: list[str], source: Store, target: Store) ->
 
 async def _not_empty(target: Store, what: str) -> Conflict:
     return Conflict(f"{(await target.info()).where} has {what}, which the source has not; choose an empty store")
+
+
+async def _move_documents(source: Store, target: Store, tell: Callable[[Progress], None]) -> None:
+    of, n = sum((await source.shelves()).values()), 0
+    async for shelf, document in each_document(source):
+        await target.adopt_document(shelf, document)
+        n += 1
+        tell(Progress("documents", n, of))
 
 
 async def _move_blobs(source: Store, target: Store, tell: Callable[[Progress], None]) -> list[str]:
@@ -157,11 +182,18 @@ async def _compare(
     for digest in blobs:
         if await source.get_blob(digest) != await target.get_blob(digest):
             raise await _differs(source, target, f"blob {digest} has other contents")
+    documents = 0
+    async for shelf, document in each_document(source):
+        if await target.read_document(shelf, document.name) != document:
+            raise await _differs(source, target, f"document {document.name!r} of shelf {shelf!r} differs")
+        documents += 1
+    if await target.shelves() != await source.shelves():
+        raise await _differs(source, target, "documents were erased")
     missing = await _missing(source, target)
     if missing:
         raise await _differs(source, target, f"counters {', '.join(sorted(missing)[:3])} differ")
     counters = len(await source.counters())
-    return Moved(len(threads), runs, checkpoints, len(blobs), counters, found, total.hexdigest())
+    return Moved(len(threads), runs, checkpoints, len(blobs), documents, counters, found, total.hexdigest())
 
 
 async def _differs(source: Store, target: Store, what: str) -> Conflict:

@@ -41,6 +41,7 @@ async def info(here: Here, as_json: Json = False) -> None:
             "threads": len([None async for _ in each_thread(store)]),
             "runs": await store.counts(),
             "blobs": len(await store.blobs()),
+            "documents": await store.shelves(),
             "detail": dict(about.detail),
         }
     if as_json:
@@ -55,6 +56,8 @@ async def info(here: Here, as_json: Json = False) -> None:
     runs = ", ".join(f"{count} {status}" for status, count in document["runs"].items() if count)
     table.add_row("runs", runs or "none")
     table.add_row("blobs", str(document["blobs"]))
+    shelves = ", ".join(f"{count} of {shelf}" for shelf, count in document["documents"].items())
+    table.add_row("documents", shelves or "none")
     for name, value in about.detail.items():
         table.add_row(name, value)
     screen.print(table)
@@ -67,7 +70,7 @@ async def migrate(
     target: Annotated[str, typer.Option("--to", metavar="URL", help="The store to move to; an empty one.")],
     as_json: Json = False,
 ) -> None:
-    """Move all threads, blobs and counters to another store. Nobody may serve either meanwhile.
+    """Move all threads, blobs, documents and counters to another store. Nobody may serve either meanwhile.
 
     It may be interrupted, and typed again until it is done. The source stays as it is; serve only the target then.
 
@@ -101,7 +104,9 @@ async def migrate(
     screen = stdout()
     screen.print(
         Text(f"moved {moved.threads} threads{before}", "green").append(
-            f": {moved.runs} runs, {moved.checkpoints} checkpoints, {moved.blobs} blobs, {moved.counters} counters", ""
+            f": {moved.runs} runs, {moved.checkpoints} checkpoints, {moved.blobs} blobs, "
+            f"{moved.documents} documents, {moved.counters} counters",
+            "",
         ),
         soft_wrap=True,
     )

@@ -58,6 +58,7 @@ from understudy.actors.refusals import (
 from understudy.actors.store import BLOB_KEPT_S, CHUNKS_MAX, MAILBOX_MAX, StoreInfo
 from understudy.cluster.stores import postgres_moves
 from understudy.cluster.stores.postgres_client import OPEN_PATIENCE_S, Connection, Connections
+from understudy.cluster.stores.postgres_documents import PostgresDocuments
 from understudy.cluster.stores.postgres_listener import Listener
 from understudy.cluster.stores.postgres_schema import prepare
 from understudy.cluster.stores.rows import (
@@ -79,7 +80,7 @@ SWEEP_BATCH = 20
 COMMITTED = {sample("checkpoint_commits_total", result="ok"): 1.0}
 
 
-class PostgresStore:
+class PostgresStore(PostgresDocuments):
     def __init__(self, url: str) -> None:
         self.connections = Connections(url)
         self._listener = Listener(self.connections)

@@ -156,6 +156,15 @@ CREATE TABLE counters (
 CREATE TABLE blobs (digest text PRIMARY KEY, data bytea NOT NULL, put_at double precision NOT NULL);
 CREATE TABLE beats (member text PRIMARY KEY, at double precision NOT NULL, data text NOT NULL);
 
+-- Whoever writes them erases them; every write names the version that it replaces.
+CREATE TABLE documents (
+    shelf   text COLLATE "C" NOT NULL,
+    name    text COLLATE "C" NOT NULL,
+    version bigint NOT NULL,
+    data    bytea NOT NULL,
+    PRIMARY KEY (shelf, name)
+);
+
 -- A run as RunRecord has it.
 CREATE VIEW run_records AS
 SELECT n, run_id, thread_id, graph, version, code, input, digest, key, policy, labels, status, epoch, owner, lease_until,

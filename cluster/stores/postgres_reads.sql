@@ -181,6 +181,25 @@ SELECT
     current_setting('server_version'), current_setting('fsync'), current_setting('synchronous_commit'),
     pg_database_size(current_database());
 
+-- name: document
+SELECT name, version, data FROM documents WHERE shelf = %(shelf)s AND name = %(document)s;
+
+-- name: documents
+SELECT name, version, data FROM documents WHERE shelf = %(shelf)s AND name > %(after)s ORDER BY name LIMIT %(limit)s;
+
+-- name: last_documents
+SELECT * FROM (
+    SELECT name, version, data FROM documents
+    WHERE shelf = %(shelf)s AND name > %(after)s ORDER BY name DESC LIMIT %(limit)s
+) AS newest ORDER BY name;
+
+-- name: shelves
+SELECT shelf, count(*) FROM documents GROUP BY shelf ORDER BY shelf;
+
+-- name: adopt_document
+INSERT INTO documents (shelf, name, version, data) VALUES (%(shelf)s, %(document)s, %(version)s, %(data)s)
+ON CONFLICT DO NOTHING RETURNING 1;
+
 -- name: has_schema
 SELECT 1 FROM pg_tables WHERE schemaname = 'understudy' AND tablename = 'meta';
 

@@ -5,8 +5,8 @@ from understudy.cluster.stores.postgres_client import Connection
 from understudy.cluster.stores.statements import script, statements
 
 SQL = statements("postgres_reads.sql")
-SCHEMA_VERSION = 2
-UPGRADES = {1: "postgres_2.sql"}
+SCHEMA_VERSION = 3
+UPGRADES = {1: "postgres_2.sql", 2: "postgres_3.sql"}
 """From which version to the next, by which script."""
 SCHEMA_LOCK = 0x756E6472
 
@@ -39,7 +39,7 @@ async def _make_or_upgrade(connection: Connection) -> int:
         await connection.execute(script(UPGRADES[version]).encode())
         version += 1
     await connection.execute("UPDATE meta SET version = %s", [SCHEMA_VERSION])
-    for verbs in ("postgres_verbs.sql", "postgres_moves.sql"):
+    for verbs in ("postgres_verbs.sql", "postgres_moves.sql", "postgres_documents.sql"):
         await connection.execute(script(verbs).encode())
     return SCHEMA_VERSION
 

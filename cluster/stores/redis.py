@@ -2,7 +2,7 @@
 
 Laws kept here: 1 and 2 by the scripts beside this file (each says which), which alone decide; this file only packs and
 unpacks. Times and fractions go through as text. This file has the life of runs, effects and reading; redis_mail.py
-messages and streams, redis_upkeep.py blobs and all ends, redis_moves.py dump and adopt.
+messages and streams, redis_upkeep.py blobs and all ends, redis_moves.py dump and adopt, redis_documents.py documents.
 """
 
 import itertools
@@ -69,6 +69,7 @@ from understudy.cluster.stores.redis_codec import (
     to_json,
     token_text,
 )
+from understudy.cluster.stores.redis_documents import RedisDocuments
 from understudy.cluster.stores.redis_link import Arg, pack
 from understudy.cluster.stores.redis_mail import RedisMail
 from understudy.cluster.stores.redis_moves import RedisMoves
@@ -83,7 +84,7 @@ _DUE = tuple(
 )
 
 
-class RedisStore(RedisMail, RedisUpkeep, RedisMoves):
+class RedisStore(RedisMail, RedisUpkeep, RedisMoves, RedisDocuments):
     # --- the life of a run -----------------------------------------------------------------------------------------
 
     async def create(self, run: NewRun, events: Sequence[Event], counters: Counters, now: float) -> RunRecord:

@@ -9,6 +9,8 @@ also in a Redis Cluster. The two digits are those in a run's id.
     of a partition  queue, leases, expiry, index:<status>, index:all, threads (sorted sets)   heads, counters,
                     named (hashes; named: how many runs name a blob)
     of a digest     blob:<digest>   blobs (sorted set: when each was put last), in a partition of its own
+    of a shelf      documents:<shelf> (hash: version, line feed, bytes)   document-names:<shelf> (sorted set), and
+                    document-shelves (set), in a partition of its own
     of nobody       beats (hash, in partition 0)
 
 Fractions are written by `repr`, so that a time comes back as it went in.

@@ -41,6 +41,7 @@ from understudy.actors.records import (
 from understudy.actors.store import StoreInfo
 from understudy.cluster.stores import sqlite_base, sqlite_effects, sqlite_moves, sqlite_reads
 from understudy.cluster.stores import sqlite_verbs as verbs
+from understudy.cluster.stores.sqlite_documents import SqliteDocuments
 from understudy.cluster.stores.sqlite_file import SqliteFile, Write, parsed
 from understudy.cluster.stores.worker import Worker
 
@@ -56,7 +57,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class SqliteStore:
+class SqliteStore(SqliteDocuments):
     def __init__(self, path: Path, synchronous: str = "full") -> None:
         self.file = SqliteFile(path, synchronous)
         self._worker = Worker(f"the store {path}")

@@ -11,7 +11,7 @@ from understudy.actors.refusals import fenced, no_run
 from understudy.cluster.stores.rows import event_values, run_of, summed
 from understudy.cluster.stores.statements import statements
 
-SQL = {**statements("sqlite.sql"), **statements("sqlite_moves.sql")}
+SQL = {**statements("sqlite.sql"), **statements("sqlite_moves.sql"), **statements("sqlite_documents.sql")}
 
 
 def do(db: Connection, name: str, *values: Any) -> None:

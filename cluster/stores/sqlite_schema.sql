@@ -1,4 +1,4 @@
--- The tables of a SQLite store. Everything belongs to a thread and goes with it (law 8), except blobs, beats, counters.
+-- The tables of a SQLite store. Everything belongs to a thread and goes with it (law 8), except blobs, beats, counters and documents.
 -- What is large and never changes stands apart from what changes at each commit: SQLite rewrites a whole row (law 8).
 
 CREATE TABLE threads (
@@ -143,6 +143,15 @@ CREATE TABLE counters (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID
 CREATE TABLE blobs (digest TEXT PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE blob_times (digest TEXT PRIMARY KEY, put_at REAL NOT NULL) WITHOUT ROWID; -- apart: a blob is large
 CREATE TABLE beats (member TEXT PRIMARY KEY, at REAL NOT NULL, data TEXT NOT NULL) WITHOUT ROWID;
+
+-- Whoever writes them erases them; every write names the version that it replaces.
+CREATE TABLE documents (
+    shelf   TEXT NOT NULL,
+    name    TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    data    BLOB NOT NULL,
+    PRIMARY KEY (shelf, name)
+);
 
 -- A run as RunRecord has it.
 CREATE VIEW run_records AS

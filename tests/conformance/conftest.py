@@ -17,7 +17,7 @@ from understudy.cluster.testing.conformance.suite import World
 BACKENDS = ("memory", "sqlite", "redis", "redis_cluster", "postgres", *(["valkey"] if which("valkey-server") else []))
 """Valkey is one more where it is installed; Debian has it from 13 on."""
 
-KEPT = ("blob", "beat", "counter", "meta")
+KEPT = ("blob", "beat", "counter", "meta", "document")
 """What outlives threads: part of the name of its table or key."""
 
 MakeWorld = Callable[[], World]

@@ -22,7 +22,7 @@ from understudy.actors.memory import MemoryStore
 from understudy.actors.records import run_id_on
 from understudy.actors.store import Store
 from understudy.cluster.client import Run
-from understudy.cluster.move import digest_of, each_thread, move
+from understudy.cluster.move import digest_of, each_document, each_thread, move
 from understudy.cluster.stores import open_store
 from understudy.cluster.testing.conformance.deployment import BLOB, settle
 from understudy.cluster.testing.conformance.suite import T, commit_of, create, owned, thread_beside
@@ -76,6 +76,7 @@ async def contents(store: Store) -> dict[str, Any]:
     return {
         "threads": {thread: digest_of(await store.dump(thread)) async for thread in each_thread(store)},
         "blobs": {digest: await store.get_blob(digest) for digest in await store.blobs()},
+        "documents": [found async for found in each_document(store)],
         "counters": await store.counters(),
         "counts": await store.counts(),
         "due": await store.due(T + 1000, 100),
@@ -92,7 +93,7 @@ def test_a_deployment_moves_and_goes_on(old: str, new: str, tmp_path: Path, requ
         assert await stage.drive(run) == "waiting"
         before = await contents(source)
         moved = await move(source, target)
-        assert (moved.threads, moved.found, moved.blobs) == (10, 0, 2)
+        assert (moved.threads, moved.found, moved.blobs, moved.documents) == (10, 0, 2, 2)
         assert await contents(source) == before  # the source is only read
         assert await contents(target) == before
         assert (await move(source, target)).found == 10
@@ -296,7 +297,7 @@ def test_info_and_migrate_for_people(tmp_path: Path) -> None:
     asyncio.run(fill())
     done = understudy("migrate", "--from", old, "--to", new)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "moved 9 threads: 10 runs, 3 checkpoints, 2 blobs" in done.stdout
+    assert "moved 9 threads: 10 runs, 3 checkpoints, 2 blobs, 2 documents" in done.stdout
     about = json.loads(understudy("info", "--store", new, "--json").stdout)
     assert (about["kind"], about["threads"], about["runs"]["waiting"], about["served"]) == ("sqlite", 9, 3, False)
     assert "9" in understudy("info", "--store", new).stdout

@@ -22,6 +22,10 @@ async def settle(store: Store) -> None:
     await store.put_blob(BLOB, b"\x00code\xff" * 1000, T)
     await store.put_blob("unnamed", b"", T)
 
+    await store.write_document("pins", "a tool", b"\x00pinned", 0)
+    await store.write_document("pins", "a tool", b"\x00pinned again", 1)
+    await store.write_document("audit ünï", "1", b"", 0)
+
     asks = await owned(store, "asks", "asks ünï", labels={"team": "ä"}, blobs=(BLOB,), key="k", policy="p")
     await store.commit(
         commit_of(asks, checkpoint=checkpoint("c1", snapshot=True, body='{"x": "🎭"}'), step=1, counters={"a": 0.1}),

@@ -46,7 +46,7 @@ class World:
 
     open_client: Callable[[], Awaitable[Store]]
     leftovers: Callable[[], Awaitable[dict[str, int]]] | None = None
-    """Keys or rows that are left, by name of their kind; without blobs, beats and counters."""
+    """Keys or rows that are left, by name of their kind; without blobs, beats, counters and documents."""
     _clients: list[Store] = field(default_factory=list)
 
     async def open(self) -> Store:
@@ -76,7 +76,7 @@ Check = Callable[[World], Awaitable[None]]
 
 MODULES = (
     *("life", "busy", "retry", "commits", "batches", "effects", "messages", "children", "reading", "keeping"),
-    *("moves", "races", "crashes"),
+    *("documents", "moves", "races", "crashes"),
 )
 
 
