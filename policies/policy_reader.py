@@ -38,6 +38,8 @@ LIMITS: Final[Mapping[str, tuple[str, Kind]]] = {
     "open_files": ("open_files", "count"),
     "disk": ("disk_bytes", "size"),
     "output": ("output_bytes", "size"),
+    "network": ("network_bytes", "size"),
+    "connections": ("connections", "count"),
 }
 _TIME: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])|24:00")
 _ADDRESSES: Final = re.compile(r".*/[0-9]+")

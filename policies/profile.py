@@ -35,6 +35,10 @@ class Limits:
     """Bytes the private working folder holds, and the largest file. Writing more is ENOSPC or EFBIG inside."""
     output_bytes: int = 1024 * 1024
     """Bytes of printed output and, separately, of the JSON result. Outcome `output_too_large`."""
+    network_bytes: int = 64 * 1024 * 1024
+    """Bytes over the network, in and out together. Reaching it ends the connection that does; the call goes on."""
+    connections: int = 32
+    """Connections through the proxy at once. One more is refused."""
 
 
 @dataclass(frozen=True)
