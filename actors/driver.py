@@ -9,11 +9,13 @@ Laws kept here:
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import json
 import time
 import traceback
 import uuid
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,6 +37,7 @@ from understudy.actors.run import (
     Abandon,
     CancelAsked,
     CancelChildren,
+    Effect,
     Elapsed,
     Execute,
     Failed,
@@ -75,54 +78,54 @@ class Driver:
     """Makes the graphs of children known to other processes."""
     dirty: bool = False
     """A node could not be stopped (a thread, or a swallowed cancellation): the process is not fit for another run."""
-    _inbox: asyncio.Queue[Input | BaseException] = field(default_factory=asyncio.Queue)
+    _inbox: deque[Input] = field(default_factory=deque)
+    _effects: deque[Effect] = field(default_factory=deque)
+    """What is to be done before the next input is told."""
+    _again: bool = False
+    """What `_effects` starts may have been tried by an owner before this one."""
+    _full: bool = False
+    """As many commits are on their way as may be; the next effect waits until all have landed."""
+    _turn: asyncio.Event = field(default_factory=asyncio.Event)
+    """The next effect is one that takes time, and drive()'s to do; or there is an error for it to raise."""
+    _error: BaseException | None = None
+    _over: bool = False
     _work: dict[asyncio.Task[None], Context] = field(default_factory=dict)
     _threads: int = 0
     _reminders: list[asyncio.TimerHandle] = field(default_factory=list)
     _checkpoints: int = 0
     _pruning: asyncio.Task[int] | None = None
+    _run: Run | None = None
     _flight: Flight = field(init=False)
     _residence: Residence = field(init=False)
+    _around: contextvars.Context = field(init=False)
+    """The context variables of drive(): what one node sets is no other node's."""
 
     async def drive(self) -> Status:
         """Until the run leaves; its status then. Raises Fenced (stop quietly), StoreUnavailable, CodeError."""
+        self._around = contextvars.copy_context()
         self.loaded = await self._with_ends_of_children()
         run = Run(self.plan, self.loaded)
-        self._flight = Flight(self.store, functools.partial(self._landed, run), self._inbox.put_nowait)
-        stream = Stream(self.store, self.loaded.run, self.clock, self._inbox.put_nowait)
+        self._flight = Flight(self.store, functools.partial(self._landed, run), self._fail)
+        stream = Stream(self.store, self.loaded.run, self.clock, self._fail)
         self._residence = Residence(run.mailbox, stream, self.ship)
-        told: Input | BaseException = await self._first()
         try:
+            self._inbox.appendleft(await self._first())
+            self._run = run
+            self._go_on()
             while True:
-                if isinstance(told, BaseException):
-                    raise told
-                for effect in run.handle(told):
-                    match effect:
-                        case Save(commit):
-                            if commit.status != "running":  # the last word: after it, nothing can be streamed
-                                await stream.flush()
-                            self._flight.send(commit)
-                            self._count_checkpoint(commit)
-                            if self._flight.out >= self.in_flight_max:
-                                await self._flight.landed()
-                        case Execute(tasks, checkpoint):
-                            again = isinstance(told, Started) and self.loaded.run.epoch > 1
-                            for task in tasks:
-                                self._start(run, task, checkpoint, again=again)
-                        case Remind(task, after_s):
-                            told_then = functools.partial(self._elapsed, task)
-                            self._reminders.append(asyncio.get_running_loop().call_later(after_s, told_then))
-                        case Abandon():
-                            await self._flight.landed()
-                            await self._abandon()
-                        case CancelChildren():
-                            await cancel_children(self.store, self.loaded.run.run_id, self.clock())
-                        case Leave(status):
-                            await self._flight.landed()
-                            await self._prune()
-                            return status
-                told = await self._inbox.get()
+                await self._turn.wait()
+                if self._error is not None:
+                    raise self._error
+                if isinstance(effect := self._effects[0], Leave):
+                    await self._flight.landed()
+                    await self._prune()
+                    return effect.status
+                await self._take_time(effect)
+                self._effects.popleft()
+                self._turn.clear()
+                self._go_on()
         finally:
+            self._over = True
             self._flight.stop()
             stream.stop()
             if self._pruning is not None:
@@ -132,6 +135,67 @@ class Driver:
             for work, context in self._work.items():
                 context.release()
                 work.cancel()
+
+    def _tell(self, told: Input) -> None:
+        self._inbox.append(told)
+        if self._run is not None and not self._over:
+            # A task of a node may be what tells it. (Through a queue, it would take a turn of the loop for each node.)
+            self._around.copy().run(self._go_on)
+
+    def _fail(self, error: BaseException) -> None:
+        """This residence is over: drive() raises it."""
+        self._error = self._error or error
+        self._turn.set()
+
+    def _go_on(self) -> None:
+        """Tell the run what happened, and do what it says, in order, up to what takes time."""
+        assert self._run is not None
+        try:
+            while not (self._turn.is_set() or self._full or self._over):
+                if self._effects:
+                    if self._do(self._effects[0]):
+                        self._effects.popleft()
+                    else:
+                        self._turn.set()
+                elif self._inbox:
+                    told = self._inbox.popleft()
+                    self._again = isinstance(told, Started) and self.loaded.run.epoch > 1
+                    self._effects.extend(self._run.handle(told))
+                else:
+                    return
+        except BaseException as error:  # whoever told it has no part in it
+            self._fail(error)
+
+    def _do(self, effect: Effect) -> bool:
+        """Whether it could be done at once."""
+        match effect:
+            case Save(commit) if commit.status == "running":
+                self._send(commit)
+            case Execute(tasks, checkpoint):
+                for task in tasks:
+                    self._start(task, checkpoint)
+            case Remind(task, after_s):
+                told_then = functools.partial(self._elapsed, task)
+                self._reminders.append(asyncio.get_running_loop().call_later(after_s, told_then))
+            case _:
+                return False
+        return True
+
+    async def _take_time(self, effect: Effect) -> None:
+        match effect:
+            case Save(commit):  # the last word: after it, nothing can be streamed
+                await self._residence.stream.flush()
+                self._send(commit)
+            case Abandon():
+                await self._flight.landed()
+                await self._abandon()
+            case CancelChildren():
+                await cancel_children(self.store, self.loaded.run.run_id, self.clock())
+
+    def _send(self, commit: Commit) -> None:
+        self._flight.send(commit)
+        self._count_checkpoint(commit)
+        self._full = self._flight.out >= self.in_flight_max
 
     async def _with_ends_of_children(self) -> Loaded:
         """The run, with the answers of children that ended while it had failed: nobody told them to a run that was
@@ -157,17 +221,20 @@ class Driver:
 
     def cancel(self) -> None:
         """Somebody asked to cancel the run."""
-        self._inbox.put_nowait(CancelAsked(self.clock()))
+        self._tell(CancelAsked(self.clock()))
 
     def fence(self) -> None:
         """The lease is lost: stop, and touch nothing."""
-        self._inbox.put_nowait(Fenced(f"run {self.loaded.run.run_id} has another owner"))
+        self._fail(Fenced(f"run {self.loaded.run.run_id} has another owner"))
 
     def _landed(self, run: Run, committed: Committed, seconds: float) -> None:
         # Counted with the next commit, as one cannot count itself.
         run.observe(histogram("checkpoint_commit_seconds", COMMIT_BUCKETS_S, seconds))
         if committed.cancel_asked:
             self.cancel()
+        if self._full and not self._flight.out:
+            self._full = False
+            self._go_on()
 
     def _count_checkpoint(self, commit: Commit) -> None:
         """A long residence prunes now and then, beside its commits."""
@@ -194,20 +261,21 @@ class Driver:
 
     # --- tasks ---
 
-    def _start(self, run: Run, task: Task, checkpoint: Checkpoint, *, again: bool) -> None:
+    def _start(self, task: Task, checkpoint: Checkpoint) -> None:
+        assert self._run is not None
         record = self.loaded.run
         place = Place(
             run=record,
             checkpoint_id=checkpoint.checkpoint_id,
             task=task,
-            receipts=run.receipts_of(task),
+            receipts=self._run.receipts_of(task),
             answers={key: json.loads(text) for key, text in record.answers.items()},
         )
         caller = Caller(
             self.store, self.policy, self.sandboxes, self.clock, lambda: uuid.uuid4().hex, self._flight.landed
         )
         mine = {i.interrupt_id: i for i in record.interrupts if i.task_id == task.task_id}
-        self._residence.stream.begin(task, again=again)
+        self._residence.stream.begin(task, again=self._again)
         context = Context(place, caller, self.clock, mine, self._residence)
         work = asyncio.ensure_future(self._attempt(task, checkpoint, context))
         self._work[work] = context
@@ -221,8 +289,8 @@ class Driver:
                 context.stop()
                 self._tell(Failed(self.clock(), task, "CancelledError: the node cancelled itself"))
         elif (error := work.exception()) is not None:
-            # A lost lease, the store, or a bug of ours: this residence is over, the supervisor decides what comes.
-            self._inbox.put_nowait(error)
+            # A lost lease, the store, or a bug of ours: the supervisor decides what comes.
+            self._fail(error)
 
     async def _attempt(self, task: Task, checkpoint: Checkpoint, context: Context) -> None:
         """One try of a task: call the node, wait for all it began, and tell the run how it ended."""
@@ -285,9 +353,6 @@ class Driver:
 
     def _elapsed(self, task: Task) -> None:
         self._tell(Elapsed(self.clock(), task))
-
-    def _tell(self, told: Input) -> None:
-        self._inbox.put_nowait(told)
 
 
 def types_of(error: BaseException, depth: int = 0) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import json
 import math
@@ -468,6 +469,22 @@ def counting(names: list[str], ran: list[str], stop_in: str = "", hold: asyncio.
     for before, after in pairwise((START, *names, END)):
         graph.edge(before, after)
     return graph
+
+
+def test_a_context_variable_of_one_node_is_no_other_nodes():
+    speaker: contextvars.ContextVar[str] = contextvars.ContextVar("speaker", default="nobody")
+    graph = Graph("chain", Log)
+
+    async def say(state: Log) -> dict[str, Any]:
+        heard = speaker.get()
+        speaker.set("a node before")
+        return {"seen": [heard]}
+
+    for name in ("a", "b", "c"):
+        graph.node(say, name=name)
+    graph.edge(START, "a").edge("a", "b").edge("b", "c").edge("c", END)
+    speaker.set("whoever drives")
+    assert play(graph).seen == ["whoever drives"] * 3
 
 
 def test_a_crash_in_node_seven_resumes_at_node_seven():
