@@ -2,17 +2,20 @@
 
 It thinks with `permission.decide` (pure) and keeps nothing that cannot be lost: policies come from files and, by
 digest, from the store; every decision is written to the run's event log by whoever acts on it, in the same move as the
-act (law 2), with the name, version and digest of every policy that decided.
+act (law 2), with the name, version and digest of every policy that decided. Before that, it is in the audit log: nobody
+is told a decision that is not durable there.
 """
 
 import asyncio
+import dataclasses
 import hashlib
 import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from understudy.actors.calls import Refused, Verdict
+from understudy.actors.audit_log import AuditLog
+from understudy.actors.calls import Granted, Refused, Verdict
 from understudy.actors.code import digest_of, open_blob
 from understudy.actors.errors import CodeError
 from understudy.actors.open import OpenStore
@@ -20,7 +23,7 @@ from understudy.actors.policy_source import LOOK_EVERY_S, DeploymentPolicies, Po
 from understudy.actors.process import name_of_this_process
 from understudy.actors.run_history import RunHistories
 from understudy.actors.store import Store
-from understudy.actors.verdicts import verdict
+from understudy.actors.verdicts import entry_of, verdict
 from understudy.policies.grant import GRANT_TTL_S, Grant, sign
 from understudy.policies.history import History
 from understudy.policies.permission import NO_HISTORY, Allow, Ask, Policy, Request, decide
@@ -41,6 +44,7 @@ class PolicyActor:
         self._histories: RunHistories | None = None
         self._policies: dict[str, Policy] = {}
         self._looking: asyncio.Task[None] | None = None
+        self._audit = AuditLog(self._store, secret)
 
     async def decide(self, request: Request, key: str, epoch: int, policy: str, approved: bool) -> Verdict:
         """The verdict on one call.
@@ -50,17 +54,21 @@ class PolicyActor:
             policy: digest of the run's own policy, or empty.
             approved: a person has approved this very digest; turns ask into a grant, never a denial.
         """
+        found, grant_id = await self._verdict(request, key, epoch, policy, approved)
+        place = await self._audit.append("decision", **entry_of(request, key, found, approved, grant_id))
+        return dataclasses.replace(found, noted={**found.noted, "audit": place})
+
+    async def _verdict(
+        self, request: Request, key: str, epoch: int, policy: str, approved: bool
+    ) -> tuple[Verdict, str]:
+        """What is decided, and the id of the grant, if one was given."""
         own = await self._policy(policy)
         layers = self._deployment.layers if own is None else (*self._deployment.layers, own)
         if not layers:
-            return Refused(
-                "",
-                "",
-                f"there is no policy, and no rule means no; write one that allows tool {request.tool!r} and name it "
-                f"with --policy FILE, UNDERSTUDY_POLICY, or connect(policy=...)",
-            )
+            no = f"there is no policy, and no rule means no; write one that allows tool {request.tool!r} and name it "
+            return Refused("", "", no + "with --policy FILE, UNDERSTUDY_POLICY, or connect(policy=...)"), ""
         history = await self._history(layers, request)
-        now = time.time()
+        now, grant_id = time.time(), uuid.uuid4().hex
 
         def token(decision: Allow | Ask) -> str:
             deciding = [layer.digest for layer in layers if layer.compiled.concerns(request.graph)]
@@ -77,11 +85,12 @@ class PolicyActor:
                 decision="approved" if isinstance(decision, Ask) else "allow",
                 issued_at=now,
                 expires_at=now + GRANT_TTL_S,
-                id=uuid.uuid4().hex,
+                id=grant_id,
             )
             return sign(grant, self._secret)
 
-        return verdict(layers, request, decide(layers, request, now, history), approved, token)
+        found = verdict(layers, request, decide(layers, request, now, history), approved, token)
+        return found, grant_id if isinstance(found, Granted) else ""
 
     async def report(self, known: PolicySource) -> tuple[dict[str, Any], PolicySource | None]:
         """What is in force, for `status`; and where it comes from, if that is not what the caller knows."""

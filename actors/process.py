@@ -1,6 +1,7 @@
 """A process is named for ever by its host, its pid and when it was born; a pid alone is given again to others."""
 
 import contextlib
+import getpass
 import os
 import signal
 import socket
@@ -9,6 +10,14 @@ import socket
 def name_of_this_process() -> str:
     """`host:pid:born`."""
     return f"{socket.gethostname()}:{os.getpid()}:{born(os.getpid())}"
+
+
+def user_name() -> str:
+    """Who runs this process, as the system knows them; empty if it does not."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no such user, as in a container
+        return ""
 
 
 def is_dead(name: str) -> bool:

@@ -4,7 +4,8 @@ Laws kept here:
 4. The receipt is durable before the tool starts; its outcome is durable before anyone is told. A call that waits for
    room is not on record yet: whatever happens to it meanwhile, it was never started.
 5. A call outlives the run actor that ordered it: it is finished here, and whoever owns the run then attends it.
-7. No grant, or one that does not fit this very call: nothing is executed.
+7. No grant, or one that does not fit this very call: nothing is executed. What came of a grant is in the audit log
+   before anything is.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import dataclasses
 import time
 from typing import Any
 
+from understudy.actors.audit_log import AuditLog
 from understudy.actors.calls import Order, finished_event
 from understudy.actors.effects import write_outcome
 from understudy.actors.errors import Fenced, NotFound, StoreUnavailable
@@ -46,6 +48,7 @@ class SandboxActor:
         self._store: Store | None = None
         self._work: dict[tuple[str, str], asyncio.Task[Outcome | Receipt]] = {}
         self._spent = Spent(GRANT_TTL_S)
+        self._audit = AuditLog(self._ready, secret)
 
     async def execute(self, order: Order) -> Outcome | Receipt:
         """The outcome; or the receipt that is on record under this key already. Raises Fenced."""
@@ -80,6 +83,7 @@ class SandboxActor:
 
     async def _refuse(self, store: Store, order: Order, error: GrantRefused, now: float) -> Outcome | Receipt:
         reason = f"the sandbox refused the grant: {error}"
+        await self._audit.append("grant_refused", **_entry(order), refused=error.reason, reason=error.detail)
         outcome = Outcome("denied", error=reason)
         receipt = dataclasses.replace(order.receipt, state="done", outcome=write_outcome(outcome), at=now)
         told = {"decision": "deny", "reason": reason, "refused": error.reason}
@@ -96,7 +100,7 @@ class SandboxActor:
                 self._spent.use(grant, order.receipt.token, time.time())
             except GrantRefused as error:  # revoked while it waited, or used by another order
                 return await self._refuse(store, order, error, time.time())
-            on_record = await self._begin(store, order, profile)
+            on_record = await self._begin(store, order, grant)
             if on_record is not None:
                 return on_record
             began = time.perf_counter()
@@ -122,16 +126,19 @@ class SandboxActor:
                     wanted = False
         await self.abort(receipt.key, receipt.token)
 
-    async def _begin(self, store: Store, order: Order, profile: Profile) -> Receipt | None:
+    async def _begin(self, store: Store, order: Order, grant: Grant) -> Receipt | None:
         """Put the call on record; what is there already, if it is. Aborted just then, it ends as killed."""
         now = time.time()
-        events = [order.decided, Event("tool_started", now, _started(order, profile))]
+        events = [order.decided, Event("tool_started", now, _started(order, grant.profile))]
         receipt = dataclasses.replace(order.receipt, at=now)
-        begin = asyncio.ensure_future(store.begin(receipt, order.epoch, events, counters_of(order.graph, events), now))
+        begin = asyncio.gather(
+            store.begin(receipt, order.epoch, events, counters_of(order.graph, events), now),
+            self._audit.append("grant_used", **_entry(order), grant=grant.id),
+        )
         try:
-            answer = await asyncio.shield(begin)
+            answer, _ = await asyncio.shield(begin)
         except asyncio.CancelledError:
-            if (await begin).fresh:
+            if (await begin)[0].fresh:
                 await self._record(store, order, _aborted(0.0))
             raise
         return None if answer.fresh else answer.receipt
@@ -217,6 +224,18 @@ async def _end_of(work: "asyncio.Task[Outcome | Receipt]") -> Outcome | Receipt:
 def _aborted(seconds: float) -> Outcome:
     reason = "ended from outside: the run was cancelled, or its node gave up on the call"
     return Outcome("killed", error=reason, duration_s=seconds)
+
+
+def _entry(order: Order) -> dict[str, Any]:
+    """What the audit log has of an order."""
+    receipt = order.receipt
+    return {
+        "run": receipt.run_id,
+        "key": receipt.key,
+        "tool": receipt.tool,
+        "digest": receipt.digest,
+        "sandbox": receipt.sandbox,
+    }
 
 
 def _started(order: Order, profile: Profile) -> dict[str, Any]:

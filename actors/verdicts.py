@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from understudy.actors.calls import Asked, Granted, Refused, Verdict
+from understudy.actors.effects import call_text
 from understudy.policies.permission import Allow, Ask, Decision, Deny, Policy, Request
+from understudy.policies.redact import redacted
 
 
 def verdict(
@@ -33,3 +35,26 @@ def verdict(
                 noted["marks"] = list(decision.marks)
             reason = "approved by a person" if isinstance(decision, Ask) else ""
             return Granted(token(decision), rule, name, reason, noted=noted, redact=decision.redact)
+
+
+def entry_of(request: Request, key: str, found: Verdict, approved: bool, grant_id: str) -> dict[str, Any]:
+    """What the audit log has of a decision, without what no event may show."""
+    entry: dict[str, Any] = {
+        "run": request.run_id,
+        "graph": request.graph,
+        "key": key,
+        "tool": request.tool,
+        "call": call_text(request.tool, redacted(request.args, found.redact)),
+        "digest": request.digest,
+        "labels": dict(request.labels),
+        "decision": "ask" if isinstance(found, Asked) else "allow" if isinstance(found, Granted) else "deny",
+        "policy": found.policy,
+        "rule": found.rule,
+        "reason": found.reason,
+        "policies": found.noted.get("policies", []),
+    }
+    if approved:
+        entry["approved"] = True
+    if grant_id:
+        entry["grant"] = grant_id
+    return entry

@@ -6,6 +6,7 @@ store, `connect` starts one in this process, on a Ray of its own.
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import time
 import uuid
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from understudy.actors.approvals import Approval, approval_answer
+from understudy.actors.audit_log import AuditLog
 from understudy.actors.checkpoint import restore
 from understudy.actors.children import cancel_children, children_of
 from understudy.actors.code import Code, CodeMode, load_ref
@@ -24,7 +26,7 @@ from understudy.actors.errors import RunFailed as RunFailed
 from understudy.actors.forks import Beyond, Mode
 from understudy.actors.graph import Graph
 from understudy.actors.mailbox import message_text
-from understudy.actors.process import is_dead
+from understudy.actors.process import is_dead, user_name
 from understudy.actors.records import (
     Busy,
     CheckpointRow,
@@ -41,6 +43,7 @@ from understudy.actors.step import final_state
 from understudy.actors.store import Store
 from understudy.cluster import follow as following
 from understudy.cluster.answering import call_to_decide, changed_args, checked_answer, json_of, question_to_answer
+from understudy.cluster.auditing import pen
 from understudy.cluster.follow import Cursor, Seen
 from understudy.cluster.forking import fork_point, new_fork
 from understudy.cluster.sealed import SealedPolicy, seal_policy
@@ -62,10 +65,16 @@ STAND_BY_S = 1.0
 class Run:
     """A run, by its id; always addressable, resident or not."""
 
-    def __init__(self, store: Store, run_id: str, graph: Graph | None = None) -> None:
+    def __init__(self, store: Store, run_id: str, graph: Graph | None = None, audit: AuditLog | None = None) -> None:
         self._store = store
         self._graph = graph
         self.run_id = run_id
+        self.audit = audit
+        """Where it is noted what a person says to the run, before it counts; None: nowhere but in the run."""
+
+    @property
+    def store(self) -> Store:
+        return self._store
 
     async def record(self) -> RunRecord:
         """The run as the store knows it. Raises NotFound."""
@@ -134,8 +143,8 @@ class Run:
         approved; CallerError: the answer is not JSON, or does not fit the question's schema; NotFound.
         """
         interrupt_id, question = question_to_answer(await self.record(), interrupt_id)
-        now = time.time()
-        return await self._store.resume(self.run_id, interrupt_id, checked_answer(question, answer, now), now)
+        text = checked_answer(question, answer, time.time())
+        return await self._answer(interrupt_id, text, said="answer", node=question.node if question else "")
 
     async def approve(
         self, call_id: str, *, args: Mapping[str, Any] | None = None, note: str = "", by: str = ""
@@ -162,7 +171,23 @@ class Run:
         call = call_to_decide(await self.record(), call_id)
         if approval.args is not None:
             changed_args(call, approval.args)
-        return await self._store.resume(self.run_id, call_id, json_of(approval_answer(approval)), time.time())
+        text = json_of(approval_answer(approval))
+        asked = {name: call.payload.get(name) for name in ("tool", "rule", "policy")}
+        said = "approve" if approval.approve else "answer" if approval.answered else "deny"
+        return await self._answer(call_id, text, said=said, changed=approval.args is not None, by=approval.by, **asked)
+
+    async def _answer(self, interrupt_id: str, text: str, **told: Any) -> RunRecord:
+        """Give an answer, which is in the audit log before it counts."""
+        if self.audit is not None:
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            entry = {"run": self.run_id, "interrupt": interrupt_id, "answer": digest, "user": user_name(), **told}
+            await self.audit.append("answer", **entry)
+            try:
+                return await self._store.resume(self.run_id, interrupt_id, text, time.time())
+            except CallerError as error:
+                await self.audit.append("answer_refused", **entry, reason=str(error))
+                raise
+        return await self._store.resume(self.run_id, interrupt_id, text, time.time())
 
     async def cancel(self) -> RunRecord:
         """Ask the run, and the children that it started, to end. Asking twice is the same as once."""
@@ -193,7 +218,7 @@ class Run:
 
     async def children(self) -> list["Run"]:
         """The runs that this one has started, in order."""
-        return [Run(self._store, run_id) for run_id in await children_of(self._store, self.run_id)]
+        return [Run(self._store, run_id, audit=self.audit) for run_id in await children_of(self._store, self.run_id)]
 
     async def state(self) -> dict[str, Any]:
         """The channels at the run's newest checkpoint, as JSON values; empty if that is not kept any more."""
@@ -232,7 +257,7 @@ class Run:
         plan = (self._graph or await graph_of(record)).plan() if update else None
         new = new_fork(record, point, plan, update, effects)
         await create(self._store, new)
-        return Run(self._store, new.run_id, self._graph)
+        return Run(self._store, new.run_id, self._graph, self.audit)
 
     async def _values(self, thread_id: str, checkpoint_id: str) -> dict[str, Any]:
         values = restore(await self._store.chain(thread_id, checkpoint_id)).values
@@ -249,6 +274,11 @@ class Cluster:
         """The embedded host, if this process holds it."""
         self.policy: SealedPolicy | None = None
         """Of the runs that are started here without one of their own."""
+        self._pen: AuditLog | None = None
+
+    def _audit(self) -> AuditLog:
+        self._pen = self._pen or pen(self.store, self.settings)
+        return self._pen
 
     async def start(
         self,
@@ -295,7 +325,7 @@ class Cluster:
         record = await create(self.store, new)
         if busy in ("interrupt", "rollback"):
             await self._cancel_children_on(record)
-        return Run(self.store, record.run_id, loaded)
+        return Run(self.store, record.run_id, loaded, self._audit())
 
     async def _cancel_children_on(self, start: RunRecord) -> None:
         """Children of the runs that a start has cancelled on its thread. Started again under its key, it does so again.
@@ -309,7 +339,7 @@ class Cluster:
     async def run(self, run_id: str, graph: Graph | None = None) -> Run:
         """A run by its id. Raises NotFound."""
         await self.store.run(run_id)
-        return Run(self.store, run_id, graph)
+        return Run(self.store, run_id, graph, self._audit())
 
     async def runs(self, status: Status | None = None, limit: int = 100) -> list[RunRecord]:
         """Newest first."""

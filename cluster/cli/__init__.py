@@ -11,6 +11,7 @@ running   run, resume, approve, deny, cancel, fork
 preflight preflight
 machine   up, down, status, doctor, metrics
 policy    policy check, policy explain, policy schema
+audit     audit verify, audit head, audit show, audit prune
 store     store info, store migrate
 crashtest crashtest
 demo      the demo
@@ -29,6 +30,7 @@ def main() -> None:
         preflight,
         machine,
         policy,
+        audit,
         store,
         crashtest,
         demo,

@@ -1,11 +1,11 @@
 """Asks the person at the terminal what a run asks. An empty answer, or Ctrl-C, leaves the question where it is."""
 
-import getpass
 import json
 import signal
 from typing import TYPE_CHECKING, Any
 
 from understudy.actors.errors import CallerError
+from understudy.actors.process import user_name
 from understudy.actors.records import Interrupt
 from understudy.cluster.cli.command import say, stderr
 
@@ -21,20 +21,12 @@ async def ask(run: "Run", question: Interrupt) -> None:
         say(str(error), "yellow")
 
 
-def whoever() -> str:
-    """Who sits at this terminal, as the system knows them; empty if it does not."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # no such user, as in a container
-        return ""
-
-
 async def _ask(run: "Run", question: Interrupt) -> None:
     if question.kind == "approval":
         answer = _read("Allow this call? [y]es, [n]o, empty for later: ").lower()
         if answer not in ("y", "yes", "n", "no"):
             return
-        await (run.approve if answer.startswith("y") else run.deny)(question.interrupt_id, by=whoever())
+        await (run.approve if answer.startswith("y") else run.deny)(question.interrupt_id, by=user_name())
         return
     text = _read("Answer (JSON or plain text, empty for later): ")
     if text:

@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 
 from understudy.actors.errors import NotFound
+from understudy.actors.process import user_name
 from understudy.actors.records import BUSY, RETRYABLE, Interrupt, RunRecord, open_questions
 from understudy.cluster.answering import ANSWERABLE
 from understudy.cluster.cli.command import (
@@ -30,7 +31,7 @@ from understudy.cluster.cli.command import (
 )
 from understudy.cluster.cli.live import Live
 from understudy.cluster.cli.policy import read_policy
-from understudy.cluster.cli.prompt import ask, whoever
+from understudy.cluster.cli.prompt import ask
 from understudy.cluster.cli.view import question_lines, run_document, span, status_text
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ async def resume(
     """
     value = parse_json(answer, "the answer")
     async with here.store() as store:
-        found = await find_run(store, run)
+        found = here.audited(await find_run(store, run))
         await found.resume(value, await _question(found, question, ANSWERABLE) if question else "")
         await report(here, store, found, as_json, "answered")
 
@@ -276,12 +277,12 @@ async def approve(
         raise WrongUsage("--args has to be a JSON object, one member per argument that is changed")
     value = None if answer is None else parse_json(answer, "--answer")
     async with here.store() as store:
-        found = await find_run(store, run)
+        found = here.audited(await find_run(store, run))
         call_id = await _question(found, call or "", ("approval",))
         if answer is not None:
-            await found.answer_call(call_id, value, note=note, by=by or whoever())
+            await found.answer_call(call_id, value, note=note, by=by or user_name())
         else:
-            await found.approve(call_id, args=changed, note=note, by=by or whoever())
+            await found.approve(call_id, args=changed, note=note, by=by or user_name())
         done = "answered" if answer is not None else "approved with other arguments" if changed else "approved"
         await report(here, store, found, as_json, done)
 
@@ -296,8 +297,8 @@ async def deny(
     [bold]understudy deny r3f-0c81 a41c --note 'wrong customer'[/]
     """
     async with here.store() as store:
-        found = await find_run(store, run)
-        await found.deny(await _question(found, call or "", ("approval",)), note=note, by=by or whoever())
+        found = here.audited(await find_run(store, run))
+        await found.deny(await _question(found, call or "", ("approval",)), note=note, by=by or user_name())
         await report(here, store, found, as_json, "denied")
 
 

@@ -41,7 +41,8 @@ def adopt(db: Connection, shelf: str, document: Document) -> bool:
 
 
 def _document(row: Row) -> Document:
-    return Document(row["name"], row["version"], bytes(row["data"]))
+    data = row["data"]  # text, if somebody has changed it by hand; whoever reads it judges what it says
+    return Document(row["name"], row["version"], data.encode() if isinstance(data, str) else bytes(data))
 
 
 class SqliteDocuments:

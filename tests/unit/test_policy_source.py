@@ -1,5 +1,6 @@
 """The deployment's policies change without a restart; what cannot be used changes nothing, and says so."""
 
+import asyncio
 import os
 import pickle
 import time
@@ -12,6 +13,7 @@ from understudy.actors.calls import Granted, Refused, Verdict
 from understudy.actors.memory import MemoryStore
 from understudy.actors.policy_actor import PolicyActor
 from understudy.actors.policy_source import DeploymentPolicies, PoliciesUnusable, read_policies, source_of
+from understudy.cluster.auditing import entries_of, verify
 from understudy.policies.grant import check
 from understudy.policies.permission import Request
 
@@ -200,5 +202,38 @@ def test_a_grant_names_all_the_policies_that_decided(tmp_path: Path) -> None:
 
     async def played() -> None:
         assert await digest("1") == await digest("1") != await digest("2")
+
+    run_async(played())
+
+
+def test_every_decision_is_in_the_audit_log_before_it_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(text("allow"))
+    secretive = Request("pay", {"card": "4111-1111"}, "r00-a", "refund", "d", {"tenant": "a"}, code="c")
+
+    async def played() -> None:
+        store = MemoryStore()
+
+        async def same() -> MemoryStore:
+            return store
+
+        actor = PolicyActor(same, SECRET, source_of(file))
+        granted = await actor.decide(secretive, "key", 1, "", False)
+        assert isinstance(granted, Granted)
+        grant = check(
+            granted.token, SECRET, run_id="r00-a", key="key", tool="pay", digest="d", code="c", now=time.time()
+        )
+        ((place, entry),) = [found async for found in entries_of(store)]
+        assert granted.noted["audit"] == place == "1.0"
+        assert (entry["run"], entry["key"], entry["tool"], entry["digest"]) == ("r00-a", "key", "pay", "d")
+        assert (entry["decision"], entry["grant"], entry["labels"]) == ("allow", grant.id, {"tenant": "a"})
+        assert [layer["digest"] for layer in entry["policies"]] == [granted.noted["policies"][0]["digest"]]
+
+        verdicts = await asyncio.gather(*(asked(PolicyActor(same, SECRET, source_of(None))) for _ in range(3)))
+        assert all(isinstance(verdict, Refused) for verdict in verdicts)
+        found = [entry async for _, entry in entries_of(store)]
+        assert [entry["decision"] for entry in found] == ["allow", "deny", "deny", "deny"]
+        assert sorted(verdict.noted["audit"] for verdict in verdicts) == ["2.0", "3.0", "4.0"]
+        assert (await verify(store, SECRET)).fault is None
 
     run_async(played())

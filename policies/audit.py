@@ -1,0 +1,207 @@
+"""The audit log is a chain: each segment is signed over the one before it, so nothing in it changes unnoticed.
+
+A segment holds the entries of one append. Its mac is an HMAC over the mac before it and its own content, under the
+deployment's secret: whoever can write to the store and does not know the secret can neither add to the chain nor take
+out of its middle. What the end of the chain loses is found by whoever has noted a head, and by the runs, whose events
+name the entries of their decisions. Pure.
+"""
+
+import hmac
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+_SEGMENT: Final = b"understudy audit 1\0"
+_ANCHOR: Final = b"understudy audit anchor 1\0"
+"""Signed together with what they name, so that no signature of ours passes for another one."""
+
+DIGITS = 12
+Entry = Mapping[str, Any]
+"""JSON values: `kind`, `at`, and what there is to tell."""
+Wrong = Literal["missing", "changed", "reordered", "forged", "truncated"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last link of the chain, or the one that verification begins behind. Number 0: the beginning."""
+
+    number: int = 0
+    mac: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.number}:{self.mac}"
+
+    @classmethod
+    def read(cls, text: str) -> "Head":
+        """Raises ValueError."""
+        number, found, mac = text.partition(":")
+        if not found or not number.isdecimal() or len(mac) != 64 or set(mac) - set("0123456789abcdef"):
+            raise ValueError(f"{text!r} is no head; `understudy audit head` prints one, NUMBER:MAC")
+        return cls(int(number), mac)
+
+
+@dataclass(frozen=True)
+class Segment:
+    number: int
+    at: float
+    prev: str
+    """The mac of the segment before."""
+    entries: tuple[Entry, ...]
+    mac: str
+
+    @property
+    def head(self) -> Head:
+        return Head(self.number, self.mac)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The first thing that is wrong."""
+
+    number: int
+    what: Wrong
+    why: str
+
+    def __str__(self) -> str:
+        return f"segment {self.number} is {self.what}: {self.why}"
+
+
+def name_of(number: int) -> str:
+    """The name of a segment's document: numbers in the order of names."""
+    return f"{number:0{DIGITS}d}"
+
+
+def place_of(number: int, index: int) -> str:
+    """Where an entry stands, as a run's event names it."""
+    return f"{number}.{index}"
+
+
+def read_place(text: str) -> tuple[int, int]:
+    """Raises ValueError."""
+    number, _, index = text.partition(".")
+    return int(number), int(index)
+
+
+def write_segment(after: Head, entries: Sequence[Entry], at: float, secret: bytes) -> tuple[bytes, Head]:
+    """The bytes of the next segment, and the head that it makes."""
+    content = {"n": after.number + 1, "at": at, "prev": after.mac, "entries": list(entries)}
+    mac = _segment_mac(content, after.mac, secret)
+    return _canonical({**content, "mac": mac}), Head(after.number + 1, mac)
+
+
+def read_segment(data: bytes) -> Segment:
+    """As it says itself; nothing is believed yet. Raises ValueError."""
+    found = json.loads(data)
+    if not isinstance(found, dict) or set(found) != {"n", "at", "prev", "entries", "mac"}:
+        raise ValueError("it is no segment")
+    if not isinstance(found["entries"], list) or not isinstance(found["n"], int):
+        raise ValueError("it is no segment")
+    entries = tuple(entry for entry in found["entries"] if isinstance(entry, dict))
+    return Segment(found["n"], float(found["at"]), str(found["prev"]), entries, str(found["mac"]))
+
+
+def is_signed(data: bytes, secret: bytes) -> bool:
+    """Whether a segment is one that this secret has signed, whatever came before it."""
+    try:
+        content = json.loads(data)
+        mac = content.pop("mac")
+        return hmac.compare_digest(_segment_mac(content, content["prev"], secret), mac)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def fault_of(name: str, version: int, data: bytes, after: Head, secret: bytes) -> Fault | None:
+    """What is wrong with the document that is to follow this head; None: nothing."""
+    number = after.number + 1
+    if name != name_of(number):
+        return Fault(number, "missing", f"the next that is there is named {name!r}")
+    try:
+        segment = read_segment(data)
+        content = json.loads(data)
+        mac = content.pop("mac")
+        signed = hmac.compare_digest(_segment_mac(content, segment.prev, secret), segment.mac)
+        exact = _canonical({**content, "mac": mac}) == data
+    except (ValueError, TypeError, RecursionError) as error:
+        return Fault(number, "changed", f"it cannot be read ({error})")
+    if not signed:
+        return Fault(number, "changed", "its signature is not that of its content under this deployment's secret")
+    if segment.number != number:
+        return Fault(number, "reordered", f"segment {segment.number} stands in its place")
+    if segment.prev != after.mac:
+        return Fault(number, "forged", "it does not follow the segment before it")
+    if not exact or version != 1:
+        return Fault(number, "changed", "it was written anew, in other bytes or in another version")
+    return None
+
+
+def fault_of_head(noted: Head, passed: Head | None, first: int, last: int) -> Fault | None:
+    """Whether a head that somebody noted before is still in the chain.
+
+    Args:
+        passed: the link of that number, if verification came past it.
+        first, last: numbers that the chain has.
+    """
+    if noted.number > last:
+        return Fault(noted.number, "truncated", f"the log ends with segment {last}, and had it when its head was noted")
+    if passed is not None and passed.mac != noted.mac:
+        return Fault(noted.number, "changed", "it had another signature when its head was noted")
+    return None
+
+
+def fault_of_named(named: Mapping[str, tuple[str, str]], first: int, last: int) -> Fault | None:
+    """Whether the log lacks an entry that an event of a run names.
+
+    Args:
+        named: run and key by place, of those that were not met in the segments from `first` to `last`.
+    """
+    places = []
+    for place, (run_id, _) in named.items():
+        try:
+            places.append((*read_place(place), run_id))
+        except ValueError:
+            return Fault(last, "changed", f"an event of run {run_id} names entry {place!r}, which is no place")
+    for number, index, run_id in sorted(places):
+        told = f"an event of run {run_id} names its entry {number}.{index}"
+        if number > last:
+            return Fault(number, "truncated", f"{told}; the log ends with segment {last}")
+        if number >= first:
+            return Fault(number, "forged", f"{told}, and it is about something else")
+    return None
+
+
+# --- pruning -------------------------------------------------------------------------------------------------------
+
+
+def write_anchor(head: Head, at: float, secret: bytes) -> bytes:
+    """Says that what came up to this head was taken out on purpose."""
+    content = {"n": head.number, "mac": head.mac, "at": at}
+    return _canonical({**content, "seal": hmac.digest(secret, _ANCHOR + _canonical(content), "sha256").hex()})
+
+
+def read_anchor(data: bytes, secret: bytes) -> Head:
+    """Raises ValueError: it is not one that this secret has sealed."""
+    content = json.loads(data)
+    seal = content.pop("seal", "")
+    expected = hmac.digest(secret, _ANCHOR + _canonical(content), "sha256").hex()
+    if not hmac.compare_digest(expected, str(seal)):
+        raise ValueError("the note of what was pruned is not sealed with this deployment's secret")
+    return Head(content["n"], content["mac"])
+
+
+def until(segments: Iterable[Segment], before: float) -> Head | None:
+    """The last of these in a row that are older than a time; None: not even the first is."""
+    found = None
+    for segment in segments:
+        if segment.at >= before:
+            return found
+        found = segment.head
+    return found
+
+
+def _segment_mac(content: Mapping[str, Any], prev: str, secret: bytes) -> str:
+    return hmac.digest(secret, _SEGMENT + prev.encode() + b"\0" + _canonical(content), "sha256").hex()
+
+
+def _canonical(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

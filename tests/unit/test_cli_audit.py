@@ -1,0 +1,138 @@
+"""The audit log on the command line: what people say to runs is in it, and what is wrong with it has a number."""
+
+import asyncio
+import json
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from typer.testing import CliRunner, Result
+
+from support.stage import Stage, YesPolicy
+from understudy import END, START, Context, Graph, tool
+from understudy.actors.calls import Asked, Granted, Verdict
+from understudy.actors.process import user_name
+from understudy.cluster.cli import audit, reading, running  # noqa: F401 (they register commands)
+from understudy.cluster.cli.command import app
+from understudy.cluster.stores import open_store
+from understudy.policies.permission import Request
+
+Cli = Callable[..., Result]
+
+
+class Bill(BaseModel):
+    said: str = ""
+
+
+@tool
+def pay(order: str) -> str:
+    return f"paid {order}"
+
+
+async def charge(state: Bill, ctx: Context) -> dict[str, str]:
+    return {"said": await ctx.call(pay, order="A1")}
+
+
+def ask_first(request: Request, approved: bool) -> Verdict:
+    return Granted("token", "ask", "p", "approved") if approved else Asked("ask", "p", "money leaves")
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    monkeypatch.setenv("UNDERSTUDY_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("UNDERSTUDY_STORE", f"sqlite://{tmp_path}/test.db")
+    return lambda *words: CliRunner().invoke(app, list(words), prog_name="understudy")
+
+
+@pytest.fixture
+def asks(tmp_path: Path) -> str:
+    """A run that waits for a person to allow a call; its id."""
+    graph = Graph("paying", Bill)
+    graph.node(charge, name="charge")
+    graph.edge(START, "charge").edge("charge", END)
+
+    async def played() -> str:
+        store = await open_store(f"sqlite://{tmp_path}/test.db")
+        stage = Stage(store, graph, YesPolicy({"pay": ask_first})).tools(pay)
+        run = await stage.start({})
+        assert await stage.drive(run) == "waiting"
+        await store.close()
+        return run.run_id
+
+    return asyncio.run(played())
+
+
+def document(result: Result) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def change(tmp_path: Path, statement: str) -> None:
+    with sqlite3.connect(tmp_path / "test.db") as db:
+        db.execute(statement)
+    db.close()
+
+
+def test_an_approval_is_in_the_log_with_who_gave_it(cli: Cli, asks: str) -> None:
+    assert document(cli("approve", asks, "--by", "ann", "--note", "looked", "--json"))["status"] == "queued"
+    assert cli("deny", asks).exit_code == 1  # nothing is open any more
+    (entry,) = document(cli("audit", "show", "--run", asks[:10], "--json"))
+    told = (entry["kind"], entry["run"], entry["said"], entry["tool"], entry["by"], entry["user"])
+    assert told == ("answer", asks, "approve", "pay", "ann", user_name())
+    assert "approve" in cli("audit", "show").stdout
+    assert document(cli("audit", "verify", "--json"))["good"] is True
+    assert "good: segments 1 to 1, 1 entries" in cli("audit", "verify").stdout
+
+
+def test_an_answer_that_came_too_late_is_noted_as_such(cli: Cli, asks: str, tmp_path: Path) -> None:
+    from understudy.actors.errors import Conflict
+    from understudy.cluster.auditing import entries_of, pen
+    from understudy.cluster.client import Run
+    from understudy.cluster.settings import read_settings
+
+    async def played() -> None:
+        store = await open_store(f"sqlite://{tmp_path}/test.db")
+        run = Run(store, asks, audit=pen(store, read_settings()))
+        (question,) = await run.questions()
+        record = await run.record()
+
+        async def seen_before() -> Any:
+            return record
+
+        run.record = seen_before  # type: ignore[method-assign]
+        await run.approve(question.interrupt_id)
+        with pytest.raises(Conflict):
+            await run.deny(question.interrupt_id)
+        found = [(entry["kind"], entry["said"]) async for _, entry in entries_of(store)]
+        assert found == [("answer", "approve"), ("answer", "deny"), ("answer_refused", "deny")]
+        await store.close()
+
+    asyncio.run(played())
+
+
+def test_what_was_changed_is_named_with_its_number_and_exit_status_1(cli: Cli, asks: str, tmp_path: Path) -> None:
+    cli("approve", asks)
+    head = cli("audit", "head").stdout.strip()
+    assert head.startswith("1:")
+    assert cli("audit", "verify", "--head", head).exit_code == 0
+    change(tmp_path, "UPDATE documents SET data = replace(data, 'approve', 'denied!') WHERE shelf = 'audit'")
+    found = cli("audit", "verify")
+    assert found.exit_code == 1
+    assert "segment 1 is changed" in found.stderr
+    change(tmp_path, "DELETE FROM documents WHERE shelf = 'audit'")
+    assert cli("audit", "verify").exit_code == 0  # nobody remembers: which is why a head is noted
+    found = cli("audit", "verify", "--head", head, "--json")
+    assert found.exit_code == 1
+    assert json.loads(found.stdout)["bad"]["what"] == "truncated"
+
+
+def test_what_cannot_be_meant(cli: Cli, asks: str) -> None:
+    assert cli("audit", "verify", "--head", "seven").exit_code == 2
+    assert cli("audit", "prune", "--before", "yesterday").exit_code == 2
+    assert cli("audit", "prune", "--before", time.strftime("%Y-%m-%dT%H:%M:%S")).exit_code == 1
+    assert document(cli("audit", "prune", "--before", "2020-01-01", "--json")) == {"pruned": 0}
+    assert cli("audit", "head").stdout.strip() == "0:"
