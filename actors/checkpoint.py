@@ -1,13 +1,17 @@
 """A checkpoint is all channels at the end of a superstep, stored as what changed, with a snapshot now and then.
 
-Law 8, with numbers. Let N be the bytes of all deltas: what was written, and about 200 bytes for each superstep. A
-snapshot of S bytes is stored when the chain from the last one has become more than twice as long as the state (and
-has 8 deltas at least), or has 1,000 deltas and S / 500, whichever is more. The first: each snapshot is at most half
-of the one before it and of the deltas between them, so all of them come to N at most; a list that only grows needs
-none. The second bounds loading: a row takes as long to load as 500 bytes to 1 KB of a snapshot (4 us), so that a
-chain takes a small multiple of the time of its state, or 4 ms. Such a snapshot comes after S / 500 deltas of 200
-bytes at least, so all of those are 2.5 N at most. Together: bytes <= 2 N where the state is made of what is written,
-and never more than 4.5 N.
+Law 8, with numbers. Let N be the bytes that deltas would take: what was written, and about 200 bytes a superstep.
+
+- Every 32nd row is a segment, which says all changes since the segment before it (see chain.py), or, where that would
+  be longer than the state, a snapshot in its place. Either is at most as long as the 32 deltas: N for all of them.
+- A snapshot is stored when the rows to load have become more than twice as long as the state (and are 8 at least). It
+  is at most half of the snapshot before it and of the rows between them: N for all of them. A list that only grows
+  needs none.
+- One of S bytes is stored when there are 1,000 rows to load and S / 500, whichever is more. Nearly all of those are
+  segments, and 32 deltas have 6,400 bytes at least: N / 10 for all of them.
+
+Together: bytes <= 2 N where the state is made of what is written, and never more than 3.1 N and the first snapshot.
+Loading step n reads n / 32 rows and 31 more at most, and never more than twice the state and 31 deltas.
 
 Where a graph keeps only some of its checkpoints, a snapshot is stored as well once the deltas weigh as much as the last
 one: snapshots then double, 2 N more are written, and what is kept is twice the state and what the graph asks for.
@@ -22,6 +26,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, get_args
 
+from understudy.actors.chain import SEGMENT_ROWS, Chain, Changes, merged
 from understudy.actors.records import CheckpointRow, NewCheckpoint
 from understudy.actors.values import Change, Op, Values, compact
 
@@ -64,9 +69,8 @@ class Checkpoint:
     """The channels were migrated since it was stored: what follows is no difference to it, but a snapshot."""
     unsaved: Mapping[str, Change] = field(default_factory=dict)
     """What `values` has beyond the stored checkpoint: the input of a run that has finished no superstep yet."""
-    snapshot_bytes: int = 0
-    delta_bytes: int = 0
-    delta_rows: int = 0
+    chain: Chain = field(default_factory=Chain)
+    """How it is stored."""
 
 
 def following(
@@ -89,15 +93,7 @@ def following(
     step = before.step + 1
     checkpoint_id = f"{step:06d}-{_digest(before.checkpoint_id, run_id, str(step))}"
     rest = _Rest(frontier, arrived, before.base_step, fingerprint, version)
-    body = _body(changes, rest)
-    rows, size = before.delta_rows + 1, before.delta_bytes + len(body)
-    live = values.size
-    outweighed = before.snapshot_bytes + size > 2 * live + BODY_BYTES and rows >= SNAPSHOT_ROWS_MIN
-    outweighed = outweighed or (pruned and size >= before.snapshot_bytes and rows >= SNAPSHOT_ROWS_MIN)
-    many = rows >= max(SNAPSHOT_ROWS_MAX, live // ROW_BYTES)
-    snapshot = not before.checkpoint_id or before.migrated or outweighed or many
-    if snapshot:
-        body = _body({name: Change(text) for name, text in values.items()}, rest)
+    body, chain, since = _stored(before, checkpoint_id, values, changes, rest, pruned)
     after = Checkpoint(
         checkpoint_id=checkpoint_id,
         run_id=run_id,
@@ -108,11 +104,29 @@ def following(
         arrived=arrived,
         fingerprint=fingerprint,
         version=version,
-        snapshot_bytes=len(body) if snapshot else before.snapshot_bytes,
-        delta_bytes=0 if snapshot else size,
-        delta_rows=0 if snapshot else rows,
+        chain=chain,
     )
-    return after, NewCheckpoint(checkpoint_id, before.checkpoint_id, step, snapshot, body)
+    return after, NewCheckpoint(checkpoint_id, before.checkpoint_id, step, since is None, body, since=since or "")
+
+
+def _stored(
+    before: Checkpoint, checkpoint_id: str, values: Values, changes: Changes, rest: "_Rest", pruned: bool
+) -> tuple[str, Chain, str | None]:
+    """The body of the next row, the chain with it, and what it is a difference to: empty for the checkpoint before it,
+    an id for a segment, None for a snapshot."""
+    chain, live = before.chain, values.size
+    body = _body(changes, rest)
+    rows, size = chain.rows + 1, chain.bytes + len(body)
+    outweighed = chain.snapshot_bytes + size > 2 * live + BODY_BYTES or (pruned and size >= chain.snapshot_bytes)
+    snapshot = not before.checkpoint_id or before.migrated or (outweighed and rows >= SNAPSHOT_ROWS_MIN)
+    if not snapshot and rows < max(SNAPSHOT_ROWS_MAX, live // ROW_BYTES):
+        if len(chain.tail) + 1 < SEGMENT_ROWS:
+            return body, chain.with_delta(changes, len(body)), ""
+        segment = _body(merged([*chain.tail, changes]), rest)
+        if len(segment) <= live + BODY_BYTES:
+            return segment, chain.with_segment(checkpoint_id, len(segment)), chain.base
+    body = _body({name: Change(text) for name, text in values.items()}, rest)
+    return body, chain.with_snapshot(checkpoint_id, len(body)), None
 
 
 def seed(values: Mapping[str, str], origin: Checkpoint, run_id: str) -> NewCheckpoint:
@@ -135,7 +149,7 @@ class _Rest:
     version: str
 
 
-def _body(changes: Mapping[str, Change], rest: _Rest) -> str:
+def _body(changes: Changes, rest: _Rest) -> str:
     """JSON by hand around the channels' own text, so that no value is read and written again."""
     ops: dict[str, list[str]] = {"set": []}
     for name, change in changes.items():
@@ -157,18 +171,20 @@ _quoted = lru_cache(maxsize=4096)(json.dumps)
 
 
 def restore(chain: Sequence[CheckpointRow]) -> Checkpoint:
-    """The checkpoint at the end of a chain (a snapshot, then its deltas, oldest first). Empty for an empty chain."""
+    """The checkpoint at the end of a chain: a snapshot, then segments and deltas, oldest first. Empty for none."""
     if not chain:
         return Checkpoint()
-    values, last = Values(), chain[-1]
-    snapshot_bytes = delta_bytes = delta_rows = 0
+    values, stored, last = Values(), Chain(), chain[-1]
     for row in chain:
+        changes = _changes(row.body)
         if row.snapshot:
             values = Values()
-            snapshot_bytes, delta_bytes, delta_rows = len(row.body), 0, 0
+            stored = stored.with_snapshot(row.checkpoint_id, len(row.body))
+        elif row.since:
+            stored = stored.with_segment(row.checkpoint_id, len(row.body))
         else:
-            delta_bytes, delta_rows = delta_bytes + len(row.body), delta_rows + 1
-        values.put(_changes(row.body))
+            stored = stored.with_delta(changes, len(row.body))
+        values.put(changes)
     body: dict[str, Any] = json.loads(last.body)
     return Checkpoint(
         checkpoint_id=last.checkpoint_id,
@@ -180,9 +196,7 @@ def restore(chain: Sequence[CheckpointRow]) -> Checkpoint:
         arrived={name: tuple(sources) for name, sources in body["arrived"].items()},
         fingerprint=body["schema"],
         version=body["version"],
-        snapshot_bytes=snapshot_bytes,
-        delta_bytes=delta_bytes,
-        delta_rows=delta_rows,
+        chain=stored,
     )
 
 

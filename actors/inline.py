@@ -28,6 +28,7 @@ from understudy.actors.memory import MemoryStore
 from understudy.actors.open import OpenStore
 from understudy.actors.process import is_dead, name_of_this_process
 from understudy.actors.records import Event, Interrupt, RunRecord, open_questions
+from understudy.actors.results import with_result
 from understudy.actors.ship import refer_to
 from understudy.actors.start import create, new_run
 from understudy.actors.step import final_state
@@ -185,7 +186,7 @@ class Inline:
                 await asyncio.wait(self._residences.values())
         if record.status != "succeeded":
             raise RunFailed(record)
-        return final_state(plan, record.result)
+        return final_state(plan, (await with_result(self.store, record)).result)
 
     async def _ship(self, graph: Graph | str) -> tuple[Code, Graph]:
         """Nothing is shipped: the very graph is driven here."""

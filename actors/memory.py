@@ -586,7 +586,14 @@ class MemoryStore(MemoryDocuments):
     def _store_checkpoint(self, run: _Run, new: NewCheckpoint, at: float) -> None:
         thread = self._threads[run.record.thread_id]
         row = CheckpointRow(
-            new.checkpoint_id, new.parent, new.step, new.snapshot, new.body, run_id=run.record.run_id, at=at
+            new.checkpoint_id,
+            new.parent,
+            new.step,
+            new.snapshot,
+            new.body,
+            since=new.since,
+            run_id=run.record.run_id,
+            at=at,
         )
         thread.checkpoints[new.checkpoint_id] = row
         thread.head = new.checkpoint_id
@@ -597,9 +604,9 @@ class MemoryStore(MemoryDocuments):
         if checkpoint_id not in checkpoints:
             raise no_checkpoint(thread_id, checkpoint_id)
         rows = [checkpoints[checkpoint_id]]
-        while not rows[0].snapshot and rows[0].parent:
-            rows.insert(0, checkpoints[rows[0].parent])
-        return rows
+        while rows[-1].stands_on:
+            rows.append(checkpoints[rows[-1].stands_on])
+        return rows[::-1]
 
     def _note(self, run: _Run, events: Sequence[Event], counters: Counters | None = None) -> None:
         for event in events:

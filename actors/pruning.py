@@ -27,7 +27,7 @@ async def prune(store: Store, plan: Plan, thread_id: str, now: float) -> int:
         # The runs first: where one of them stands by the time the rows are read hangs on where it stood.
         roots = roots_of(await store.runs(limit=RUNS_MAX, thread_id=thread_id))
         history = await store.history(thread_id, limit=ROWS_MAX)
-        rows = [Row(row.checkpoint_id, row.parent, row.snapshot, row.at) for row in reversed(history)]
+        rows = [Row(row.checkpoint_id, row.stands_on, row.at) for row in reversed(history)]
         gone = prunable(rows, roots, plan.keep, now)
         return await store.prune(thread_id, gone) if gone else 0
     return 0

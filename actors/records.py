@@ -63,7 +63,7 @@ Counters = Mapping[str, float]
 
 @dataclass(frozen=True)
 class NewCheckpoint:
-    """All channels at the end of a superstep, as a snapshot or as the difference to its parent."""
+    """All channels at the end of a superstep, as a snapshot or as the difference to an earlier one."""
 
     checkpoint_id: str
     parent: str
@@ -71,7 +71,14 @@ class NewCheckpoint:
     step: int
     snapshot: bool
     body: str
-    """JSON. A snapshot stands alone; a delta is applied to its parent."""
+    """JSON. A snapshot stands alone; a delta is applied to what it is a difference to."""
+    since: str = field(default="", kw_only=True)
+    """Id of the checkpoint that a delta is the difference to, if that is not its parent but one before that."""
+
+    @property
+    def stands_on(self) -> str:
+        """Id of the checkpoint that this one needs to be restored; empty for a snapshot."""
+        return "" if self.snapshot else self.since or self.parent
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from understudy.actors.events import counters_of
 from understudy.actors.mailbox import Mailbox
 from understudy.actors.plan import Plan
 from understudy.actors.records import FINAL, Commit, Event, Interrupt, Loaded, NewCheckpoint, Receipt, Status
-from understudy.actors.step import Task, TaskResult, apply, fallback_of, result_text, tasks_of
+from understudy.actors.results import stored_result
+from understudy.actors.step import Task, TaskResult, apply, fallback_of, tasks_of
 from understudy.actors.take_up import opened, take_up
 from understudy.policies.retention import All
 
@@ -411,7 +412,7 @@ class Run:
         self._open = {}
         result = ""
         if status == "succeeded":
-            result = result_text(self.plan, self.checkpoint.values)
+            result = stored_result(self.plan, self.checkpoint.values, self.loaded.run, checkpoint=new is not None)
         events = [*events, Event("finished", at, {"status": status, "error": error})]
         saved = self._save(at, status, events, checkpoint=new, writes=writes, result=result, error=error)
         # Calls are ended once the end is durable: else the next owner, if this one dies in between, would take `killed`

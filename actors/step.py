@@ -90,9 +90,7 @@ def opening(plan: Plan, head: Checkpoint, run_input: str) -> Checkpoint:
         version=plan.version,
         migrated=head.migrated,
         unsaved=unsaved,
-        snapshot_bytes=head.snapshot_bytes,
-        delta_bytes=head.delta_bytes,
-        delta_rows=head.delta_rows,
+        chain=head.chain,
     )
     frontier, arrived = route(plan, opened.values, {}, [(START, None)])
     return replace(opened, frontier=frontier, arrived=arrived)
@@ -180,7 +178,12 @@ def _written(channel: Channel, before: Values, present: Change | None, text: str
 def result_text(plan: Plan, values: Values) -> str:
     """JSON object of the channels as a node would see them: what a run gives."""
     shown = {name: plan.channels[name].shown(text) if name in plan.channels else text for name, text in values.items()}
-    return "{" + ",".join(f"{json.dumps(name)}:{text}" for name, text in shown.items()) + "}"
+    return spelled(shown)
+
+
+def spelled(values: Mapping[str, str]) -> str:
+    """JSON object of channels, by the text of each."""
+    return "{" + ",".join(f"{json.dumps(name)}:{text}" for name, text in values.items()) + "}"
 
 
 def final_state(plan: Plan, result: str) -> BaseModel:

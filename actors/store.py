@@ -260,7 +260,8 @@ class Store(Protocol):
         """Checkpoints of a thread, newest (last stored) first. Bodies are left empty. Empty for an unknown thread."""
 
     async def chain(self, thread_id: str, checkpoint_id: str) -> list[CheckpointRow]:
-        """From the newest snapshot at or before this checkpoint to itself, oldest first. Raises NotFound."""
+        """What this checkpoint is restored from: itself, what that is a difference to (`NewCheckpoint.since`, or else
+        its parent), and so on to a snapshot; oldest first. Raises NotFound."""
 
     async def counts(self) -> dict[Status, int]:
         """Runs by status, every status present."""

@@ -37,6 +37,7 @@ from understudy.actors.records import (
     Status,
 )
 from understudy.actors.records import open_questions as open_questions
+from understudy.actors.results import with_result
 from understudy.actors.ship import ship_graph
 from understudy.actors.start import create, new_run
 from understudy.actors.step import final_state
@@ -88,6 +89,7 @@ class Run:
         record = await self.wait(timeout_s)
         if record.status != "succeeded":
             raise RunFailed(record)
+        record = await with_result(self._store, record)
         if self._graph is None:
             return json.loads(record.result)
         return final_state(self._graph.plan(), record.result)

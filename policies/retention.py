@@ -45,8 +45,8 @@ class Row:
     """What counts of a checkpoint."""
 
     checkpoint_id: str
-    parent: str
-    snapshot: bool
+    stands_on: str
+    """Id of the checkpoint that it is stored as a difference to; empty for a snapshot."""
     at: float
     """Seconds since the epoch."""
 
@@ -82,5 +82,5 @@ def _with_chains(rows: Sequence[Row], ids: Collection[str]) -> set[str]:
         row = known.get(checkpoint_id)
         while row is not None and row.checkpoint_id not in kept:
             kept.add(row.checkpoint_id)
-            row = None if row.snapshot else known.get(row.parent)
+            row = known.get(row.stands_on)
     return kept

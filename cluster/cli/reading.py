@@ -10,6 +10,7 @@ from rich.text import Text
 
 from understudy.actors.errors import CallerError
 from understudy.actors.records import RETRYABLE, STATUSES, RunRecord, open_questions
+from understudy.actors.results import with_result
 from understudy.cluster.cli.command import (
     Here,
     Json,
@@ -62,6 +63,8 @@ async def ps(
         raise WrongUsage(f"there is no status {status!r}; it is one of {', '.join(STATUSES)}")
     async with here.store() as store:
         records = await store.runs(chosen, limit)
+        if as_json:
+            records = [await with_result(store, record) for record in records]
         counts = await store.counts()
     asked = {record.run_id: open_questions(record) for record in records}
     if as_json:
@@ -89,7 +92,7 @@ async def show(here: Here, run: RunId, as_json: Json = False) -> None:
     """
     async with here.store() as store:
         found = await find_run(store, run)
-        record, state = await found.record(), await found.state()
+        record, state = await with_result(store, await found.record()), await found.state()
         children = [await child.record() for child in await found.children()]
     questions = open_questions(record)
     if as_json:

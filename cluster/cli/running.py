@@ -14,6 +14,7 @@ from rich.text import Text
 from understudy.actors.errors import NotFound
 from understudy.actors.process import user_name
 from understudy.actors.records import BUSY, RETRYABLE, Interrupt, RunRecord, open_questions
+from understudy.actors.results import with_result
 from understudy.cluster.answering import ANSWERABLE
 from understudy.cluster.cli.command import (
     Here,
@@ -105,7 +106,7 @@ async def run(
         say(f"run {started.run_id}", "bold")
         watch = asyncio.ensure_future(_watch_service(here, cluster.store)) if cluster.host is None else None
         try:
-            record = await _attend(here, cluster.store, started)
+            record = await with_result(cluster.store, await _attend(here, cluster.store, started))
         except asyncio.CancelledError:
             serve = "" if cluster.host is None else f"; it goes on with {here.command('up')}"
             say(f"\nleft; the run stays{serve}\n  $ {here.command('events', started.run_id, '--follow')}", "yellow")
@@ -216,6 +217,7 @@ async def report(here: Here, store: "Store", found: "Run", as_json: bool, done: 
 
     record = await found.record()
     if as_json:
+        record = await with_result(store, record)
         print_json(run_document(record, open_questions(record), here.command))
     else:
         text = (

@@ -24,6 +24,7 @@ from rich.prompt import Confirm
 
 from understudy.actors.errors import CallerError, Conflict
 from understudy.actors.records import Event, RunRecord
+from understudy.actors.results import with_result
 from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
 from understudy.cluster.client import Cluster, Run, connect, open_questions
 from understudy.cluster.demo import ledger, report, show
@@ -63,7 +64,8 @@ class Demo:
         self._thresholds = [(i + random.random() * 0.8) / max(1, self.kill) for i in range(self.kill)]
 
     async def records(self) -> list[RunRecord]:
-        return [await self.cluster.store.run(run_id) for run_id in self.names]
+        store = self.cluster.store
+        return [await with_result(store, await store.run(run_id)) for run_id in self.names]
 
     # --- what it does to the runs ---
 

@@ -171,15 +171,15 @@ local function same_runs(runs, i)
   return table.concat(redis.call('ZRANGE', runs, 0, -1), '\n') == table.concat(ARGV, '\n', i)
 end
 
--- The rows from this checkpoint back to the newest snapshot; a row is a JSON array of what is known of it, then its body.
+-- The rows from this checkpoint back to the newest snapshot, along what each is a difference to; a row is a JSON array of what is known of it, then its body.
 local function chain(checkpoints, id)
   local rows = {}
   while id ~= '' do
     local row = redis.call('HGET', checkpoints, id)
     if not row then break end
     rows[#rows + 1] = row
-    local parent, snapshot = unpack(cjson.decode(string.match(row, '^[^\n]*')), 2, 3)
-    id = snapshot == 1 and '' or parent
+    local known = cjson.decode(string.match(row, '^[^\n]*'))
+    id = known[3] == 1 and '' or known[7] or known[2]
   end
   return rows
 end

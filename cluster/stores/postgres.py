@@ -444,6 +444,7 @@ def _values(commit: Commit) -> dict[str, Any]:
         "parent": new and new.parent,
         "checkpoint_step": new and new.step,
         "snapshot": new and new.snapshot,
+        "since": new and new.since,
         "body": new and new.body,
         "tasks": list(commit.writes),
         "bodies": list(commit.writes.values()),

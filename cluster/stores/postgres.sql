@@ -76,6 +76,7 @@ CREATE TABLE checkpoints (
     parent        text COLLATE "C" NOT NULL,
     step          bigint NOT NULL,
     snapshot      boolean NOT NULL,
+    since         text COLLATE "C" NOT NULL DEFAULT '',  -- what it is a difference to, if that is not its parent
     body          text NOT NULL,
     run_id        text NOT NULL,
     at            double precision NOT NULL,

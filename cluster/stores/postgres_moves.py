@@ -55,7 +55,17 @@ async def adopt(connection: Connection, dump: ThreadDump) -> bool:
         for run in dump.runs:
             await _adopt_run(connection, run)
         rows = [
-            (dump.thread_id, row.checkpoint_id, row.parent, row.step, row.snapshot, row.body, row.run_id, row.at)
+            (
+                dump.thread_id,
+                row.checkpoint_id,
+                row.parent,
+                row.step,
+                row.snapshot,
+                row.since,
+                row.body,
+                row.run_id,
+                row.at,
+            )
             for row in dump.checkpoints
         ]
         await connection.cursor().executemany(SQL["adopt_checkpoint"].encode(), rows)

@@ -21,7 +21,7 @@ WITH RECURSIVE line AS (
     WHERE runs.run_id = %(run_id)s AND checkpoint_id = head
     UNION ALL
     SELECT before.*, depth + 1 FROM line JOIN checkpoints AS before
-    ON before.thread_id = line.thread_id AND before.checkpoint_id = line.parent
+    ON before.thread_id = line.thread_id AND before.checkpoint_id = coalesce(nullif(line.since, ''), line.parent)
     WHERE NOT line.snapshot
 )
 SELECT
@@ -38,7 +38,7 @@ WITH RECURSIVE line AS (
     WHERE thread_id = %(thread_id)s AND checkpoint_id = %(checkpoint_id)s
     UNION ALL
     SELECT before.*, depth + 1 FROM line JOIN checkpoints AS before
-    ON before.thread_id = line.thread_id AND before.checkpoint_id = line.parent
+    ON before.thread_id = line.thread_id AND before.checkpoint_id = coalesce(nullif(line.since, ''), line.parent)
     WHERE NOT line.snapshot
 )
 SELECT to_json(line) FROM line ORDER BY depth DESC;
@@ -81,8 +81,8 @@ WHERE run_id = %(run_id)s ORDER BY c.n;
 
 -- name: history
 SELECT json_build_object(
-    'checkpoint_id', checkpoint_id, 'parent', parent, 'step', step, 'snapshot', snapshot, 'body', '', 'run_id', run_id,
-    'at', at
+    'checkpoint_id', checkpoint_id, 'parent', parent, 'step', step, 'snapshot', snapshot, 'since', since, 'body', '',
+    'run_id', run_id, 'at', at
 )
 FROM checkpoints WHERE thread_id = %(thread_id)s ORDER BY n DESC LIMIT %(limit)s;
 
@@ -173,8 +173,8 @@ INSERT INTO messages (run, n, message_id, body, at) VALUES (%s, %s, %s, %s, %s);
 INSERT INTO sent (run, message_id, n) VALUES (%s, %s, %s);
 
 -- name: adopt_checkpoint
-INSERT INTO checkpoints (thread_id, checkpoint_id, parent, step, snapshot, body, run_id, at)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s);
+INSERT INTO checkpoints (thread_id, checkpoint_id, parent, step, snapshot, since, body, run_id, at)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s);
 
 -- name: about
 SELECT

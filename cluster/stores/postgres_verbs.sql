@@ -219,7 +219,7 @@ END $$;
 -- Laws 1 and 2: compare epoch and seq on the locked row; then everything, or an answer why nothing.
 CREATE OR REPLACE FUNCTION run_commit(
     p_run_id text, p_epoch bigint, p_seq bigint, p_at float8, p_status text, p_step bigint, p_checkpoint_id text,
-    p_parent text, p_checkpoint_step bigint, p_snapshot boolean, p_body text, p_tasks text[], p_bodies text[],
+    p_parent text, p_checkpoint_step bigint, p_snapshot boolean, p_since text, p_body text, p_tasks text[], p_bodies text[],
     p_interrupts text, p_open_ids text[], p_wake_at float8, p_events json, p_counters json, p_result text, p_error text,
     p_expires_at float8, p_taken bigint[], p_listens_after bigint, p_together bigint[], OUT outcome text, OUT cancel_asked boolean, OUT stored_seq bigint
 ) LANGUAGE plpgsql AS $$
@@ -253,8 +253,8 @@ BEGIN
     END IF;
     outcome := 'ok';
     IF p_checkpoint_id IS NOT NULL THEN
-        INSERT INTO checkpoints (thread_id, checkpoint_id, parent, step, snapshot, body, run_id, at)
-        VALUES (run.thread_id, p_checkpoint_id, p_parent, p_checkpoint_step, p_snapshot, p_body, p_run_id, p_at);
+        INSERT INTO checkpoints (thread_id, checkpoint_id, parent, step, snapshot, since, body, run_id, at)
+        VALUES (run.thread_id, p_checkpoint_id, p_parent, p_checkpoint_step, p_snapshot, p_since, p_body, p_run_id, p_at);
         DELETE FROM writes WHERE writes.run = run.n;
         run.head := p_checkpoint_id;
         run.interrupts := '[]';
@@ -303,13 +303,13 @@ BEGIN
     FOR c IN
         SELECT * FROM json_to_recordset(p_commits) AS given (
             seq bigint, at float8, status text, step bigint, checkpoint_id text, parent text, checkpoint_step bigint,
-            snapshot boolean, body text, tasks text[], bodies text[], interrupts text, open_ids text[], wake_at float8,
+            snapshot boolean, since text, body text, tasks text[], bodies text[], interrupts text, open_ids text[], wake_at float8,
             events json, counters json, result text, error text, expires_at float8, taken bigint[], listens_after bigint
         )
     LOOP
         SELECT done.outcome, done.cancel_asked, done.stored_seq INTO outcome, cancel_asked, stored_seq FROM run_commit(
             p_run_id, p_epoch, c.seq, c.at, c.status, c.step, c.checkpoint_id, c.parent, c.checkpoint_step, c.snapshot,
-            c.body, c.tasks, c.bodies, c.interrupts, c.open_ids, c.wake_at, c.events, c.counters, c.result, c.error,
+            c.since, c.body, c.tasks, c.bodies, c.interrupts, c.open_ids, c.wake_at, c.events, c.counters, c.result, c.error,
             c.expires_at, c.taken, c.listens_after, together
         ) AS done;
         EXIT WHEN outcome NOT IN ('ok', 'duplicate');

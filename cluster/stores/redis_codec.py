@@ -152,8 +152,11 @@ def read_event(text: str, n: int) -> Event:
 
 
 def checkpoint_row(new: NewCheckpoint, run_id: str, at: float) -> str:
-    """One line of what is known, then the body. The scripts read parent and snapshot from the line."""
-    known = [new.checkpoint_id, new.parent, int(new.snapshot), new.step, run_id, at]
+    """One line of what is known, then the body. The scripts read parent, snapshot and since from the line.
+
+    `since` is left out where it is empty: nobody who does not know of it takes the others for something else.
+    """
+    known = [new.checkpoint_id, new.parent, int(new.snapshot), new.step, run_id, at, *filter(None, [new.since])]
     return f"{to_json(known)}\n{new.body}"
 
 
@@ -163,8 +166,8 @@ def row_text(row: CheckpointRow) -> str:
 
 def read_checkpoint(text: str) -> CheckpointRow:
     line, _, body = text.partition("\n")
-    checkpoint_id, parent, snapshot, step, run_id, at = json.loads(line)
-    return CheckpointRow(checkpoint_id, parent, step, bool(snapshot), body, run_id=run_id, at=at)
+    checkpoint_id, parent, snapshot, step, run_id, at, *since = json.loads(line)
+    return CheckpointRow(checkpoint_id, parent, step, bool(snapshot), body, since="".join(since), run_id=run_id, at=at)
 
 
 def interrupts_text(interrupts: Iterable[Interrupt]) -> str:

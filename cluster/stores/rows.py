@@ -76,6 +76,7 @@ def checkpoint_of(row: Row) -> CheckpointRow:
         row["step"],
         bool(row["snapshot"]),
         row["body"],
+        since=row["since"],
         run_id=row["run_id"],
         at=row["at"],
     )

@@ -88,8 +88,8 @@ SELECT n, thread_id, status, epoch, seq, seq_epoch, head, cancel_asked, answers,
 FROM runs WHERE run_id = ?;
 
 -- name: insert_checkpoint
-INSERT INTO checkpoints (thread_id, checkpoint_id, parent, step, snapshot, run_id, at, body)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO checkpoints (thread_id, checkpoint_id, parent, step, snapshot, since, run_id, at, body)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: insert_write
 INSERT INTO writes (run, task_id, body) VALUES (?, ?, ?)
@@ -247,13 +247,14 @@ RETURNING run;
 -- --- reading ------------------------------------------------------------------------------------------------------
 
 -- name: chain
--- From a checkpoint back to the newest snapshot, along the parents.
-WITH RECURSIVE line (n, parent, snapshot, depth) AS (
-    SELECT n, parent, snapshot, 0 FROM checkpoints WHERE thread_id = :thread_id AND checkpoint_id = :checkpoint_id
+-- From a checkpoint back to the newest snapshot, along what each is a difference to.
+WITH RECURSIVE line (n, stands_on, depth) AS (
+    SELECT n, CASE WHEN snapshot THEN '' WHEN since <> '' THEN since ELSE parent END, 0
+    FROM checkpoints WHERE thread_id = :thread_id AND checkpoint_id = :checkpoint_id
     UNION ALL
-    SELECT before.n, before.parent, before.snapshot, depth + 1
-    FROM line JOIN checkpoints AS before ON before.thread_id = :thread_id AND before.checkpoint_id = line.parent
-    WHERE NOT line.snapshot
+    SELECT before.n, CASE WHEN before.snapshot THEN '' WHEN before.since <> '' THEN before.since ELSE before.parent END,
+        depth + 1
+    FROM line JOIN checkpoints AS before ON before.thread_id = :thread_id AND before.checkpoint_id = line.stands_on
 )
 SELECT checkpoints.* FROM line JOIN checkpoints USING (n) ORDER BY depth DESC;
 
@@ -284,7 +285,7 @@ SELECT n FROM runs WHERE run_id = ?;
 SELECT n, kind, at, data FROM events WHERE run = ? AND n > ? ORDER BY n LIMIT ?;
 
 -- name: history
-SELECT checkpoint_id, parent, step, snapshot, '' AS body, run_id, at FROM checkpoints
+SELECT checkpoint_id, parent, step, snapshot, since, '' AS body, run_id, at FROM checkpoints
 WHERE thread_id = ? ORDER BY n DESC LIMIT ?;
 
 -- name: counts

@@ -19,8 +19,8 @@ from understudy.cluster.stores.statements import script
 
 APPLICATION_ID = 0x756E6472
 """`undr`, in the header of our files."""
-SCHEMA_VERSION = 3
-UPGRADES = {1: "sqlite_2.sql", 2: "sqlite_3.sql"}
+SCHEMA_VERSION = 4
+UPGRADES = {1: "sqlite_2.sql", 2: "sqlite_3.sql", 3: "sqlite_4.sql"}
 """From which version to the next, by which script."""
 LOCKED_S = 10.0
 """How long a writer waits for its turn."""

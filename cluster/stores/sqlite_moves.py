@@ -120,7 +120,7 @@ def adopt(db: Connection, dump: ThreadDump) -> bool:
     for run in dump.runs:
         _adopt_run(db, run)
     values = [
-        (dump.thread_id, row.checkpoint_id, row.parent, row.step, row.snapshot, row.run_id, row.at, row.body)
+        (dump.thread_id, row.checkpoint_id, row.parent, row.step, row.snapshot, row.since, row.run_id, row.at, row.body)
         for row in dump.checkpoints
     ]
     db.executemany(SQL["insert_checkpoint"], values)

@@ -74,6 +74,7 @@ CREATE TABLE checkpoints (
     parent        TEXT NOT NULL,
     step          INTEGER NOT NULL,
     snapshot      INTEGER NOT NULL,
+    since         TEXT NOT NULL DEFAULT '',    -- what it is a difference to, if that is not its parent
     run_id        TEXT NOT NULL,
     at            REAL NOT NULL,
     body          TEXT NOT NULL,               -- last: history reads the others and leaves its pages alone

@@ -318,5 +318,5 @@ def _tell_parent(db: Connection, child: Row, answer: str, at: float) -> None:
 
 
 def _store_checkpoint(db: Connection, thread_id: str, run_id: str, new: NewCheckpoint, at: float) -> None:
-    values = (thread_id, new.checkpoint_id, new.parent, new.step, new.snapshot, run_id, at, new.body)
+    values = (thread_id, new.checkpoint_id, new.parent, new.step, new.snapshot, new.since, run_id, at, new.body)
     db.execute(SQL["insert_checkpoint"], values)

@@ -19,6 +19,7 @@ from understudy.actors.graph import Graph
 from understudy.actors.inline import LEASE_S, Answers, Inline, SteppedClock
 from understudy.actors.inline_ports import YesPolicy
 from understudy.actors.records import Event, Interrupt, RunRecord, ThreadDump
+from understudy.actors.results import with_result
 from understudy.actors.store import Store
 from understudy.cluster.testing.mortal import Crash, Fault, Ledger, MortalSandboxes, MortalStore, Process, Stagehand
 
@@ -260,7 +261,7 @@ class Theatre(Inline):
     # --- what became of it ---
 
     async def _look(self) -> Played:
-        records = await self._family_records()
+        records = [await with_result(self.store, record) for record in await self._family_records()]
         names = _names(records)
         logs = {r.run_id: await self.store.events(r.run_id, limit=100_000) for r in records}
         history = {r.run_id: await self.store.history(r.thread_id, 100_000) for r in records}

@@ -35,7 +35,7 @@ def loop_of(state: type[BaseModel], *nodes: str, name: str = "loop") -> Graph:
 
 
 def as_row(new: NewCheckpoint) -> CheckpointRow:
-    return CheckpointRow(new.checkpoint_id, new.parent, new.step, new.snapshot, new.body, RUN, 0.0)
+    return CheckpointRow(new.checkpoint_id, new.parent, new.step, new.snapshot, new.body, RUN, 0.0, since=new.since)
 
 
 @dataclass
@@ -67,8 +67,11 @@ class Stepping:
     def chain(self, index: int = -1) -> list[CheckpointRow]:
         """What a store would load for the checkpoint of this superstep."""
         index %= len(self.rows)
-        start = max(i for i in range(index + 1) if self.rows[i].snapshot)
-        return self.rows[start : index + 1]
+        known = {row.checkpoint_id: row for row in self.rows[: index + 1]}
+        chain = [self.rows[index]]
+        while chain[-1].stands_on:
+            chain.append(known[chain[-1].stands_on])
+        return chain[::-1]
 
     def restored(self, index: int = -1) -> Any:
         """The state that a process which loads the checkpoint would give to its nodes."""

@@ -26,14 +26,15 @@ NOW = 1000.0
 
 @st.composite
 def threads(draw: st.DrawFn) -> list[Row]:
-    """A tree of checkpoints in the order of storing: each after the newest, or, rolled back, after another."""
+    """A tree of checkpoints in the order of storing: each a difference to the newest, or, rolled back or a segment, to
+    another, or to none."""
     rows: list[Row] = []
     for n in range(draw(st.integers(1, 40))):
-        parent = ""
-        if rows:
+        stands_on = ""
+        if rows and draw(st.booleans()):
             back = draw(st.integers(0, 8)) == 0
-            parent = (draw(st.sampled_from(rows)) if back else rows[-1]).checkpoint_id
-        rows.append(Row(f"c{n}", parent, not parent or draw(st.booleans()), NOW - 100 + n))
+            stands_on = (draw(st.sampled_from(rows)) if back else rows[-1]).checkpoint_id
+        rows.append(Row(f"c{n}", stands_on, NOW - 100 + n))
     return rows
 
 
@@ -44,8 +45,8 @@ def chain_of(rows: Sequence[Row], checkpoint_id: str) -> list[str]:
     """What a store would load. Fails where something is missing."""
     known = {row.checkpoint_id: row for row in rows}
     chain = [known[checkpoint_id]]
-    while not chain[-1].snapshot and chain[-1].parent:
-        chain.append(known[chain[-1].parent])
+    while chain[-1].stands_on:
+        chain.append(known[chain[-1].stands_on])
     return [row.checkpoint_id for row in chain]
 
 

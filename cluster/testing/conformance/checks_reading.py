@@ -132,6 +132,27 @@ async def check_chain_starts_at_a_snapshot(world: World) -> None:
             await store.chain(thread, name)
 
 
+async def check_a_chain_passes_by_what_its_rows_do_not_stand_on(world: World) -> None:
+    """A row may be a difference to a checkpoint before its parent; one that nothing stands on may be gone."""
+    store = await world.open()
+    run = await owned(store)
+    since = {4: "c1", 6: "c4"}
+    for n in range(1, 8):
+        new = checkpoint(f"c{n}", f"c{n - 1}" if n > 1 else "", n, n == 1, str(n), since.get(n, ""))
+        await store.commit(commit_of(run, seq=n, step=n, checkpoint=new))
+    for name, expected in (("c3", "123"), ("c4", "14"), ("c5", "145"), ("c6", "146"), ("c7", "1467")):
+        assert "".join(row.body for row in await store.chain("thread", name)) == expected
+    assert [row.body for row in (await store.load(run.run_id)).chain] == ["1", "4", "6", "7"]
+    assert [(row.since, row.parent) for row in await store.history("thread", limit=3)] == [
+        ("", "c6"), ("c4", "c5"), ("", "c4"),
+    ]  # fmt: skip
+    await store.prune("thread", ["c2", "c3", "c5"])
+    assert [row.body for row in (await store.load(run.run_id)).chain] == ["1", "4", "6", "7"]
+    dump = await store.dump("thread")
+    assert dump is not None
+    assert [row.since for row in dump.checkpoints] == ["", "c1", "c4", ""]
+
+
 async def check_the_same_checkpoint_id_on_two_threads(world: World) -> None:
     store = await world.open()
     for thread in ("a", "b"):

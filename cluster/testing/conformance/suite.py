@@ -115,8 +115,10 @@ async def owned(store: Store, name: str = "1", thread: str = "thread", now: floa
     return await store.claim(run.run_id, "one", 30.0, now)
 
 
-def checkpoint(name: str, parent: str = "", step: int = 1, snapshot: bool = False, body: str = "{}") -> NewCheckpoint:
-    return NewCheckpoint(name, parent, step, snapshot, body)
+def checkpoint(
+    name: str, parent: str = "", step: int = 1, snapshot: bool = False, body: str = "{}", since: str = ""
+) -> NewCheckpoint:
+    return NewCheckpoint(name, parent, step, snapshot, body, since=since)
 
 
 def commit_of(run: RunRecord, **changes: Any) -> Commit:
