@@ -23,6 +23,7 @@ from understudy.actors.open import OpenStore
 from understudy.actors.outcome import Outcome
 from understudy.actors.process import name_of_this_process
 from understudy.actors.records import Event, Receipt
+from understudy.actors.revocations import read_revocations
 from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
 from understudy.actors.sandbox.tiers import Tiers, all_tiers
 from understudy.actors.store import Store
@@ -32,6 +33,7 @@ from understudy.policies.spent import Revocation, Spent
 
 LOOK_S = 2.0
 """How often a call at work looks whether its run still wants it."""
+ENDED_OUTSIDE = "ended from outside: the run was cancelled, or its node gave up on the call"
 SPARES_MOST = 16
 """Sandboxes that wait, ready, for a call, in one sandbox actor. Each holds 2 MiB."""
 
@@ -49,6 +51,8 @@ class SandboxActor:
         self._work: dict[tuple[str, str], asyncio.Task[Outcome | Receipt]] = {}
         self._spent = Spent(GRANT_TTL_S)
         self._audit = AuditLog(self._ready, secret)
+        self._taken_back: dict[str, str] = {}
+        """Why a call is being ended, by the id of its grant."""
 
     async def execute(self, order: Order) -> Outcome | Receipt:
         """The outcome; or the receipt that is on record under this key already. Raises Fenced."""
@@ -97,6 +101,9 @@ class SandboxActor:
         profile = grant.profile
         async with self._room:
             try:
+                reason = await self._revoked(store, grant)
+                if reason:
+                    raise GrantRefused("revoked", reason)
                 self._spent.use(grant, order.receipt.token, time.time())
             except GrantRefused as error:  # revoked while it waited, or used by another order
                 return await self._refuse(store, order, error, time.time())
@@ -104,19 +111,21 @@ class SandboxActor:
             if on_record is not None:
                 return on_record
             began = time.perf_counter()
-            watching = asyncio.ensure_future(self._watch(store, order.receipt))
+            watching = asyncio.ensure_future(self._watch(store, order, grant))
             try:
                 outcome = await self._isolated(order, profile)
             except asyncio.CancelledError:
-                outcome = _aborted(time.perf_counter() - began)
+                outcome = _aborted(time.perf_counter() - began, self._taken_back.get(grant.id, ENDED_OUTSIDE))
             finally:
                 watching.cancel()
+                self._taken_back.pop(grant.id, None)
         await self._record(store, order, outcome)
         return outcome
 
-    async def _watch(self, store: Store, receipt: Receipt) -> None:
-        """A call belongs to a run and ends with it, also if the run was cancelled while no actor had it."""
-        wanted = True
+    async def _watch(self, store: Store, order: Order, grant: Grant) -> None:
+        """A call belongs to a run and ends with it, also if the run was cancelled while no actor had it; and with its
+        grant."""
+        receipt, wanted = order.receipt, True
         while wanted:
             await asyncio.sleep(LOOK_S)
             with contextlib.suppress(StoreUnavailable):
@@ -124,7 +133,20 @@ class SandboxActor:
                     wanted = not (await store.run(receipt.run_id)).final
                 except NotFound:
                     wanted = False
+                reason = await self._revoked(store, grant)
+                if reason:
+                    await self._audit.append("grant_ended", **_entry(order), grant=grant.id, reason=reason)
+                    self._taken_back[grant.id], wanted = f"its grant was revoked: {reason}", False
         await self.abort(receipt.key, receipt.token)
+
+    async def _revoked(self, store: Store, grant: Grant) -> str:
+        """Who took a grant back and why, in words; empty: nobody did. A call that begins in the very moment in which
+        that is written down is ended by `_watch`."""
+        for revocation, told in await read_revocations(store, self._secret, time.time()):
+            if revocation.covers(grant):
+                note = f", {told['note']!r}" if told.get("note") else ""
+                return f"{told.get('by') or 'somebody'} took it back{note}; ask for a new decision"
+        return ""
 
     async def _begin(self, store: Store, order: Order, grant: Grant) -> Receipt | None:
         """Put the call on record; what is there already, if it is. Aborted just then, it ends as killed."""
@@ -221,8 +243,7 @@ async def _end_of(work: "asyncio.Task[Outcome | Receipt]") -> Outcome | Receipt:
     return _aborted(0.0) if work.cancelled() else work.result()
 
 
-def _aborted(seconds: float) -> Outcome:
-    reason = "ended from outside: the run was cancelled, or its node gave up on the call"
+def _aborted(seconds: float, reason: str = ENDED_OUTSIDE) -> Outcome:
     return Outcome("killed", error=reason, duration_s=seconds)
 
 

@@ -23,10 +23,12 @@ class Revocation:
     tool: str = ""
     rule: str = ""
     grant_id: str = ""
+    key: str = ""
+    """The effect key of one call."""
 
     def covers(self, grant: Grant) -> bool:
-        asked = (self.run_id, self.tool, self.rule, self.grant_id)
-        found = (grant.run_id, grant.tool, grant.rule, grant.id)
+        asked = (self.run_id, self.tool, self.rule, self.grant_id, self.key)
+        found = (grant.run_id, grant.tool, grant.rule, grant.id, grant.key)
         fits = all(mine in ("", theirs) for mine, theirs in zip(asked, found, strict=True))
         return fits and grant.issued_at <= self.issued_until
 

@@ -11,6 +11,7 @@ running   run, resume, approve, deny, cancel, fork
 preflight preflight
 machine   up, down, status, doctor, metrics
 policy    policy check, policy explain, policy schema
+grants    grants, revoke
 audit     audit verify, audit head, audit show, audit prune
 store     store info, store migrate
 crashtest crashtest
@@ -27,6 +28,7 @@ def main() -> None:
         running,
         forking,
         sending,
+        grants,
         preflight,
         machine,
         policy,

@@ -138,7 +138,14 @@ def _head(text: str) -> Head | None:
         raise WrongUsage(f"--head: {error}") from None
 
 
-WORDS = {"decision": "magenta", "grant_used": "green", "grant_refused": "red", "answer": "cyan"}
+WORDS = {
+    "decision": "magenta",
+    "grant_used": "green",
+    "grant_refused": "red",
+    "grant_ended": "red",
+    "revoke": "red",
+    "answer": "cyan",
+}
 
 
 def _line(place: str, entry: Entry) -> Text:
@@ -155,7 +162,7 @@ def _gist(entry: Entry) -> list[str]:
         case "decision":
             by = f"by rule {entry['rule']!r} of {entry['policy']!r}" if entry["rule"] else "by the lack of a rule"
             said = [entry["decision"], entry["call"], by, entry["reason"]]
-        case "grant_used" | "grant_refused":
+        case "grant_used" | "grant_refused" | "grant_ended":
             said = [entry["tool"], entry.get("refused", ""), entry.get("reason", ""), entry.get("grant", "")]
         case "answer" | "answer_refused":
             said = [entry["said"], entry["interrupt"], entry.get("tool", ""), f"by {entry.get('by') or entry['user']}"]

@@ -16,7 +16,7 @@ from support.stage import Stage, YesPolicy
 from understudy import END, START, Context, Graph, tool
 from understudy.actors.calls import Asked, Granted, Verdict
 from understudy.actors.process import user_name
-from understudy.cluster.cli import audit, reading, running  # noqa: F401 (they register commands)
+from understudy.cluster.cli import audit, grants, reading, running  # noqa: F401 (they register commands)
 from understudy.cluster.cli.command import app
 from understudy.cluster.stores import open_store
 from understudy.policies.permission import Request
@@ -136,3 +136,42 @@ def test_what_cannot_be_meant(cli: Cli, asks: str) -> None:
     assert cli("audit", "prune", "--before", time.strftime("%Y-%m-%dT%H:%M:%S")).exit_code == 1
     assert document(cli("audit", "prune", "--before", "2020-01-01", "--json")) == {"pruned": 0}
     assert cli("audit", "head").stdout.strip() == "0:"
+
+
+def test_grants_in_force_are_listed_and_taken_back(cli: Cli, asks: str, tmp_path: Path) -> None:
+    from understudy.actors.records import Receipt
+    from understudy.cluster.auditing import pen
+    from understudy.cluster.settings import read_settings
+
+    async def grant() -> None:
+        """Three grants: not used, at work, and over."""
+        store = await open_store(f"sqlite://{tmp_path}/test.db")
+        run = await store.claim(
+            (await store.resume(asks, (await store.run(asks)).interrupts[0].interrupt_id, "{}", 1.0)).run_id,
+            "o",
+            30.0,
+            2.0,
+        )
+        for key, state in (("aa1", ""), ("bb2", "started"), ("cc3", "done")):
+            told = {"key": key, "tool": "pay", "call": f"pay({key})", "policy": "p", "rule": "r", "decision": "allow"}
+            await pen(store, read_settings()).append("decision", run=asks, grant=f"grant of {key}", **told)
+            if state:
+                receipt = Receipt(
+                    key, asks, run.head, "t", "pay", "d", "started" if state == "started" else "done", "s", key
+                )
+                await store.begin(receipt, run.epoch, [], {}, 3.0)
+        await store.close()
+
+    asyncio.run(grant())
+    listed = document(cli("grants", asks, "--json"))
+    assert [(each["key"], each["at_work"]) for each in listed] == [("aa1", False), ("bb2", True)]
+    assert "at work" in cli("grants", asks).stdout
+    assert cli("revoke", asks, "cc").exit_code == 1
+    assert cli("revoke").exit_code == cli("revoke", asks, "--grant", "x").exit_code == 2
+    assert document(cli("revoke", asks, "bb", "--by", "ann", "--json"))["calls"] == ["bb2"]
+    assert [each["key"] for each in document(cli("grants", asks, "--json"))] == ["aa1"]
+    assert cli("revoke", "--grant", "grant of aa1").exit_code == 0
+    assert document(cli("grants", asks, "--json")) == []
+    found = [entry for entry in document(cli("audit", "show", "--json")) if entry["kind"] == "revoke"]
+    assert next((entry["key"], entry["grant"], entry["by"]) for entry in found) == ("bb2", "", "ann")
+    assert document(cli("audit", "verify", "--json"))["good"] is True

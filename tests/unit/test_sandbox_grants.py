@@ -14,7 +14,9 @@ from understudy.actors.calls import Order
 from understudy.actors.memory import MemoryStore
 from understudy.actors.outcome import Outcome, ToolCall, ToolCode
 from understudy.actors.records import Event, Receipt
+from understudy.actors.revocations import KEPT_S, read_revocations, write_revocation
 from understudy.actors.sandbox_actor import SandboxActor
+from understudy.cluster.auditing import entries_of
 from understudy.policies.grant import GRANT_TTL_S, Grant, sign
 from understudy.policies.profile import Profile
 from understudy.policies.spent import Revocation
@@ -201,5 +203,62 @@ def test_a_grant_is_revoked_before_it_is_used_also_while_it_waits_for_room() -> 
         scene.walls.open.set()
         assert kind(await first) == "ok"  # it had begun
         await waiting
+
+    run_async(played())
+
+
+async def take_back(scene: Scene, secret: bytes = SECRET, **about: str) -> None:
+    await write_revocation(scene.store, secret, Revocation(time.time() + 1, **about), by="ann", note="wrong customer")
+
+
+def test_a_revocation_in_the_store_is_seen_before_a_grant_is_used() -> None:
+    async def played() -> None:
+        scene = await Scene.made()
+        await take_back(scene, key="another call")
+        await take_back(scene, grant_id="grant of another")
+        await take_back(scene, b"another deployment's", run_id=scene.run_id)
+        await scene.store.write_document("revocations", "junk", b"{", 0)
+        assert kind(await scene.actor.execute(scene.order(sign(scene.grant(), SECRET)))) == "ok"
+        await take_back(scene, key="k2", run_id=scene.run_id)
+        await refused(scene, scene.order(sign(scene.grant("k2"), SECRET), "k2", "o2"), "revoked")
+        entries = [entry async for _, entry in entries_of(scene.store)]
+        assert [(entry["kind"], entry["key"]) for entry in entries] == [("grant_used", "k1"), ("grant_refused", "k2")]
+        assert "ann took it back, 'wrong customer'" in entries[-1]["reason"]
+        assert kind(await scene.actor.execute(scene.order(sign(scene.grant("k3"), SECRET), "k3", "o3"))) == "ok"
+
+    run_async(played())
+
+
+def test_a_call_at_work_is_ended_when_its_grant_is_revoked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("understudy.actors.sandbox_actor.LOOK_S", 0.01)
+
+    async def played() -> None:
+        scene = await Scene.made()
+        scene.walls.open.clear()
+        work = asyncio.ensure_future(scene.actor.execute(scene.order(sign(scene.grant(), SECRET))))
+        await scene.walls.began.wait()
+        await take_back(scene, run_id=scene.run_id)
+        outcome = await work
+        assert isinstance(outcome, Outcome)
+        assert (outcome.kind, "its grant was revoked: ann took it back, 'wrong customer'" in outcome.error) == (
+            "killed",
+            True,
+        )
+        kinds = [entry["kind"] async for _, entry in entries_of(scene.store)]
+        assert kinds == ["grant_used", "grant_ended"]
+        (receipt,) = await scene.store.receipts(scene.run_id)
+        assert receipt.state == "done"
+        assert not scene.actor._taken_back
+
+    run_async(played())
+
+
+def test_a_revocation_goes_when_no_grant_is_left_that_it_could_be_about() -> None:
+    async def played() -> None:
+        scene = await Scene.made()
+        await take_back(scene, run_id=scene.run_id)
+        assert len(await read_revocations(scene.store, SECRET, time.time())) == 1
+        assert await read_revocations(scene.store, SECRET, time.time() + KEPT_S + GRANT_TTL_S + 2) == []
+        assert await scene.store.shelves() == {}
 
     run_async(played())

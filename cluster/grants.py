@@ -1,0 +1,90 @@
+"""Grants in force: which calls of a run may still begin, or are at work, under which grant; and taking them back."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from understudy.actors.errors import NotFound
+from understudy.actors.process import user_name
+from understudy.actors.revocations import read_revocations, write_revocation
+from understudy.actors.store import Store
+from understudy.cluster.auditing import entries_of, pen
+from understudy.cluster.settings import Settings
+from understudy.policies.grant import GRANT_TTL_S
+from understudy.policies.spent import Revocation
+
+
+@dataclass(frozen=True)
+class InForce:
+    """A grant that is good, or that a call is at work under."""
+
+    grant: str
+    run_id: str
+    key: str
+    tool: str
+    call: str
+    policy: str
+    rule: str
+    approved: bool
+    """A person has approved it."""
+    issued_at: float
+    expires_at: float
+    at_work: bool
+
+
+async def grants_of(store: Store, secret: bytes, run_id: str, now: float) -> list[InForce]:
+    """Oldest first. As the audit log has them, without those whose call or time is over, or that were revoked."""
+    states = {receipt.key: receipt.state for receipt in await store.receipts(run_id)}
+    revoked = [revocation for revocation, _ in await read_revocations(store, secret, now)]
+    found = []
+    async for _, entry in entries_of(store, run_id):
+        if entry.get("kind") != "decision" or "grant" not in entry:
+            continue
+        state = states.get(entry["key"], "")
+        grant = InForce(
+            grant=entry["grant"],
+            run_id=run_id,
+            key=entry["key"],
+            tool=entry["tool"],
+            call=entry["call"],
+            policy=entry["policy"],
+            rule=entry["rule"],
+            approved="approved" in entry,
+            issued_at=entry["at"],
+            expires_at=entry["at"] + GRANT_TTL_S,
+            at_work=state == "started",
+        )
+        is_good = not state and grant.expires_at > now
+        if (is_good or grant.at_work) and not any(_is_covered(grant, each) for each in revoked):
+            found.append(grant)
+    return found
+
+
+def _is_covered(grant: InForce, revocation: Revocation) -> bool:
+    asked = (revocation.run_id, revocation.tool, revocation.rule, revocation.grant_id, revocation.key)
+    theirs = (grant.run_id, grant.tool, grant.rule, grant.grant, grant.key)
+    return all(a in ("", b) for a, b in zip(asked, theirs, strict=True)) and grant.issued_at <= revocation.issued_until
+
+
+async def revoke(
+    store: Store, settings: Settings, *, run_id: str = "", key: str = "", grant: str = "", by: str = "", note: str = ""
+) -> list[InForce]:
+    """Take grants back: what was in force of the run (all that was, if only a grant is named: nothing is told of it).
+
+    No call begins under them any more, and those at work are ended. Raises NotFound: the run has no such grant.
+    """
+    now = time.time()
+    hit: list[InForce] = []
+    if run_id:
+        hit = [each for each in await grants_of(store, settings.secret(), run_id, now) if each.key.startswith(key)]
+        if not hit:
+            which = f"no grant in force for call {key!r}" if key else "no grant in force"
+            raise NotFound(f"run {run_id} has {which}; `understudy grants {run_id}` lists those that there are")
+    keys = {each.key for each in hit} if key else {""}
+    told: dict[str, Any] = {"by": by or user_name(), "note": note}
+    for each in sorted(keys):
+        about = {"run": run_id, "key": each, "grant": grant}
+        await pen(store, settings).append("revoke", **about, **told, user=user_name())
+        revocation = Revocation(now, run_id=run_id, key=each, grant_id=grant)
+        await write_revocation(store, settings.secret(), revocation, **told)
+    return hit
