@@ -237,8 +237,9 @@ class Story:
                     n = self.dice.randrange(len(ids))
                     if threads[n] not in threads[n + 1 :]:  # what comes after it on its thread would be another story
                         self.cancels.add(ids[n])
-                        await self._insist(lambda store, n=n: store.cancel(ids[n], now()))
-                        await self._insist(lambda store, n=n: cancel_children(store, ids[n], now()))
+                        record = await self._insist(lambda store, n=n: store.cancel(ids[n], now()))
+                        if record.status == "cancelled":  # as `Run.cancel`: else its owner sees to its children
+                            await self._insist(lambda store, n=n: cancel_children(store, ids[n], now()))
         self.weather.calm()
 
     def _replace(self, n: int) -> None:
