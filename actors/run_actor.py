@@ -9,6 +9,7 @@ Laws kept here:
 """
 
 import asyncio
+import gc
 import threading
 import time
 from dataclasses import dataclass
@@ -71,6 +72,10 @@ class RunActor:
             self._library = Library(self._config.secret, self._store.get_blob)
             threading.Thread(target=self._renewing, name="leases", daemon=True).start()
             self._ticking = asyncio.ensure_future(self._tick())
+            # What is imported by now stays. Looking through it again and again for what has become garbage was a tenth
+            # of all the time of a process with 500 runs.
+            gc.collect()
+            gc.freeze()
         return name_of_this_process()
 
     async def drive(self, run_id: str, epoch: int) -> Left:
