@@ -162,7 +162,8 @@ class PostgresStore(PostgresDocuments):
     async def commit(self, *commits: Commit) -> Committed:
         first = commits[0]
         if len(commits) == 1:
-            sent = await self._one("run_commit", first.run_id, first.epoch, *_values(first).values(), [first.seq])
+            values = map(_sparing, _values(first).values())
+            sent = await self._one("run_commit", first.run_id, first.epoch, *values, [first.seq])
         else:
             sent = await self._one("run_commits", first.run_id, first.epoch, _several(commits))
         outcome, cancel_asked, stored = sent
@@ -430,6 +431,11 @@ def _run(answer: dict[str, Any]) -> RunRecord:
 
 def _counted(*counters: Counters) -> str:
     return to_json(dict(summed(*counters)))
+
+
+def _sparing(value: Any) -> Any:
+    """psycopg looks through lists, even empty ones, for 10 us to find out what is in it; a text is sent as it is."""
+    return "{}" if value == [] else value
 
 
 def _values(commit: Commit) -> dict[str, Any]:
