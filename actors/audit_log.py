@@ -11,7 +11,7 @@ import json
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from understudy.actors.documents import Overtaken
@@ -65,6 +65,8 @@ class AuditLog:
         self._head: Head | None = None
         self._known_at = 0.0
         self._waiting: deque[tuple[Entry, asyncio.Future[str]]] = deque()
+        self._open: set[asyncio.Future[str]] = set()
+        """Of entries that are not known to be durable."""
         self._writing: asyncio.Task[None] | None = None
 
     async def append(self, kind: str, **told: Any) -> str:
@@ -72,12 +74,31 @@ class AuditLog:
 
         Raises CallerError: the secret is another deployment's (`strict`).
         """
+        return await self._queue(kind, told)
+
+    def append_nowait(self, kind: str, **told: Any) -> None:
+        """The same for who cannot wait, as a proxy that tells of a connection; whoever answers for it waits for
+        `written` before anything stands on it."""
+        self._queue(kind, told).add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def written(self) -> None:
+        """Returns once all that was told up to now is durable; what comes later is not waited for."""
+        told = [*self._open]
+        if told:
+            await asyncio.wait(told)
+        for written in told:
+            if not written.cancelled():
+                written.result()
+
+    def _queue(self, kind: str, told: Mapping[str, Any]) -> "asyncio.Future[str]":
         entry = _bounded({"kind": kind, "at": round(self._clock(), 6), **told})
         written: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, written))
+        self._open.add(written)
+        written.add_done_callback(self._open.discard)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.ensure_future(self._write_on())
-        return await written
+        return written
 
     async def _write_on(self) -> None:
         """What comes while a segment is being written goes into the next one."""

@@ -348,6 +348,37 @@ def test_a_caller_that_goes_away_takes_nothing_back() -> None:
     asyncio.run(played())
 
 
+def test_who_cannot_wait_is_waited_for() -> None:
+    """A proxy tells of connections; the call's outcome stands on their being in the log, and on nothing later."""
+
+    async def played() -> None:
+        store, gate = MemoryStore(), asyncio.Event()
+
+        class Slow:
+            def __getattr__(self, name: str) -> Any:
+                async def called(*args: Any, **kwargs: Any) -> Any:
+                    await gate.wait()
+                    return await getattr(store, name)(*args, **kwargs)
+
+                return called
+
+        log = log_to(Slow())
+        await log.written()
+        for n in range(3):
+            log.append_nowait("connection", run="r", host=f"h{n}", port=443)
+            await asyncio.sleep(0)
+        durable = asyncio.ensure_future(log.written())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not durable.done()
+        gate.set()
+        await durable
+        assert [entry["host"] async for _, entry in entries_of(store)] == ["h0", "h1", "h2"]
+        assert not log._open
+
+    run_async(played())
+
+
 def test_an_entry_is_bounded() -> None:
     async def played() -> None:
         store = MemoryStore()
