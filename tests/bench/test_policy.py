@@ -117,20 +117,21 @@ def test_a_decision_through_the_actor(table: Table, tmp_path: Path) -> None:
     async def measured() -> None:
         options = {"num_cpus": 0, "max_concurrency": 100}
         bare = ray.remote(Empty).options(**options).remote()
-        no_store = functools.partial(open_store, "memory://")
-        actor = ray.remote(PolicyActor).options(**options).remote(no_store, b"0" * 32, source_of(file))
-        assert isinstance(await actor.decide.remote(PAY, "key", 1, "", False), Granted)
         await milliseconds(bare)
-        rounds = [(await milliseconds(bare), await milliseconds(actor)) for _ in range(5)]
-        table.add(
-            "a decision through the policy actor, with a signed grant",
-            "no store, Ray",
-            statistics.median(ours for _, ours in rounds),
-            statistics.median(floor for floor, _ in rounds),
-            "ms",
-            ratio=statistics.median(ours / floor for floor, ours in rounds),
-            aim="<= 2",
-        )
+        for where, url in (("no store, Ray", "memory://"), ("sqlite, Ray", f"sqlite://{tmp_path}/audit.db")):
+            opened = functools.partial(open_store, url)
+            actor = ray.remote(PolicyActor).options(**options).remote(opened, b"0" * 32, source_of(file))
+            assert isinstance(await actor.decide.remote(PAY, "key", 1, "", False), Granted)
+            rounds = [(await milliseconds(bare), await milliseconds(actor)) for _ in range(5)]
+            table.add(
+                "a decision through the policy actor, with a signed grant, in the audit log before it is told",
+                where,
+                statistics.median(ours for _, ours in rounds),
+                statistics.median(floor for floor, _ in rounds),
+                "ms",
+                ratio=statistics.median(ours / floor for floor, ours in rounds),
+                aim="<= 2",
+            )
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker does not find this module
     ray.init(
