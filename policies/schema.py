@@ -88,7 +88,10 @@ def _rule() -> dict[str, Any]:
                 "enum": list(TIERS),
                 "description": f"The weakest isolation that will do. Default: {DEFAULT_TIER}.",
             },
-            "network": {**_list(_TEXT), "description": "name:port. Refused as long as nothing enforces it."},
+            "network": {
+                **_list(_TEXT),
+                "description": "Hosts that may be reached, each with its port; see `policies.hosts`.",
+            },
             "secrets": {**_names(), "description": "Refused as long as nothing enforces it."},
             "marks": {**_names(), "description": "What a call leaves in the run's history, for after and not_after."},
             "redact": {

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from understudy.actors.outcome import Outcome, ToolCall
+from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.policies.profile import Profile, Tier
 
 
@@ -57,7 +58,7 @@ class Backend(Protocol):
     def fits(self, profile: Profile) -> bool:
         """Whether this tier can make such a call at all. If not, a stronger one is looked for."""
 
-    async def execute(self, call: ToolCall, profile: Profile) -> Outcome:
+    async def execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None = None) -> Outcome:
         """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made."""
 
     async def preflight(self) -> Preflight:

@@ -6,7 +6,9 @@ Laws:
 - Whatever ends the call, nothing of it is left when `execute` returns or raises: no process, no descriptor.
 """
 
+import asyncio
 import os
+import socket
 import time
 
 from understudy.actors.outcome import Outcome, ToolCall
@@ -14,6 +16,7 @@ from understudy.actors.sandbox import seccomp
 from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.child import Child
 from understudy.actors.sandbox.diagnosis import not_started
+from understudy.actors.sandbox.egress.way_out import WayOut, proxy_of
 from understudy.actors.sandbox.launch import HOST_ID as HOST_ID
 from understudy.actors.sandbox.launch import find_bubblewrap, line, refuse_unreachable
 from understudy.actors.sandbox.launcher import EXIT_BAD_GRANT
@@ -35,12 +38,13 @@ class BubblewrapBackend:
         """Any call."""
         return True
 
-    async def execute(self, call: ToolCall, profile: Profile) -> Outcome:
+    async def execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None = None) -> Outcome:
         """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made."""
         began = time.perf_counter()
         runtime = this_runtime()
         program = find_bubblewrap()
-        bpf = seccomp.program(os.uname().machine)
+        proxy = proxy_of(call, profile, way_out)
+        bpf = seccomp.program(os.uname().machine, network=proxy is not None)
         try:
             refuse_bad_grants(profile, runtime)
             refuse_unreachable(profile)
@@ -50,11 +54,23 @@ class BubblewrapBackend:
         def started_by(fds: Descriptors) -> list[str]:
             return line(runtime, command(program, host_root(), runtime, profile, fds))
 
-        child = Child(started_by, bpf, request_of(call, profile.limits, runtime), profile.limits)
+        opening: list[asyncio.Future[None]] = []
+
+        def listen(listener: socket.socket) -> None:
+            assert proxy is not None
+            opening.append(asyncio.ensure_future(proxy.open(listener)))
+
+        request = request_of(call, profile, runtime, way_out)
+        child = Child(started_by, bpf, request, profile.limits, None if proxy is None else listen)
         try:
             await child.over()
         finally:
-            status = await child.end()
+            try:
+                status = await child.end()
+            finally:
+                await asyncio.gather(*opening, return_exceptions=True)
+                if proxy is not None:
+                    await proxy.close()
         outcome = judge(child.overseer, status, profile.limits, time.perf_counter() - began)
         return _never_started(child, status) if outcome is None else outcome
 

@@ -11,11 +11,13 @@ import asyncio
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from understudy.actors.sandbox import watch
+from understudy.actors.sandbox.egress.listener import distrusted
 from understudy.actors.sandbox.inlet import CHUNK_BYTES
 from understudy.actors.sandbox.insist import insist, readable, send_kill
 from understudy.actors.sandbox.overseer import FarEnds, Overseer, close, pipes
@@ -33,7 +35,15 @@ class Child:
     Start it from a thread that lives as long as the call: the kernel ends the sandbox when that thread ends.
     """
 
-    def __init__(self, command: Callable[[Descriptors], Sequence[str]], bpf: bytes, request: bytes, limits: Limits):
+    def __init__(
+        self,
+        command: Callable[[Descriptors], Sequence[str]],
+        bpf: bytes,
+        request: bytes,
+        limits: Limits,
+        listen: Callable[[socket.socket], None] | None = None,
+    ):
+        """`listen`: for a call with network, gets the listening socket that the runner has made in there."""
         self.distrust = ""
         """Why the walls were not what they should be; the request was then never sent."""
         self._request = request
@@ -43,17 +53,28 @@ class Child:
         self._ending = False
         self._overdue: asyncio.TimerHandle | None = None
         self._status = b""
+        self._listen = listen
+        self._pid = 0
         near, far = pipes()
+        outlet: socket.socket | None = None
+        self._inlet: socket.socket | None = None
         try:
-            self._process, self._pidfd, self._status_fd = _spawn(command, bpf, far)
+            if listen is not None:
+                self._inlet, outlet = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._process, self._pidfd, self._status_fd = _spawn(command, bpf, far, outlet)
         except BaseException:
             close(near.request, near.printed, near.reply)
+            self._close_inlet()
             raise
         finally:
             close(far.request, far.printed, far.reply)
+            if outlet is not None:
+                outlet.close()
         self.overseer = Overseer(near, limits, self._kill)
         self._over = readable(self._pidfd)
         self._loop.add_reader(self._status_fd, self._read_status)
+        if self._inlet is not None:
+            self._loop.add_reader(self._inlet.fileno(), self._take_listener, self._inlet)
 
     async def over(self) -> None:
         """Returns when bubblewrap has ended, by itself or by `overseer.stop`."""
@@ -71,6 +92,7 @@ class Child:
             self._overdue.cancel()
         self.overseer.finish()
         self._loop.remove_reader(self._status_fd)
+        self._close_inlet()
         close(self._status_fd, self._pidfd)
         if interrupted:
             raise asyncio.CancelledError
@@ -113,8 +135,37 @@ class Child:
         elif self._ending:
             self._kill()
         else:
-            # Only now: bubblewrap is bound to our life by now, so there is nobody to do the work if we are gone.
-            self.overseer.begin(self._request, lambda: self._look(pid))
+            self._pid = pid
+            self._begin()
+
+    def _begin(self) -> None:
+        """Only now: bubblewrap is bound to our life by now, so there is nobody to do the work if we are gone. And a
+        call with network begins only when the listening socket is here, so that no tool can hand out another."""
+        if self._pid and self._inlet is None and not self.distrust and not self._ending:
+            self.overseer.begin(self._request, lambda: self._look(self._pid))
+
+    def _take_listener(self, inlet: socket.socket) -> None:
+        try:
+            _word, fds, _flags, _address = socket.recv_fds(inlet, 64, 1)
+        except OSError:
+            fds = []
+        self._close_inlet()
+        if not fds:  # it ended before; how, others will see
+            return
+        listener = socket.socket(fileno=fds[0])
+        self.distrust = self.distrust or distrusted(listener)
+        if self.distrust or self._listen is None:
+            listener.close()
+            self._kill()
+            return
+        self._listen(listener)
+        self._begin()
+
+    def _close_inlet(self) -> None:
+        if self._inlet is not None:
+            self._loop.remove_reader(self._inlet.fileno())
+            self._inlet.close()
+            self._inlet = None
 
     def _look(self, pid: int) -> watch.Sample:
         seen = watch.sample(pid, self._limits.memory_bytes)
@@ -122,18 +173,19 @@ class Child:
 
 
 def _spawn(
-    command: Callable[[Descriptors], Sequence[str]], bpf: bytes, far: FarEnds
+    command: Callable[[Descriptors], Sequence[str]], bpf: bytes, far: FarEnds, outlet: socket.socket | None
 ) -> tuple[subprocess.Popen[bytes], int, int]:
     """The process, a pidfd of it, and the end of the pipe where it tells of itself."""
     status_in, status_out = os.pipe2(os.O_CLOEXEC)
     held = [status_out]
+    outlet_fd = -1 if outlet is None else outlet.fileno()
     try:
         filter_fd = os.memfd_create("seccomp")
         held.append(filter_fd)
         os.write(filter_fd, bpf)
         os.lseek(filter_fd, 0, os.SEEK_SET)
         process = subprocess.Popen(
-            command(Descriptors(seccomp=filter_fd, status=status_out, reply=far.reply)),
+            command(Descriptors(seccomp=filter_fd, status=status_out, reply=far.reply, outlet=outlet_fd)),
             stdin=far.request,
             stdout=far.printed,
             stderr=far.printed,
@@ -141,7 +193,7 @@ def _spawn(
             close_fds=True,
             # Also the near end of status: if we die early, bubblewrap must not die of writing to nobody, for that
             # is when the first process inside waits for a word from it, for ever.
-            pass_fds=(filter_fd, status_out, far.reply, status_in),
+            pass_fds=(filter_fd, status_out, far.reply, status_in, *([] if outlet is None else [outlet_fd])),
             start_new_session=True,  # a Ctrl-C for the worker is not for the tool
         )
         return process, os.pidfd_open(process.pid), status_in

@@ -20,6 +20,7 @@ from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox import watch
 from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
+from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.insist import insist, readable, send_kill
 from understudy.actors.sandbox.launch import refuse_unreachable
 from understudy.actors.sandbox.overseer import FarEnds, Overseer, close, pipes
@@ -52,10 +53,10 @@ class GvisorBackend:
     tier: Tier = "gvisor"
 
     def fits(self, profile: Profile) -> bool:
-        """Any call."""
-        return True
+        """Any call without network: sockets of runsc's own network stack cannot be handed out to a proxy."""
+        return not profile.network
 
-    async def execute(self, call: ToolCall, profile: Profile) -> Outcome:
+    async def execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None = None) -> Outcome:
         """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made."""
         program = shutil.which("runsc")
         if program is None:
@@ -65,11 +66,13 @@ class GvisorBackend:
         try:
             refuse_bad_grants(profile, runtime)
             refuse_unreachable(profile)
+            if profile.network:
+                raise BadGrant("tier 'gvisor' has a network stack that no proxy can listen in; name tier: cold")
         except BadGrant as error:
             return Outcome("error", error=str(error), error_type="BadGrant")
         container = Container(program, profile, runtime)
         try:
-            container.overseer.begin(request_of(call, profile.limits, runtime), container.look)
+            container.overseer.begin(request_of(call, profile, runtime, way_out), container.look)
             await container.over()
         finally:
             status = await container.end()

@@ -27,6 +27,7 @@ from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox import folders, marks, rules, seccomp, watch
 from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
+from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.folders import Owner
 from understudy.actors.sandbox.insist import insist, readable, send_kill
 from understudy.actors.sandbox.launch import HOST_ID, refuse_unreachable
@@ -60,11 +61,14 @@ class LandlockBackend:
         self._version = rules.abi() if version is None else version
 
     def fits(self, profile: Profile) -> bool:
-        """Whether nothing lies in its writable folders that must not be written."""
+        """Whether nothing lies in its writable folders that must not be written, and it has no network: there is no
+        network of its own here for a proxy to listen in, and on the pod's a socket leads everywhere."""
+        if profile.network:
+            return False
         kept = [*profile.read, *(place for both in this_runtime().folders for place in both)]
         return not any(covers(profile.write, path) for path in kept)
 
-    async def execute(self, call: ToolCall, profile: Profile) -> Outcome:
+    async def execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None = None) -> Outcome:
         """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made."""
         began = time.perf_counter()
         runtime = this_runtime()
@@ -76,6 +80,8 @@ class LandlockBackend:
         try:
             refuse_bad_grants(profile, runtime)
             refuse_unreachable(profile)
+            if profile.network:
+                raise BadGrant("tier 'landlock' has no network of its own to bound; name tier: zygote, or cold")
             if not self.fits(profile):
                 raise BadGrant(
                     "a granted writable folder holds what must not be written, and tier 'landlock' can keep nothing in "
@@ -83,10 +89,11 @@ class LandlockBackend:
                 )
         except BadGrant as error:
             return Outcome("error", error=str(error), error_type="BadGrant")
+        within = dataclasses.replace(profile, limits=_in_this_table(profile.limits))
         kept = Kept(profile, runtime, self._version)
         try:
             await kept.here()
-            kept.begin(request_of(call, _in_this_table(profile.limits), runtime))
+            kept.begin(request_of(call, within, runtime, way_out))
             await kept.over()
         finally:
             status = await kept.end()

@@ -1,8 +1,8 @@
 """Runs inside the sandbox: bounds itself, finds the one function that is wanted, calls it, and writes what it returned.
 
-Run as `python -I -S runner.py REPLY_FD`, or by a zygote that is warm; with the standard library alone, until the tool
-itself imports more: every import is paid by every call. Nothing here is trusted by the host: from the moment the tool
-is loaded, this process is the tool's.
+Run as `python -I -S runner.py REPLY_FD [OUTLET_FD PORT]`, or by a zygote that is warm; with the standard library alone,
+until the tool itself imports more: every import is paid by every call. Nothing here is trusted by the host: from the
+moment the tool is loaded, this process is the tool's.
 """
 
 import contextlib
@@ -25,10 +25,20 @@ _JSON_NAMES = frozenset({"str", "int", "float", "bool", "list", "dict", "None", 
 
 def main() -> None:
     reply = int(sys.argv[1])
+    if len(sys.argv) > 2:
+        hand_out_listener(int(sys.argv[2]), int(sys.argv[3]))
     os.closerange(3, reply)  # what bubblewrap was started with is not the tool's
     os.closerange(reply + 1, os.sysconf("SC_OPEN_MAX"))
     os.set_inheritable(reply, False)  # programs that the tool starts have no business with it
     serve(reply)
+
+
+def hand_out_listener(outlet: int, port: int) -> None:
+    """Listen on this network's loopback, for the proxy outside to accept; nobody in here can. No tool is here yet."""
+    import socket
+
+    with socket.socket(fileno=outlet) as out, socket.create_server(("127.0.0.1", port), backlog=128) as listener:
+        socket.send_fds(out, [b"listener"], [listener.fileno()])
 
 
 def serve(reply: int) -> None:
@@ -44,6 +54,7 @@ def serve(reply: int) -> None:
     sys.path[:] = request["import_paths"]
     sys.executable = request["python"]
     os.environ["UNDERSTUDY_EFFECT_KEY"] = request["key"]
+    os.environ.update(request["environment"])
     _write_all(reply, STARTED)
     answer = perform(request)
     _flush()

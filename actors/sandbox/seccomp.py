@@ -11,7 +11,7 @@ import struct
 from functools import cache
 
 from understudy.actors.sandbox.backend import IsolationUnavailable
-from understudy.actors.sandbox.syscalls import ALLOWED, BY_ARGUMENT, NEWEST
+from understudy.actors.sandbox.syscalls import ALLOWED, BY_ARGUMENT, NETWORK, NEWEST, SOCKET
 
 ALLOW = 0x7FFF0000
 KILL = 0x80000000
@@ -25,6 +25,7 @@ X32_BIT = 0x40000000
 
 CLONE_NEW_ANY = 0x7E020000  # mount, cgroup, uts, ipc, user, pid and network namespaces
 AF_UNIX, SOCK_TYPE_MASK, SOCK_STREAM, SOCK_SEQPACKET = 1, 0xF, 1, 5
+AF_INET, IPPROTO_TCP = 2, 6
 # Push keystrokes into a terminal, take over the console, switch a line discipline.
 TIOCSTI, TIOCLINUX, TIOCCONS, TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
 # Have the kernel signal somebody when there is input.
@@ -42,19 +43,28 @@ _NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, k
 
 
-def program(machine: str, refused: frozenset[str] = frozenset(), pretended: frozenset[str] = frozenset()) -> bytes:
+def program(
+    machine: str,
+    refused: frozenset[str] = frozenset(),
+    pretended: frozenset[str] = frozenset(),
+    network: bool = False,
+) -> bytes:
     """The filter for this machine's architecture, as `struct sock_filter[]`. Raises IsolationUnavailable.
 
     Args:
         refused: calls that this filter does not allow, though they are listed.
         pretended: calls that do nothing and are told yes, where tools expect no other answer.
+        network: TCP over IPv4 may be used; where it leads is for the network namespace to bound.
     """
-    return b"".join(struct.pack("=HBBI", *each) for each in instructions(machine, refused, pretended))
+    return b"".join(struct.pack("=HBBI", *each) for each in instructions(machine, refused, pretended, network))
 
 
 @cache
 def instructions(
-    machine: str, refused: frozenset[str] = frozenset(), pretended: frozenset[str] = frozenset()
+    machine: str,
+    refused: frozenset[str] = frozenset(),
+    pretended: frozenset[str] = frozenset(),
+    network: bool = False,
 ) -> tuple[Instruction, ...]:
     if machine not in AUDIT_ARCH:
         raise IsolationUnavailable(
@@ -64,12 +74,14 @@ def instructions(
     code = [(LOAD, 0, 0, _ARCH), (JEQ, 1, 0, AUDIT_ARCH[machine]), _end(KILL), (LOAD, 0, 0, _NUMBER)]
     if machine == "x86_64":
         code += _when(JGE, X32_BIT, [_end(KILL)])
-    for name, number in BY_ARGUMENT[machine].items():
+    judged = BY_ARGUMENT[machine] | (SOCKET[machine] if network else {})
+    listed = ALLOWED[machine] | (NETWORK[machine] if network else {})
+    for name, number in judged.items():
         rule = [_end(REFUSE)] if name in refused else _RULES[name]
         code += _when(JEQ, number, [_pretending(step) for step in rule] if name in pretended else rule)
     for name in sorted(pretended & ALLOWED[machine].keys()):
         code += _when(JEQ, ALLOWED[machine][name], [_end(PRETEND)])
-    allowed = [number for name, number in ALLOWED[machine].items() if name not in refused]
+    allowed = [number for name, number in listed.items() if name not in refused]
     for low, high in _ranges(sorted(allowed)):
         # In ascending order: below this range and not in the one before means not listed.
         code += [(JGE, 1, 0, low), _end(REFUSE), *_when_not(JGT, high, [_end(ALLOW)])]
@@ -140,6 +152,16 @@ _RULES: dict[str, list[Instruction]] = {
         *_when(JEQ, SOCK_STREAM, [_end(ALLOW)]),
         *_when(JEQ, SOCK_SEQPACKET, [_end(ALLOW)]),
         _end(REFUSE),
+    ],
+    "socket": [
+        *_argument(0),
+        *_when_not(JEQ, AF_INET, [_end(REFUSE)]),
+        *_argument(1, SOCK_TYPE_MASK),
+        *_when_not(JEQ, SOCK_STREAM, [_end(REFUSE)]),
+        *_argument(2),
+        *_when(JEQ, 0, [_end(ALLOW)]),
+        *_when(JEQ, IPPROTO_TCP, [_end(ALLOW)]),
+        _end(REFUSE),  # MPTCP and SCTP are streams as well
     ],
     "ioctl": [
         *_argument(1),

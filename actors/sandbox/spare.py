@@ -11,6 +11,7 @@ from pathlib import Path
 
 from understudy.actors.sandbox import watch
 from understudy.actors.sandbox.backend import IsolationUnavailable
+from understudy.actors.sandbox.egress.listener import PORT, distrusted
 from understudy.actors.sandbox.insist import insist, readable, send_kill
 from understudy.actors.sandbox.overseer import NearEnds, Overseer, close, files_most, pipes
 from understudy.policies.profile import Limits
@@ -28,6 +29,8 @@ class Spare:
         self._pid = 0
         self._dead: asyncio.Future[None] | None = None
         self.overseer: Overseer | None = None
+        self.listener: socket.socket | None = None
+        """Made in its network, where it was made to such terms. Whoever takes it sets None here, and closes it."""
         self._ready = asyncio.ensure_future(self._meet())
         self._ready.add_done_callback(_look_at)
 
@@ -65,6 +68,9 @@ class Spare:
             close(self._near.request, self._near.printed, self._near.reply)
             self._near = None
         self._status.close()
+        if self.listener is not None:
+            self.listener.close()
+            self.listener = None
         if self._first >= 0:
             os.close(self._first)
             self._first = -1
@@ -75,16 +81,19 @@ class Spare:
     async def _meet(self) -> None:
         await readable(self._status.fileno())
         try:
-            word, fds, _flags, _address = socket.recv_fds(self._status, 64, 1)
+            word, fds, _flags, _address = socket.recv_fds(self._status, 64, 2)
         except OSError:
             word, fds = b"", []
-        if word != b"here" or len(fds) != 1:
+        if word != b"here" or len(fds) not in (1, 2):
             close(*fds)
             raise IsolationUnavailable(f"a spare did not come up: {self._last_words()}", "see the words above")
         self._first = fds[0]
         self._dead = readable(self._first)
         self._pid = _pid_of(self._first)
         wrong = _distrust(watch.status(self._pid))
+        if len(fds) == 2:
+            self.listener = socket.socket(fileno=fds[1])
+            wrong = wrong or distrusted(self.listener)
         if wrong:
             send_kill(self._first)
             raise IsolationUnavailable(f"a spare came up, but {wrong}", "do not run untrusted tools here; report this")
@@ -126,9 +135,9 @@ def order(zygote: socket.socket, message: bytes) -> Spare:
     return Spare(near, ours)
 
 
-def terms(limits: Limits) -> dict[str, int]:
-    """What of a call's limits a spare is made with; all others are set when the call begins."""
-    return {"disk_bytes": limits.disk_bytes, "files": files_most(limits)}
+def terms(limits: Limits, network: bool) -> dict[str, int]:
+    """What of a call's limits a spare is made with, and where a proxy listens in it. All else is set with the call."""
+    return {"disk_bytes": limits.disk_bytes, "files": files_most(limits), "port": PORT if network else 0}
 
 
 def _pid_of(pidfd: int) -> int:

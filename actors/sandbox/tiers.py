@@ -12,6 +12,7 @@ from typing import Final
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.backend import Backend, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
+from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.gvisor import GvisorBackend
 from understudy.actors.sandbox.landlock import LandlockBackend, sweep
 from understudy.actors.sandbox.strays import end_strays
@@ -20,6 +21,7 @@ from understudy.policies.profile import DEFAULT_TIER, TIERS, Profile, Tier
 
 BY_COST: Final[tuple[Tier, ...]] = ("zygote", "landlock", "cold", "gvisor")
 """Measured: 1 to 3 ms a call, 40, 40, and 300."""
+NETWORK_REMEDY: Final = "name tier: zygote or cold, on a machine where one of these stands, or grant no network"
 TRY_AGAIN_S = 10.0
 """A tier that did not stand is tried again no sooner than this, when a call would need it."""
 
@@ -39,7 +41,7 @@ class Tiers:
         self._left_over = 0
         self._trying: asyncio.Task[None] | None = None
 
-    async def execute(self, call: ToolCall, profile: Profile) -> Outcome:
+    async def execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None = None) -> Outcome:
         """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made."""
         least = TIERS.index(profile.tier)
         strong = [backend for backend in self._backends if TIERS.index(backend.tier) >= least]
@@ -55,9 +57,11 @@ class Tiers:
                 refusals.append((backend.tier, IsolationUnavailable(found.reason, found.remedy)))
                 continue
             try:
-                return await backend.execute(call, profile)
+                return await backend.execute(call, profile, way_out)
             except IsolationUnavailable as error:  # its walls did not stand, so nothing was executed
                 refusals.append((backend.tier, error))
+        unfit = [backend.tier for backend in strong if profile.network and backend not in fitting]
+        refusals += [(tier, IsolationUnavailable("it can give no network", NETWORK_REMEDY)) for tier in unfit]
         raise _refused(profile.tier, refusals)
 
     def fits(self, profile: Profile) -> bool:

@@ -6,13 +6,15 @@ import json
 import signal
 
 from understudy.actors.outcome import Outcome, ToolCall
+from understudy.actors.sandbox.egress.listener import ENVIRONMENT
+from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.overseer import Overseer
 from understudy.actors.sandbox.reply import decode
 from understudy.actors.sandbox.runtime import Runtime
-from understudy.policies.profile import Limits
+from understudy.policies.profile import Limits, Profile
 
 
-def request_of(call: ToolCall, limits: Limits, runtime: Runtime) -> bytes:
+def request_of(call: ToolCall, profile: Profile, runtime: Runtime, way_out: WayOut | None = None) -> bytes:
     """What `runner.py` reads."""
     return json.dumps(
         {
@@ -20,7 +22,8 @@ def request_of(call: ToolCall, limits: Limits, runtime: Runtime) -> bytes:
             "ref": call.code.ref,
             "blob": base64.b64encode(call.code.blob).decode(),
             "args": call.args,
-            "limits": dataclasses.asdict(limits),
+            "limits": dataclasses.asdict(profile.limits),
+            "environment": dict(ENVIRONMENT) if profile.network else {},
             "import_paths": runtime.import_paths,
             "python": runtime.python,
         }

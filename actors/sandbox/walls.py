@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from understudy.actors.sandbox.backend import BadGrant
+from understudy.actors.sandbox.egress.listener import PORT
 from understudy.actors.sandbox.runtime import Runtime
 from understudy.policies.profile import Profile, covers
 
@@ -60,7 +61,8 @@ def command(bwrap: str, host_root: HostRoot, runtime: Runtime, profile: Profile,
     # /proc, because /proc/1/mem is bubblewrap.
     parts += ["--remount-ro", "/proc", *_sealed()]
     parts += ["--seccomp", str(fds.seccomp), "--json-status-fd", str(fds.status), "--"]
-    return [*parts, os.path.realpath(runtime.python), "-I", "-S", "-B", runtime.runner, str(fds.reply)]
+    outlet = [] if fds.outlet < 0 else [str(fds.outlet), str(PORT)]
+    return [*parts, os.path.realpath(runtime.python), "-I", "-S", "-B", runtime.runner, str(fds.reply), *outlet]
 
 
 def zygote_command(bwrap: str, host_root: HostRoot, runtime: Runtime, control: int) -> list[Part]:
@@ -110,6 +112,8 @@ class Descriptors:
     seccomp: int
     status: int
     reply: int
+    outlet: int = -1
+    """Where the runner hands its listening socket out, for a call that has network."""
 
 
 def environment(runtime: Runtime) -> dict[str, str]:

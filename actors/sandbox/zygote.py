@@ -15,6 +15,7 @@ import time
 
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
+from understudy.actors.sandbox.egress.way_out import WayOut, proxy_of
 from understudy.actors.sandbox.preflight import try_out
 from understudy.actors.sandbox.runtime import this_runtime
 from understudy.actors.sandbox.spare import Spare, terms
@@ -48,20 +49,29 @@ class ZygoteBackend:
         """Files of the host cannot be brought into a spare."""
         return not profile.read and not profile.write
 
-    async def execute(self, call: ToolCall, profile: Profile) -> Outcome:
+    async def execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None = None) -> Outcome:
         """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made."""
         began = time.perf_counter()
-        message = json.dumps(terms(profile.limits)).encode()
-        request = request_of(call, profile.limits, this_runtime())
+        proxy = proxy_of(call, profile, way_out)
+        message = json.dumps(terms(profile.limits, proxy is not None)).encode()
+        request = request_of(call, profile, this_runtime(), way_out)
         zygote = await self._running()
         spare = zygote.take(message)
         self._refill_soon(zygote, message)
         try:
             await _in_time(zygote, spare)
+            if proxy is not None:
+                listener, spare.listener = spare.listener, None
+                assert listener is not None
+                await proxy.open(listener)
             overseer = spare.begin(request, profile.limits)
             await spare.over()
         finally:
-            status = await zygote.end(spare)
+            try:
+                status = await zygote.end(spare)
+            finally:
+                if proxy is not None:
+                    await proxy.close()
         outcome = judge(overseer, status, profile.limits, time.perf_counter() - began)
         if outcome is None:
             raise IsolationUnavailable("a spare ended before the call began", "it is tried again; look for memory")

@@ -7,6 +7,8 @@ before the runner exists, so a request finds nothing that is still to be closed:
 - Its user namespace has one id and no right to make further ones; its limit on processes counts itself alone.
 - Its /tmp, /dev/shm, /dev/pts and /proc are its own; what was there before is covered for good.
 - No capability, a system call filter, nothing open but the request, what it prints and its reply.
+- A network stack of its own, with nothing in it. For a call with network, loopback is up, and a socket listens there
+  that was handed out before the runner existed: the proxy's, see `egress/proxy.py`.
 
 The zygote has no capability either, loads no tool, and holds no secret: a spare that reads all of its memory learns
 what every Python knows. What spares share is the layout of that memory; who minds takes the tier `cold`.
@@ -33,6 +35,7 @@ ID = 1000
 CLONE_NEW_ALL = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 SYS_CLONE3 = 435  # the same number on every architecture
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC = 0x1, 0x2, 0x4, 0x8, 0x1000, 0x4000
+SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
 WORKING_FOLDER = "/tmp"
 # Where the ends lie in a spare: as where bubblewrap puts them.
 REPLY, STATUS = 3, 4
@@ -56,7 +59,7 @@ def main() -> None:
             continue
     import understudy.actors.sandbox.confine  # noqa: F401  here, so that no spare has to
 
-    bpf = bytes.fromhex(prepare["filter"])
+    filters = {each: bytes.fromhex(prepare["filters"][each]) for each in ("alone", "network")}
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps spares
     gc.collect()
     gc.freeze()
@@ -67,7 +70,7 @@ def main() -> None:
             os._exit(0)
         if clone() == 0:
             control.close()
-            become_first(json.loads(message), fds, bpf, runner, prepare["keep"])
+            become_first(json.loads(message), fds, filters, runner, prepare["keep"])
         for fd in fds:
             os.close(fd)
 
@@ -93,7 +96,9 @@ def clone() -> int:
     return pid
 
 
-def become_first(order: dict[str, Any], fds: list[int], bpf: bytes, runner: ModuleType, keep: list[str]) -> None:
+def become_first(
+    order: dict[str, Any], fds: list[int], filters: dict[str, bytes], runner: ModuleType, keep: list[str]
+) -> None:
     """The first process of a spare: builds the walls, starts the runner, reaps, and tells how it ended."""
     try:
         arrange(fds)
@@ -102,14 +107,18 @@ def become_first(order: dict[str, Any], fds: list[int], bpf: bytes, runner: Modu
         os.setsid()
         own_ids()
         own_mounts(order, keep)
-        wall_in(bpf)
+        listener = listen_alone(order["port"]) if order["port"] else None
+        wall_in(filters["alone" if listener is None else "network"])
         status = socket.socket(fileno=STATUS)
-        socket.send_fds(status, [b"here"], [os.pidfd_open(os.getpid())])
+        told = [os.pidfd_open(os.getpid()), *([] if listener is None else [listener.fileno()])]
+        socket.send_fds(status, [b"here"], told)
+        if listener is not None:
+            listener.close()  # whoever has it now accepts; nobody in here can
         child = os.fork()
         if child == 0:
             become_runner(runner)
         os.closerange(0, STATUS)
-        os.closerange(STATUS + 1, STATUS + 2)  # the pidfd
+        os.close(told[0])
         while True:
             pid, ended = os.wait()
             if pid == child:
@@ -167,6 +176,16 @@ def own_mounts(order: dict[str, Any], keep: list[str]) -> None:
     os.chdir(WORKING_FOLDER)
 
 
+def listen_alone(port: int) -> socket.socket:
+    """A listening socket on a loopback that nobody else has; it is up from then on."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    flags = struct.pack("=16sH22x", b"lo", IFF_UP)
+    fcntl.ioctl(listener.fileno(), SIOCSIFFLAGS, flags)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(128)
+    return listener
+
+
 def mount(source: str, target: str, flags: int, kind: str | None = None, data: str | None = None) -> None:
     from understudy.actors.sandbox.confine import check, libc
 
@@ -185,7 +204,7 @@ def wall_in(bpf: bytes) -> None:
 def become_runner(runner: ModuleType) -> None:
     from understudy.actors.sandbox.confine import PR_SET_DUMPABLE, prctl
 
-    os.closerange(STATUS, STATUS + 2)
+    os.closerange(STATUS, STATUS + 3)
     prctl(PR_SET_DUMPABLE, 1)
     sys.argv[:] = ["runner.py", str(REPLY)]
     sys.modules["__main__"] = runner

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from understudy.actors.sandbox import seccomp, watch
@@ -135,10 +135,11 @@ class Zygote:
 
 async def start(runtime: Runtime) -> Zygote:
     """A zygote that is ready. Raises IsolationUnavailable; then nothing of it is left."""
-    bpf = seccomp.program(os.uname().machine)
+    machine = os.uname().machine
+    filters = {"alone": seccomp.program(machine), "network": seccomp.program(machine, network=True)}
     zygote, pid, control, said = _spawn(runtime)
     try:
-        await _until_ready(pid, control, prepare(runtime, bpf))
+        await _until_ready(pid, control, prepare(runtime, filters))
     except _NotReady:
         await zygote.close()
         raise not_started(_words(said)) from None
@@ -197,7 +198,7 @@ async def _until_ready(pid: int, control: socket.socket, said_first: bytes) -> N
         )
 
 
-def prepare(runtime: Runtime, bpf: bytes) -> bytes:
+def prepare(runtime: Runtime, filters: Mapping[str, bytes]) -> bytes:
     """The first message to a zygote; see `zygote_inside.py`."""
     below = [place for _, place in runtime.folders if covers((WORKING_FOLDER, "/dev/shm"), place)]
     first = {
@@ -205,7 +206,7 @@ def prepare(runtime: Runtime, bpf: bytes) -> bytes:
         "python": runtime.python,
         "runner": runtime.runner,
         "preload": PRELOAD,
-        "filter": bpf.hex(),
+        "filters": {name: bpf.hex() for name, bpf in filters.items()},
         "keep": below,
     }
     return json.dumps(first).encode()

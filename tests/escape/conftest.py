@@ -12,6 +12,7 @@ import pytest
 from escape.grid import WALLED, Grid
 from escape.places import Place, Worker, places_of
 
+from support.waiting import wait_until
 from understudy.actors.sandbox.launch import HOST_ID
 
 TIERS = ("landlock", "zygote", "cold")
@@ -43,14 +44,23 @@ def owned() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def _place(request: pytest.FixtureRequest, workers: Callable[[str], Worker], owned: Path) -> Iterator[Place]:
+def _place(
+    request: pytest.FixtureRequest,
+    workers: Callable[[str], Worker],
+    owned: Path,
+    settle: Callable[[Place], None] | None = None,
+) -> Iterator[Place]:
     tier, user = request.param
     if user == "unprivileged" and os.geteuid() == 0:
         os.chown(owned, HOST_ID, HOST_ID)
     place = Place(tier, workers(user), owned)
     before = place.descriptors()
     yield place
-    assert place.descriptors() == before
+    if settle is None:
+        assert place.descriptors() == before
+    else:
+        settle(place)
+        wait_until(lambda: place.descriptors() == before, 10, f"as many descriptors as before, {before}")
     assert folders_of(place.worker) == []
 
 

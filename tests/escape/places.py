@@ -17,13 +17,14 @@ from typing import Any
 
 import cloudpickle
 import pytest
-from escape import attempts, tools
+from escape import attempts, callers, tools
 
 from understudy.actors.outcome import Outcome, ToolCode
 from understudy.actors.sandbox.launch import HOST_ID
 from understudy.policies.profile import Limits, Profile, Tier
 
 NOTHING = Profile()
+BY_VALUE = (attempts, callers, tools)
 CANARY = "canary-5f2c"
 """A secret in the worker's environment."""
 WITHOUT_ROOT = ["setpriv", "--reuid", str(HOST_ID), "--regid", str(HOST_ID), "--clear-groups"]
@@ -167,12 +168,12 @@ class Place:
 
 
 def by_value(function: object) -> ToolCode:
-    for module in (attempts, tools):
+    for module in BY_VALUE:
         cloudpickle.register_pickle_by_value(module)
     try:
         return ToolCode(blob=cloudpickle.dumps(function))
     finally:
-        for module in (attempts, tools):
+        for module in BY_VALUE:
             cloudpickle.unregister_pickle_by_value(module)
 
 

@@ -86,7 +86,8 @@ async def until(fulfilled: Callable[[], bool]) -> None:
 
 
 def profile_of(data: dict[str, Any]) -> Profile:
-    return Profile(tuple(data["read"]), tuple(data["write"]), Limits(**data["limits"]), data["tier"])
+    lists = {name: tuple(data[name]) for name in ("read", "write", "network", "secrets")}
+    return Profile(**lists, limits=Limits(**data["limits"]), tier=data["tier"])
 
 
 if __name__ == "__main__":

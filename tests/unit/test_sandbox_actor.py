@@ -15,6 +15,7 @@ from understudy.actors.events import counters_of
 from understudy.actors.memory import MemoryStore
 from understudy.actors.outcome import Outcome, ToolCall, ToolCode
 from understudy.actors.records import Event, NewRun, Receipt, RunRecord, run_id_on
+from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox_actor import SandboxActor
 from understudy.policies.grant import Grant, sign
 from understudy.policies.profile import Limits, Profile
@@ -30,7 +31,7 @@ class HeldBackend:
         self.begun: list[str] = []
         self.go = asyncio.Event()
 
-    async def execute(self, call: ToolCall, profile: Profile) -> Outcome:
+    async def execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None = None) -> Outcome:
         self.begun.append(call.key)
         await self.go.wait()
         return Outcome("ok", value=call.key)

@@ -15,6 +15,7 @@ from understudy.actors.memory import MemoryStore
 from understudy.actors.outcome import Outcome, ToolCall, ToolCode
 from understudy.actors.records import Event, Receipt
 from understudy.actors.revocations import KEPT_S, read_revocations, write_revocation
+from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox_actor import SandboxActor
 from understudy.cluster.auditing import entries_of
 from understudy.policies.grant import GRANT_TTL_S, Grant, sign
@@ -36,7 +37,7 @@ class Walls:
         self.open.set()
         self.began = asyncio.Event()
 
-    async def execute(self, call: ToolCall, profile: Profile) -> Outcome:
+    async def execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None = None) -> Outcome:
         self.executed.append(call)
         self.began.set()
         await self.open.wait()

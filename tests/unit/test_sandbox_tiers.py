@@ -10,6 +10,7 @@ import pytest
 from understudy.actors.outcome import Outcome, ToolCall, ToolCode
 from understudy.actors.sandbox import gvisor, tiers
 from understudy.actors.sandbox.backend import Backend, IsolationUnavailable, Preflight
+from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.gvisor import GvisorBackend
 from understudy.actors.sandbox.landlock import LandlockBackend
 from understudy.actors.sandbox.runtime import this_runtime
@@ -33,7 +34,7 @@ class Standing:
     def fits(self, profile: Profile) -> bool:
         return self.takes_files or not profile.read
 
-    async def execute(self, call: ToolCall, profile: Profile) -> Outcome:
+    async def execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None = None) -> Outcome:
         if self.fails:
             raise IsolationUnavailable(f"{self.tier} broke", "mend it")
         return Outcome("ok", value=self.tier)
@@ -166,3 +167,15 @@ def test_without_landlock_in_the_kernel_it_is_refused_with_the_reason() -> None:
     assert not found.available
     assert "no Landlock" in found.reason
     assert "lsm=" in found.remedy
+
+
+def test_a_call_with_network_is_made_by_a_tier_that_can_give_it() -> None:
+    wanted = Profile(tier="landlock", network=("a.example:443",))
+    assert not LandlockBackend(version=6).fits(wanted)
+    assert not GvisorBackend().fits(wanted)
+    backends = [LandlockBackend(version=6), Standing("cold"), GvisorBackend()]
+    assert chosen(backends, wanted) == "cold"
+    said = refused([LandlockBackend(version=6), Standing("cold", stands=False), GvisorBackend()], wanted)
+    assert "cold: cold is not here" in said
+    assert "landlock: it can give no network" in said
+    assert "gvisor: it can give no network" in said

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -35,8 +35,6 @@ from understudy.policies.profile import Limits
 if TYPE_CHECKING:
     import ssl
 
-PORT: Final = 3128
-"""Where a tool finds its proxy, on 127.0.0.1."""
 IDLE_S: Final = 60.0
 """Silence after which a connection is ended."""
 CONNECT_S: Final = 10.0
@@ -46,12 +44,6 @@ LINGER_S: Final = 5.0
 LINGER_READS_MAX: Final = 64
 ATTEMPTS_MAX: Final = 3
 """Addresses of a name that are tried."""
-
-ENVIRONMENT: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), f"http://127.0.0.1:{PORT}"),
-    **dict.fromkeys(("NO_PROXY", "no_proxy"), ""),
-}
-"""What a tool finds in its environment."""
 
 
 class Refused(Exception):
