@@ -74,6 +74,17 @@ def _tool_finished(graph: str, data: Mapping[str, Any]) -> dict[str, float]:
     return counters | histogram("tool_call_seconds", TOOL_BUCKETS_S, float(data["seconds"]), tool=tool)
 
 
+def _connected(graph: str, data: Mapping[str, Any]) -> dict[str, float]:
+    """Of one connection; or, with `more`, of all that came after those that are told one by one."""
+    denied = float(data["denied"]) if "more" in data else float(data["decision"] == "deny")
+    counted = {"deny": denied, "allow": float(data.get("more", 1)) - denied}
+    counters = {sample("egress_connections_total", decision=each): amount for each, amount in counted.items() if amount}
+    for direction in ("sent", "received"):
+        if data[f"{direction}_bytes"]:
+            counters[sample("egress_bytes_total", direction=direction)] = float(data[f"{direction}_bytes"])
+    return counters
+
+
 def _effect_finished(graph: str, data: Mapping[str, Any]) -> dict[str, float]:
     return {sample("effects_total", name=data["name"], outcome=data["outcome"]): 1.0}
 
@@ -97,6 +108,7 @@ KINDS: Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, float]]] = {
     "escalated": _none,  # interrupt_id, to, node, deadline
     "decided": _decided,  # tool, key, call, decision, rule, reason, digest, policy, by
     "tool_started": _none,  # tool, key, sandbox, wall_s
+    "connected": _connected,  # tool, key, method, host, port, address, decision, reason, *_bytes; or more, denied
     "tool_finished": _tool_finished,  # tool, key, outcome, seconds, error
     "effect_started": _none,  # name, key, call, digest
     "effect_finished": _effect_finished,  # name, key, outcome, seconds, error

@@ -105,11 +105,12 @@ async def run_inline_async(
     tools: Mapping[str, Callable[..., Any]] | None = None,
     clock: Clock | None = None,
     labels: Mapping[str, str] | None = None,
+    secrets: Mapping[str, str] | None = None,
 ) -> Any:
     """See `Graph.run_inline`."""
     opened = await store() if callable(store) else store or MemoryStore()
     clock = clock or WallClock()
-    inline = Inline(opened, policy_port(policy, opened, clock), clock, answers, tools)
+    inline = Inline(opened, policy_port(policy, opened, clock), clock, answers, tools, secrets)
     try:
         return await inline.run(graph, given, key=key, thread=thread, messages=messages, labels=dict(labels or {}))
     finally:
@@ -143,6 +144,7 @@ class Inline:
     clock: Clock
     answers: Answers | None = None
     tools: Mapping[str, Callable[..., Any]] | None = None
+    secrets: Mapping[str, str] | None = None
     _graphs: dict[str, Graph] = field(default_factory=dict)
     """By the text of their code: those that were given as objects."""
     _family: dict[str, bool] = field(default_factory=dict)
@@ -151,7 +153,7 @@ class Inline:
 
     def __post_init__(self) -> None:
         self.owner = f"{name_of_this_process()}/inline"
-        self.sandboxes = InlineSandboxes(self.store, self.tools, clock=self.clock, in_thread=True)
+        self.sandboxes = InlineSandboxes(self.store, self.tools, clock=self.clock, in_thread=True, secrets=self.secrets)
         self._library = Library(uuid.uuid4().bytes, self.store.get_blob)
 
     def close(self) -> None:

@@ -23,7 +23,9 @@ from understudy.actors.events import counters_of
 from understudy.actors.outcome import Outcome, ToolCode
 from understudy.actors.records import Event, Receipt
 from understudy.actors.run_history import RunHistories
-from understudy.actors.sandbox.runner import to_json, validated
+from understudy.actors.sandbox.runner import LONGEST_MESSAGE, to_json, validated
+from understudy.actors.secret import entrusted_inline
+from understudy.actors.secret_traces import Traces
 from understudy.actors.store import Store
 from understudy.actors.tool import Tool
 from understudy.actors.verdicts import verdict
@@ -31,6 +33,7 @@ from understudy.policies.history import ANYTHING, History
 from understudy.policies.permission import NO_HISTORY, Policy, Request, decide
 
 PAUSE_S = 0.5
+LONGEST_PRINTED = 1024 * 1024
 
 
 class YesPolicy:
@@ -74,6 +77,7 @@ class InlineSandboxes:
         in_thread: call tools in a thread, one at a time, so that they may block or run a loop of their own; else on the
             event loop, which is the same every time.
         name: of the sandbox, as it stands in receipts.
+        secrets: what tools get by `understudy.secret`, by name; every tool gets all.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class InlineSandboxes:
         clock: Callable[[], float] = time.time,
         in_thread: bool = False,
         name: str = "inline",
+        secrets: Mapping[str, str] | None = None,
     ) -> None:
         self.store = store
         self.stand_ins = dict(stand_ins or {})
@@ -91,6 +96,8 @@ class InlineSandboxes:
         """What was executed: tool and arguments, in order."""
         self.name = name
         self._clock = clock
+        self._secrets = dict(secrets or {})
+        self._traces = Traces(self._secrets)
         self._tools: dict[str, Tool[Any, Any]] = {}
         self._work: dict[tuple[str, str], asyncio.Task[Outcome | Receipt]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inline-tools") if in_thread else None
@@ -158,6 +165,7 @@ class InlineSandboxes:
             outcome = await self._called(order)
         except asyncio.CancelledError:
             outcome = Outcome("killed", error="ended from outside: the run was cancelled, or its node gave up on it")
+        outcome = self._traces.outcome(outcome, LONGEST_PRINTED, LONGEST_MESSAGE)
         outcome = replace(outcome, duration_s=round(time.perf_counter() - began, 6))
         await self._record(order, receipt, outcome)
         return outcome
@@ -189,20 +197,19 @@ class InlineSandboxes:
         self.calls.append((tool.name, order.call.args))
         try:
             if self._thread is not None:
-                value = await asyncio.get_running_loop().run_in_executor(self._thread, _in_thread, fn, order)
+                value = await asyncio.get_running_loop().run_in_executor(self._thread, self._in_thread, fn, order)
             else:
-                with _effect_key(order.call.key):
+                with _effect_key(order.call.key), entrusted_inline(self._secrets):
                     value = fn(**validated(fn, order.call.args))
                     value = await value if inspect.isawaitable(value) else value
             return Outcome("ok", value=json.loads(to_json(value)))
         except Exception as error:
             return Outcome("error", error=str(error), error_type=type(error).__name__)
 
-
-def _in_thread(fn: Callable[..., Any], order: Order) -> Any:
-    with _effect_key(order.call.key):
-        value = fn(**validated(fn, order.call.args))
-        return asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value
+    def _in_thread(self, fn: Callable[..., Any], order: Order) -> Any:
+        with _effect_key(order.call.key), entrusted_inline(self._secrets):
+            value = fn(**validated(fn, order.call.args))
+            return asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value
 
 
 @contextmanager

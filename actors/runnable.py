@@ -34,6 +34,7 @@ class Graph(graph.Graph):
         tools: "Mapping[str, Callable[..., Any]] | None" = None,
         clock: "Clock | None" = None,
         labels: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> Any:
         """Run the graph to its end in this process, without Ray: for unit tests and notebooks (also where a loop runs).
 
@@ -51,6 +52,7 @@ class Graph(graph.Graph):
                 no answer. An approval is answered with True or False.
             messages: put into the run's mailbox before it begins.
             tools: functions to call in the place of tools, by the tool's name.
+            secrets: what tools get by `understudy.secret(NAME)`, by name.
             clock: default, this machine's: `ctx.sleep` takes its time. With `SteppedClock()` it takes none.
         Returns the final state, as the graph's model.
         Raises RunFailed (failed, cancelled); AnswerNeeded (a question that `answers` does not answer, and that has no
@@ -70,6 +72,7 @@ class Graph(graph.Graph):
             tools=tools,
             clock=clock,
             labels=labels,
+            secrets=secrets,
         )
 
     async def run_inline_async(self, input: "BaseModel | Mapping[str, Any] | None" = None, **how: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 from understudy.actors.audit_log import AuditLog
 from understudy.actors.calls import Order, finished_event
 from understudy.actors.effects import write_outcome
+from understudy.actors.entrusted import NOTHING, Entrusted, entrust
 from understudy.actors.errors import Fenced, NotFound, StoreUnavailable
 from understudy.actors.events import counters_of
 from understudy.actors.open import OpenStore
@@ -25,7 +26,9 @@ from understudy.actors.process import name_of_this_process
 from understudy.actors.records import Event, Receipt
 from understudy.actors.revocations import read_revocations
 from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
+from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.tiers import Tiers, all_tiers
+from understudy.actors.secret_file import SecretFile, SecretsUnusable
 from understudy.actors.store import Store
 from understudy.policies.grant import GRANT_TTL_S, Grant, GrantRefused, check
 from understudy.policies.profile import Profile
@@ -41,10 +44,13 @@ SPARES_MOST = 16
 class SandboxActor:
     """Ray shell around the tiers of isolation. `at_once`: calls that execute at the same time; others wait."""
 
-    def __init__(self, name: str, open_store: OpenStore, secret: bytes, at_once: int) -> None:
+    def __init__(
+        self, name: str, open_store: OpenStore, secret: bytes, at_once: int, secrets_path: str | None = None
+    ) -> None:
         self._name = name
         self._open_store = open_store
         self._secret = secret
+        self._secrets = SecretFile(secrets_path)
         self._room = asyncio.Semaphore(at_once)
         self._tiers = Tiers(all_tiers(spares=min(at_once, SPARES_MOST)))
         self._store: Store | None = None
@@ -111,16 +117,25 @@ class SandboxActor:
             if on_record is not None:
                 return on_record
             began = time.perf_counter()
+            entrusted, refused = self._entrust(order, profile)
             watching = asyncio.ensure_future(self._watch(store, order, grant))
             try:
-                outcome = await self._isolated(order, profile)
+                outcome = refused or await self._isolated(order, profile, entrusted.way_out)
             except asyncio.CancelledError:
                 outcome = _aborted(time.perf_counter() - began, self._taken_back.get(grant.id, ENDED_OUTSIDE))
             finally:
                 watching.cancel()
                 self._taken_back.pop(grant.id, None)
-        await self._record(store, order, outcome)
+        outcome = entrusted.told(outcome)
+        await self._record(store, order, outcome, entrusted)
         return outcome
+
+    def _entrust(self, order: Order, profile: Profile) -> tuple[Entrusted, Outcome | None]:
+        """The secrets that the grant names, and the way out; or the end of a call that cannot have them."""
+        try:
+            return entrust(self._secrets, profile, order.receipt.run_id), None
+        except SecretsUnusable as error:
+            return NOTHING, Outcome("error", error=str(error), error_type=type(error).__name__)
 
     async def _watch(self, store: Store, order: Order, grant: Grant) -> None:
         """A call belongs to a run and ends with it, also if the run was cancelled while no actor had it; and with its
@@ -165,10 +180,10 @@ class SandboxActor:
             raise
         return None if answer.fresh else answer.receipt
 
-    async def _isolated(self, order: Order, profile: Profile) -> Outcome:
+    async def _isolated(self, order: Order, profile: Profile, way_out: WayOut) -> Outcome:
         for last in (False, False, True):
             try:
-                return await self._tiers.execute(order.call, profile)
+                return await self._tiers.execute(order.call, profile, way_out)
             except IsolationUnavailable as error:
                 # The walls did not stand, so nothing was executed: it is safe to try again.
                 if last:
@@ -180,12 +195,13 @@ class SandboxActor:
                 return Outcome("error", error=reason, error_type=type(error).__name__)
         raise AssertionError("the last try returns")
 
-    async def _record(self, store: Store, order: Order, outcome: Outcome) -> None:
+    async def _record(self, store: Store, order: Order, outcome: Outcome, entrusted: Entrusted = NOTHING) -> None:
         """Write the receipt, however long the store is away: the outcome exists only here until then."""
         pause_s = 0.1
         while True:
             now = time.time()
-            events = [finished_event(order.receipt, outcome, now)]
+            connected = entrusted.connected(order.receipt.tool, order.receipt.key, now)
+            events = [*connected, finished_event(order.receipt, outcome, now)]
             try:
                 await store.finish(
                     order.receipt.run_id,

@@ -65,6 +65,8 @@ class SupervisorConfig:
     hang_after_s: float
     cancel_within_s: float
     restart: RestartPolicy
+    secrets_path: str | None = None
+    """Where the sandbox actors read the deployment's secrets. The values themselves are in no message."""
 
 
 @dataclass(eq=False)
@@ -160,7 +162,7 @@ class Supervisor:
     def _start_sandbox(self, name: str) -> Any:
         config = self._config
         actor = ray.remote(SandboxActor).options(**_detached(name))
-        return actor.remote(name, config.open_store, config.secret, config.calls_per_sandbox)
+        return actor.remote(name, config.open_store, config.secret, config.calls_per_sandbox, config.secrets_path)
 
     async def _guard_policy(self, first_s: float) -> None:
         """Replace the policy actor whenever it is gone. Nothing runs meanwhile without its word."""

@@ -42,6 +42,9 @@ class Settings(BaseModel):
     """Accept a Redis that would lose data. Default: no."""
     secret_file: Path | None = None
     """Key that signs code, policies and grants; made on first use. Default: `secret` in the state folder."""
+    secrets: Path | None = None
+    """File of the secrets that rules may grant to tools (see actors/secret_file.py); YAML, TOML or JSON, mode 0600. It
+    is read again when it changes. Default: none."""
     policy: Path | None = None
     """Policy file, or folder of one for each layer, that bounds every run of this deployment. It is taken up again when
     it changes. Default: none, runs bring their own."""

@@ -51,9 +51,9 @@ a list of words: `program operands any_operand only_flags any_flag`; see `comman
 command line that can be read for sure). Durations are `500ms`, `10s`, `2m`, `1h`, `2d` or seconds; sizes `64KiB`,
 `1MiB`, `2GiB` (powers of 1024), `1MB` (of 1000) or bytes. `${name}` is replaced, in values, from the variables that the
 caller gives and from nothing else; in a glob or a regular expression it stands for its very text. `$${` stands for
-`${`. `network: ["api.example.org:443", "*.example.org:80"]` lists what may be reached; an address that is not public has to be
-listed itself (`"10.0.0.7:5432"`, beside the name that leads to it; or `"localhost:8080"`). `secrets: [name]` is refused
-as long as nothing enforces it.
+`${`. `network: ["api.example.org:443", "*.example.org:80"]` lists what may be reached; an address that is not public
+has to be listed itself (`"10.0.0.7:5432"`, beside the name that leads to it; or `"localhost:8080"`). `secrets: [name]`
+names secrets of the deployment's (UNDERSTUDY_SECRETS).
 
 How rules decide is told in `permission`. What is stored with a run is `canonical(policy)`, found by its digest; it says
 the same in JSON, with variables replaced and without examples.

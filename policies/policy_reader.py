@@ -19,7 +19,7 @@ from understudy.policies.window import DAY_MIN, DAYS, Window, zone_of
 RULES_MAX = 1000
 EFFECTS: Final[tuple[Effect, ...]] = get_args(Effect)
 TIMEOUTS: Final[tuple[OnTimeout, ...]] = get_args(OnTimeout)
-ENFORCED: Final = frozenset(("files", "limits", "tier", "network", "redact", "marks"))
+ENFORCED: Final = frozenset(("files", "limits", "tier", "network", "secrets", "redact", "marks"))
 """Obligations that are carried out. A grant of another one would promise what nothing keeps, so it is refused."""
 POLICY_KEYS: Final = ("policy", "version", "layer", "graph", "rules")
 ASKED_KEYS: Final = ("tool", "graph", "labels", "time", "after", "not_after", "when")

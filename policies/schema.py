@@ -92,7 +92,7 @@ def _rule() -> dict[str, Any]:
                 **_list(_TEXT),
                 "description": "Hosts that may be reached, each with its port; see `policies.hosts`.",
             },
-            "secrets": {**_names(), "description": "Refused as long as nothing enforces it."},
+            "secrets": {**_names(), "description": "Names of the deployment's secrets."},
             "marks": {**_names(), "description": "What a call leaves in the run's history, for after and not_after."},
             "redact": {
                 **_list({"type": "string", "pattern": _PATH}),

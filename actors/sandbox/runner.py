@@ -55,6 +55,10 @@ def serve(reply: int) -> None:
     sys.executable = request["python"]
     os.environ["UNDERSTUDY_EFFECT_KEY"] = request["key"]
     os.environ.update(request["environment"])
+    if request["secrets"]:
+        from understudy.actors.secret import entrust
+
+        entrust(*request["secrets"])
     _write_all(reply, STARTED)
     answer = perform(request)
     _flush()

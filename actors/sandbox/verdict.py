@@ -24,6 +24,7 @@ def request_of(call: ToolCall, profile: Profile, runtime: Runtime, way_out: WayO
             "args": call.args,
             "limits": dataclasses.asdict(profile.limits),
             "environment": dict(ENVIRONMENT) if profile.network else {},
+            "secrets": [way_out.given, way_out.kept_back] if way_out and profile.secrets else [],
             "import_paths": runtime.import_paths,
             "python": runtime.python,
         }

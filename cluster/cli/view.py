@@ -296,6 +296,12 @@ def _gist(event: Event) -> str:
             return f"{data['decision']} {data['tool']}  {by}{rule}  {short(data['reason'], 80)}".rstrip()
         case "tool_started":
             return f"{data['tool']}  in {data['sandbox']}"
+        case "connected":
+            if "more" in data:
+                return f"{data['tool']}  and {data['more']} connections more, {data['denied']} of them denied"
+            moved = f"{data['sent_bytes']} bytes out, {data['received_bytes']} in"
+            place = f"{data['method'] or 'no request'} {data['host']}:{data['port']}"
+            return f"{data['decision']} {data['tool']}  {place}  {moved}  {short(data['reason'], 100)}"
         case "tool_finished":
             return f"{data['tool']}  {data['outcome']}, {seconds}  {short(data['error'], 120)}".rstrip()
         case "effect_started":

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from understudy.actors.reconciled import Done, NeverHappened, Unsure
     from understudy.actors.reducers import Remove, add, append, barrier, ephemeral, merge, messages, topic, union
     from understudy.actors.runnable import Graph
+    from understudy.actors.secret import NoSuchSecret, secret
     from understudy.actors.streaming import live
     from understudy.actors.tool import tool
     from understudy.cluster.client import Cluster, Run, connect
@@ -72,6 +73,7 @@ _HOMES = {
     ),
     "actors.reconciled": ("Done", "NeverHappened", "Unsure"),
     "actors.runnable": ("Graph",),
+    "actors.secret": ("NoSuchSecret", "secret"),
     "actors.streaming": ("live",),
     "actors.tool": ("tool",),
     "cluster.client": ("Cluster", "Run", "connect"),
@@ -106,6 +108,7 @@ __all__ = [
     "InterruptExpired",
     "Last",
     "NeverHappened",
+    "NoSuchSecret",
     "Outcome",
     "Remove",
     "Retry",
@@ -128,6 +131,7 @@ __all__ = [
     "merge",
     "messages",
     "open_store",
+    "secret",
     "tool",
     "topic",
     "union",

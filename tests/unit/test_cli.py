@@ -385,6 +385,11 @@ def test_every_kind_of_event_has_its_line() -> None:
         "answer": "done",
         "by": "a person",
         "to": "q2",
+        "method": "GET",
+        "host": "h",
+        "port": 80,
+        "sent_bytes": 1,
+        "received_bytes": 2,
     }
     from understudy.actors.events import KINDS
 

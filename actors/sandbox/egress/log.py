@@ -58,6 +58,14 @@ class ConnectionLog:
     more_sent_bytes: int = 0
     more_received_bytes: int = 0
 
+    def told(self) -> list[dict[str, Any]]:
+        """JSON values for the event log: each connection that is kept, and one more for all others together."""
+        told = [connection.told() for connection in self.kept]
+        if self.more:
+            others = {"more": self.more, "denied": self.more_denied}
+            told.append({**others, "sent_bytes": self.more_sent_bytes, "received_bytes": self.more_received_bytes})
+        return told
+
     def add(self, connection: Connection) -> None:
         self.seen(connection)
         if len(self.kept) < KEPT_MAX:
