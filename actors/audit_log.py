@@ -72,7 +72,7 @@ class AuditLog:
     async def append(self, kind: str, **told: Any) -> str:
         """Put an entry into the log; where it stands. Durable when this returns, however long the store is away.
 
-        Raises CallerError: the secret is another deployment's (`strict`).
+        Raises, with `strict`, CallerError: the secret is another deployment's; StoreUnavailable.
         """
         return await self._queue(kind, told)
 
@@ -139,6 +139,8 @@ class AuditLog:
                 if error.found is None or not self._goes_on(error.found.data):
                     self._head = None  # look for the end
             except StoreUnavailable:
+                if self._strict:  # a person waits, and can try again
+                    raise
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
                 pause_s = min(pause_s * 2, 2.0)
         raise StoreUnavailable(f"the audit log was overtaken {TURNS_MAX} times in a row; is its shelf being rewritten?")

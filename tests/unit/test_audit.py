@@ -402,6 +402,18 @@ def test_a_person_with_another_secret_writes_nothing() -> None:
     asyncio.run(played())
 
 
+def test_a_person_does_not_wait_for_a_store_that_is_away() -> None:
+    class Away:
+        def __getattr__(self, name: str) -> Any:
+            async def called(*args: Any, **kwargs: Any) -> Any:
+                raise StoreUnavailable("away")
+
+            return called
+
+    with pytest.raises(StoreUnavailable):
+        run_async(log_to(Away(), strict=True).append("answer", run="r"))
+
+
 def test_actors_go_on_behind_what_was_spoilt_and_it_stays_found() -> None:
     async def played() -> None:
         store = await written(3)
