@@ -35,6 +35,14 @@ class BlockingContext:
         """See Context.outcome."""
         return self._wait(lambda: self._context.outcome(tool, **args))
 
+    def read_file(self, path: str) -> bytes:
+        """See Context.read_file."""
+        return self._context.read_file(path)
+
+    def write_file(self, path: str, data: bytes | str) -> None:
+        """See Context.write_file."""
+        self._context.write_file(path, data)
+
     def effect(self, name: str, fn: Callable[..., Any], **more: Any) -> Any:
         """See Context.effect."""
         return self._wait(lambda: self._context.effect(name, fn, **more))

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from understudy.actors.approvals import Submission, submission
 from understudy.actors.effects import call_text, read_outcome
 from understudy.actors.errors import CallerError, tellable
+from understudy.actors.files import text_of
 from understudy.actors.ledger import Ledger, Until, Wish, decision_data
 from understudy.actors.ledger import Place as Place
 from understudy.actors.outcome import Outcome, ToolCall, ToolCode
@@ -23,7 +24,9 @@ from understudy.actors.reconciled import Reconciled, Unsure, read_reconciled
 from understudy.actors.records import Event, Receipt
 from understudy.actors.store import Store
 from understudy.actors.tool import Tool
+from understudy.actors.workspace import TaskFiles
 from understudy.policies.permission import Request
+from understudy.policies.profile import Workspace, least
 from understudy.policies.redact import redacted
 
 
@@ -41,6 +44,7 @@ class Granted:
     """JSON values that the event log has of the decision besides: policies, with their versions, and marks."""
     redact: tuple[str, ...] = ()
     """Paths into the arguments that no event shows."""
+    workspace: Workspace = "none"
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,8 @@ class Caller:
     """The run has, or will have, another owner: calls under way are that one's, and are not ended from here."""
     left_behind: bool = False
     """A thread of an effect that nobody wants any more may still be at work: the process is not fit for another run."""
+    files: TaskFiles = field(default_factory=lambda: TaskFiles(lambda: ""))
+    """The workspace, as the task sees it."""
     ledger: Ledger = field(init=False)
 
     def __post_init__(self) -> None:
@@ -141,7 +147,13 @@ class Caller:
 
         Raises Suspended with an Interrupt where a person is needed, EffectMismatch, Fenced, CallerError.
         """
-        return await self._outcome(tool, tool.encode(args), Wish(place, tool.name, index, "", ""))
+        wish = Wish(place, tool.name, index, "", "")
+        if tool.workspace == "none":
+            return await self._outcome(tool, tool.encode(args), wish)
+        async with self.files.turn:
+            outcome = await self._outcome(tool, tool.encode(args), wish)
+            self.files.take(outcome.files)
+            return outcome
 
     async def _outcome(self, tool: Tool[Any, Any], args: dict[str, Any], blank: Wish) -> Outcome:
         """`blank` is the wish but for what people may have changed about it."""
@@ -314,9 +326,15 @@ class Caller:
         wish = replace(wish, said=call_text(tool.name, redacted(args, granted.redact)))
         noted = {"rule": granted.rule, "policy": granted.policy, **granted.noted}
         decided = decision_data(wish, "allow", reason=granted.reason, by=granted.by, **noted)
+        used = least([tool.workspace, granted.workspace])
         order = Order(
             call=ToolCall(
-                key=wish.about[0] or wish.key, tool=tool.judged_as, code=self.sandboxes.code_of(tool), args=args
+                key=wish.about[0] or wish.key,
+                tool=tool.judged_as,
+                code=self.sandboxes.code_of(tool),
+                args=args,
+                files=None if used == "none" else text_of(self.files.now),
+                keeps=used == "write",
             ),
             token=granted.token,
             receipt=receipt,

@@ -25,6 +25,7 @@ from understudy.actors.errors import (
     ToolDenied,
     ToolError,
 )
+from understudy.actors.files import bytes_of, checked, item_of
 from understudy.actors.graph import Graph
 from understudy.actors.interrupts import OnTimeout, check_duration, question
 from understudy.actors.mailbox import Mailbox
@@ -34,6 +35,7 @@ from understudy.actors.questions import Questions
 from understudy.actors.records import Interrupt, RunRecord
 from understudy.actors.streaming import Stream, chunk_text
 from understudy.actors.tool import Tool
+from understudy.actors.workspace import TaskFiles
 
 R = TypeVar("R")
 
@@ -121,6 +123,20 @@ class Context:
     def outcome(self, tool: "Tool[..., Any]", /, **args: Any) -> asyncio.Task[Outcome]:
         """Like `call`, but returns the Outcome whatever its kind."""
         return self._begin(self._call(tool, args, self._place_of(tool)))
+
+    @property
+    def files(self) -> TaskFiles:
+        """The run's workspace, as this attempt sees it."""
+        return self._caller.files
+
+    def read_file(self, path: str) -> bytes:
+        """A file of the run's workspace, as the calls before have left it. Raises CallerError: there is none."""
+        return bytes_of(self.files.now, path)
+
+    def write_file(self, path: str, data: bytes | str) -> None:
+        """Put a file into the run's workspace, for the calls that follow. Raises CallerError."""
+        raw = data.encode() if isinstance(data, str) else data
+        self.files.take(checked([item_of(path, raw)]))
 
     def effect(
         self,

@@ -27,6 +27,7 @@ from understudy.actors.children import Ship, cancel_children
 from understudy.actors.context import Context, Residence
 from understudy.actors.errors import CallerError, EffectFailed, Fenced, NotFound, ToolError, tellable
 from understudy.actors.events import COMMIT_BUCKETS_S, histogram
+from understudy.actors.files import CHANNEL
 from understudy.actors.flight import IN_FLIGHT_MAX, Flight
 from understudy.actors.lazy import state_of
 from understudy.actors.plan import Node, Plan
@@ -54,6 +55,8 @@ from understudy.actors.ship import refer_to
 from understudy.actors.step import Task, result_of
 from understudy.actors.store import Store
 from understudy.actors.streaming import Stream
+from understudy.actors.values import compact
+from understudy.actors.workspace import TaskFiles
 
 MESSAGE_CHARS_MAX = 4000
 GROUPS_MAX = 10
@@ -274,6 +277,7 @@ class Driver:
         caller = Caller(
             self.store, self.policy, self.sandboxes, self.clock, lambda: uuid.uuid4().hex, self._flight.landed
         )
+        caller.files = TaskFiles(lambda: checkpoint.values.get(CHANNEL, ""))
         mine = {i.interrupt_id: i for i in record.interrupts if i.task_id == task.task_id}
         self._residence.stream.begin(task, again=self._again)
         context = Context(place, caller, self.clock, mine, self._residence)
@@ -320,6 +324,8 @@ class Driver:
         else:
             try:
                 result = result_of(self.plan, node, returned)
+                if left := context.files.change():
+                    result = replace(result, writes={**result.writes, CHANNEL: compact(left)})
             except CallerError as error:
                 self._tell(Failed(self.clock(), task, str(error)))
             except Exception as error:  # of the user's own model: its validators may raise anything

@@ -89,6 +89,8 @@ def write_outcome(outcome: Outcome) -> str:
     }
     if outcome.note:
         fields["note"] = outcome.note
+    if outcome.files:
+        fields["files"] = outcome.files
     return json.dumps(fields)  # in ASCII: what a tool answers may hold lone surrogates, which no store can
 
 

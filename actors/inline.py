@@ -106,13 +106,15 @@ async def run_inline_async(
     clock: Clock | None = None,
     labels: Mapping[str, str] | None = None,
     secrets: Mapping[str, str] | None = None,
+    files: Mapping[str, bytes | str] | None = None,
 ) -> Any:
     """See `Graph.run_inline`."""
     opened = await store() if callable(store) else store or MemoryStore()
     clock = clock or WallClock()
     inline = Inline(opened, policy_port(policy, opened, clock), clock, answers, tools, secrets)
     try:
-        return await inline.run(graph, given, key=key, thread=thread, messages=messages, labels=dict(labels or {}))
+        named = dict(labels or {})
+        return await inline.run(graph, given, key=key, thread=thread, messages=messages, labels=named, files=files)
     finally:
         inline.close()
         if callable(store):
@@ -168,12 +170,13 @@ class Inline:
         thread: str,
         messages: Sequence[Any],
         labels: Mapping[str, str],
+        files: Mapping[str, bytes | str] | None = None,
     ) -> Any:
         """Start a run, or find the one of this key, and drive it to its end. Its final state, as the graph's model."""
         await self._refuse_served()
         plan = graph.plan()
         code, _ = await self._ship(graph)
-        new = new_run(plan, code, given, key=key, thread=thread, labels=labels)
+        new = new_run(plan, code, given, key=key, thread=thread, labels=labels, files=files)
         record = await create(self.store, new, self.clock())
         self._graphs[record.code] = graph  # of a run that was started elsewhere, under the same key
         self._family[record.run_id] = True

@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,11 @@ from understudy.actors.calls import Granted, Order, SandboxDied, Verdict, finish
 from understudy.actors.effects import write_outcome
 from understudy.actors.errors import StoreUnavailable
 from understudy.actors.events import counters_of
+from understudy.actors.files import BYTES_MAX, FILES_MAX, checked, left_by
 from understudy.actors.outcome import Outcome, ToolCode
 from understudy.actors.records import Event, Receipt
 from understudy.actors.run_history import RunHistories
+from understudy.actors.sandbox import unpack
 from understudy.actors.sandbox.runner import LONGEST_MESSAGE, to_json, validated
 from understudy.actors.secret import entrusted_inline
 from understudy.actors.secret_traces import Traces
@@ -40,7 +43,7 @@ class YesPolicy:
     """Grants every call. It is for graphs that run in one's own process, where nothing is walled off anyway."""
 
     async def decide(self, request: Request, key: str, epoch: int, policy: str, approved: bool) -> Verdict:
-        return Granted("", "yes", "inline")
+        return Granted("", "yes", "inline", workspace="write")
 
 
 class RulesPolicy:
@@ -197,19 +200,39 @@ class InlineSandboxes:
         self.calls.append((tool.name, order.call.args))
         try:
             if self._thread is not None:
-                value = await asyncio.get_running_loop().run_in_executor(self._thread, self._in_thread, fn, order)
+                value, files = await asyncio.get_running_loop().run_in_executor(
+                    self._thread, self._in_thread, fn, order
+                )
             else:
-                with _effect_key(order.call.key), entrusted_inline(self._secrets):
+                with _effect_key(order.call.key), entrusted_inline(self._secrets), _workspace(order) as look:
                     value = fn(**validated(fn, order.call.args))
                     value = await value if inspect.isawaitable(value) else value
-            return Outcome("ok", value=json.loads(to_json(value)))
+                    files = look()
+            outcome = Outcome("ok", value=json.loads(to_json(value)), files=files and checked(files))
+            return left_by(order.call, outcome)
         except Exception as error:
             return Outcome("error", error=str(error), error_type=type(error).__name__)
 
-    def _in_thread(self, fn: Callable[..., Any], order: Order) -> Any:
-        with _effect_key(order.call.key), entrusted_inline(self._secrets):
+    def _in_thread(self, fn: Callable[..., Any], order: Order) -> tuple[Any, Any]:
+        with _effect_key(order.call.key), entrusted_inline(self._secrets), _workspace(order) as look:
             value = fn(**validated(fn, order.call.args))
-            return asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value
+            return asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value, look()
+
+
+@contextmanager
+def _workspace(order: Order) -> Iterator[Callable[[], Any]]:
+    """A folder with the files of the run, as long as the call; it gives what has changed there."""
+    if order.call.files is None:
+        yield lambda: None
+        return
+    items, before = json.loads(order.call.files), os.getcwd()
+    with tempfile.TemporaryDirectory(prefix="understudy-inline-") as folder:
+        unpack.lay_out(items, folder)
+        os.chdir(folder)
+        try:
+            yield lambda: unpack.changed(items, folder, FILES_MAX, BYTES_MAX) if order.call.keeps else None
+        finally:
+            os.chdir(before)
 
 
 @contextmanager

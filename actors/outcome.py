@@ -39,6 +39,8 @@ class Outcome:
     peak_memory_bytes: int = 0
     note: str = ""
     """Where it comes from, if nothing was executed for it: `answered by a person`, `reused from run ...`."""
+    files: Any = None
+    """How it changed the workspace, as `files.checked` gives it; None: not at all. Only with `ok`."""
 
     @property
     def said(self) -> str:
@@ -70,3 +72,7 @@ class ToolCall:
     code: ToolCode
     args: dict[str, Any]
     """Keyword arguments as JSON values."""
+    files: str | None = None
+    """The workspace that it gets, as `files.text_of` writes it; None: none."""
+    keeps: bool = False
+    """Whether what it changes there is kept."""

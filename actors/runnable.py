@@ -35,6 +35,7 @@ class Graph(graph.Graph):
         clock: "Clock | None" = None,
         labels: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes | str] | None = None,
     ) -> Any:
         """Run the graph to its end in this process, without Ray: for unit tests and notebooks (also where a loop runs).
 
@@ -46,8 +47,8 @@ class Graph(graph.Graph):
                 else serves; default, one in memory, gone at the end. A store that is held by another event loop cannot
                 be used here; give the function.
             policy: rules (Policy, or the text of a policy file) to judge tool calls by; default: yes to all.
-            key, thread, labels: as in `Cluster.start`. The same key on the same store goes on with the same run, also
-                in a new process after this one was killed.
+            key, thread, labels, files: as in `Cluster.start`. The same key on the same store goes on with the same run,
+                also in a new process after this one was killed.
             answers: by interrupt id, node or tool name; or a function of the Interrupt that returns the answer. None is
                 no answer. An approval is answered with True or False.
             messages: put into the run's mailbox before it begins.
@@ -73,6 +74,7 @@ class Graph(graph.Graph):
             clock=clock,
             labels=labels,
             secrets=secrets,
+            files=files,
         )
 
     async def run_inline_async(self, input: "BaseModel | Mapping[str, Any] | None" = None, **how: Any) -> Any:

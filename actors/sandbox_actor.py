@@ -20,8 +20,9 @@ from understudy.actors.effects import write_outcome
 from understudy.actors.entrusted import NOTHING, Entrusted, entrust
 from understudy.actors.errors import Fenced, NotFound, StoreUnavailable
 from understudy.actors.events import counters_of
+from understudy.actors.files import left_by
 from understudy.actors.open import OpenStore
-from understudy.actors.outcome import Outcome
+from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.process import name_of_this_process
 from understudy.actors.records import Event, Receipt
 from understudy.actors.revocations import read_revocations
@@ -183,7 +184,8 @@ class SandboxActor:
     async def _isolated(self, order: Order, profile: Profile, way_out: WayOut) -> Outcome:
         for last in (False, False, True):
             try:
-                return await self._tiers.execute(order.call, profile, way_out)
+                call = _granted(order.call, profile)
+                return left_by(call, await self._tiers.execute(call, profile, way_out))
             except IsolationUnavailable as error:
                 # The walls did not stand, so nothing was executed: it is safe to try again.
                 if last:
@@ -251,6 +253,13 @@ class SandboxActor:
         if self._store is None:
             self._store = await self._open_store()
         return self._store
+
+
+def _granted(call: ToolCall, profile: Profile) -> ToolCall:
+    """The workspace of a call is what its grant says, whatever the one who ordered it has sent."""
+    if profile.workspace == "none":
+        return dataclasses.replace(call, files=None, keeps=False)
+    return dataclasses.replace(call, keeps=call.keeps and profile.workspace == "write")
 
 
 async def _end_of(work: "asyncio.Task[Outcome | Receipt]") -> Outcome | Receipt:

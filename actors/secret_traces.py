@@ -67,6 +67,10 @@ class Traces:
         """What is recorded of a call. A text of the greatest length was cut."""
         if not self._values:
             return outcome
+        named = next((path for path in map(self._named_in, outcome.files or ()) if path), "")
+        if named:
+            said = f"the workspace was left as it was: {named} holds a secret, and it is stored; leave it out"
+            return replace(outcome, kind="error", value=None, error=said, error_type="BadFiles", files=None)
         cut_before = len(outcome.printed.encode()) >= printed_max
         return replace(
             outcome,
@@ -75,6 +79,13 @@ class Traces:
             error_type=self.text(outcome.error_type),
             printed=self.text(outcome.printed, cut_before=cut_before, cut_after=outcome.kind != "ok"),
         )
+
+    def _named_in(self, item: Any) -> str:
+        """The path of a changed file that has a secret in it; empty if it has none."""
+        if isinstance(item, list):
+            return ""
+        held = [item["id"], item.get("target", ""), base64.b64decode(item.get("data", "")).decode(errors="replace")]
+        return self.text(repr(item["id"])) if any(self.text(text) != text for text in held) else ""
 
 
 def forms(value: str) -> Iterable[str]:

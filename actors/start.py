@@ -18,22 +18,36 @@ from understudy.actors.channels import Channel
 from understudy.actors.code import Code
 from understudy.actors.errors import CallerError
 from understudy.actors.events import counters_of
+from understudy.actors.files import given as files_given
 from understudy.actors.plan import Plan
 from understudy.actors.records import Event, NewRun, RunRecord, run_id_on, thread_of_key
 from understudy.actors.step import written
 from understudy.actors.store import Store
-from understudy.actors.values import Values
+from understudy.actors.values import Values, compact
 
 
 def new_run(
-    plan: Plan, code: Code, given: BaseModel | Mapping[str, Any] | None, *, key: str = "", thread: str = "", **more: Any
+    plan: Plan,
+    code: Code,
+    given: BaseModel | Mapping[str, Any] | None,
+    *,
+    key: str = "",
+    thread: str = "",
+    files: Mapping[str, bytes | str] | None = None,
+    **more: Any,
 ) -> NewRun:
     """A run as `create` takes it; on the thread that its key names, or one of its own, unless one is given.
 
-    `more` are further fields of NewRun. Raises CallerError: the input does not fit.
+    `files`: the first of its workspace. `more` are further fields of NewRun.
+    Raises CallerError: the input does not fit.
     """
     text = input_text(plan, given)
-    named = json.dumps([plan.name, json.loads(text)["values"]], sort_keys=True)
+    first = [json.loads(text)["values"]]
+    if files:
+        workspace = files_given(files)
+        first.append(workspace)
+        text = f'{text[:-1]},"files":{compact(workspace)}}}'
+    named = json.dumps([plan.name, *first], sort_keys=True)
     blobs = tuple(digest for digest in (code.blob, str(more.get("policy", ""))) if digest)
     thread_id = thread or (thread_of_key(f"{plan.name}\0{key}") if key else f"t-{uuid.uuid4().hex[:20]}")
     return NewRun(

@@ -17,6 +17,7 @@ from understudy.actors.attempts import Failure
 from understudy.actors.channels import Channel, reason_of, short
 from understudy.actors.checkpoint import Checkpoint, TaskSpec
 from understudy.actors.errors import GraphError, InvalidWrite
+from understudy.actors.files import CHANNEL, Item, read, together
 from understudy.actors.lazy import plain, state_of
 from understudy.actors.plan import END, START, Command, Node, Plan, Send
 from understudy.actors.values import Change, Values, compact
@@ -80,6 +81,11 @@ def opening(plan: Plan, head: Checkpoint, run_input: str) -> Checkpoint:
         channel = _channel(plan, name, "the input")
         unsaved[name] = _written(channel, head.values, None, _given(plan, name, value), "the input")
     values = head.values.after(unsaved).in_order(plan.channels)  # as the model has them
+    if given.get("files"):
+        change = together(files_of(head.values), [("the input", given["files"])])
+        if change:
+            unsaved[CHANNEL] = Change(compact(change), "messages")
+    values = head.values.after(unsaved).in_order(plan.channels)
     opened = Checkpoint(
         checkpoint_id=head.checkpoint_id,
         run_id=head.run_id,
@@ -145,6 +151,8 @@ def apply(
     writers: dict[str, str] = {}
     for task, result in results:
         for name, text in result.writes.items():
+            if name == CHANNEL:
+                continue
             channel = _channel(plan, name, f"node {task.node!r}")
             if name in writers and not channel.is_shared:
                 raise InvalidWrite(
@@ -153,6 +161,11 @@ def apply(
                 )
             writers[name] = task.node
             changes[name] = _written(channel, before.values, changes.get(name), text, f"node {task.node!r}")
+    left = [(task.node, json.loads(r.writes[CHANNEL])) for task, r in results if CHANNEL in r.writes]
+    if left:
+        change = together(files_of(before.values), left)
+        if change:
+            changes[CHANNEL] = Change(compact(change), "messages")
     for channel in plan.passing:
         if channel.name not in changes and channel.name in before.values:
             expired = channel.expired(before.values[channel.name])
@@ -168,6 +181,11 @@ def apply(
     return values, {**before.unsaved, **stored}, frontier, arrived
 
 
+def files_of(values: Values) -> dict[str, Item]:
+    """The workspace, as it is in these channels."""
+    return read(values.get(CHANNEL, ""))
+
+
 def _written(channel: Channel, before: Values, present: Change | None, text: str, writer: str) -> Change:
     """The change that a write makes of a channel, beside the one that the same superstep made of it already."""
     if channel.name not in before and present is None:
@@ -177,7 +195,11 @@ def _written(channel: Channel, before: Values, present: Change | None, text: str
 
 def result_text(plan: Plan, values: Values) -> str:
     """JSON object of the channels as a node would see them: what a run gives."""
-    shown = {name: plan.channels[name].shown(text) if name in plan.channels else text for name, text in values.items()}
+    shown = {
+        name: plan.channels[name].shown(text) if name in plan.channels else text
+        for name, text in values.items()
+        if name != CHANNEL
+    }
     return spelled(shown)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from pydantic import TypeAdapter
 
+    from understudy.policies.profile import Workspace
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -32,6 +34,7 @@ class Tool(Generic[P, R]):
         idempotent: bool,
         reconcile: Callable[P, Any] | None = None,
         shell: tuple[str, ...] = (),
+        workspace: "Workspace" = "none",
     ) -> None:
         self.fn = fn
         self.name = name
@@ -41,6 +44,8 @@ class Tool(Generic[P, R]):
         """Asks the outside how a call ended. With neither of the two, a person is asked."""
         self.shell = shell
         """Arguments that a shell will read."""
+        self.workspace = workspace
+        """What it has to do with the files of the run, where the policy lets it."""
         self.judged_as = name
         """What policies know it by."""
         self.__doc__ = fn.__doc__
@@ -156,6 +161,7 @@ def tool(
     idempotent: bool = False,
     reconcile: Callable[..., Any] | None = None,
     shell: str | Sequence[str] = (),
+    workspace: "Workspace" = "none",
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 
 
@@ -167,6 +173,7 @@ def tool(
     idempotent: bool = False,
     reconcile: Callable[..., Any] | None = None,
     shell: str | Sequence[str] = (),
+    workspace: "Workspace" = "none",
 ) -> Any:
     """Declare a function as a tool, as a decorator with or without arguments.
 
@@ -183,8 +190,13 @@ def tool(
             else, a person is asked, as without it.
         shell: the argument, or arguments, that a shell will read. A call is asked about, however the policy allows
             it, unless each of them is a plain command line (see `policies.argv`).
+        workspace: "read" or "write": its working folder has the files of the run, if the policy grants it; with
+            "write", what it leaves there is what the next call finds, once this one has gone well. They are part of
+            the checkpoints.
     """
+    if workspace not in ("none", "read", "write"):
+        raise CallerError(f"workspace={workspace!r} is none of none, read, write")
     if fn is None:
         lines = (shell,) if isinstance(shell, str) else tuple(shell)
-        return lambda inner: Tool(inner, name or inner.__name__, idempotent, reconcile, lines)
+        return lambda inner: Tool(inner, name or inner.__name__, idempotent, reconcile, lines, workspace)
     return Tool(fn, fn.__name__, False)

@@ -34,7 +34,15 @@ def verdict(
             if decision.marks:
                 noted["marks"] = list(decision.marks)
             reason = "approved by a person" if isinstance(decision, Ask) else ""
-            return Granted(token(decision), rule, name, reason, noted=noted, redact=decision.redact)
+            return Granted(
+                token(decision),
+                rule,
+                name,
+                reason,
+                noted=noted,
+                redact=decision.redact,
+                workspace=decision.profile.workspace,
+            )
 
 
 def entry_of(request: Request, key: str, found: Verdict, approved: bool, grant_id: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from understudy.actors.children import cancel_children, children_of
 from understudy.actors.code import Code, CodeMode, load_ref
 from understudy.actors.errors import CallerError, NotFound, StoreUnavailable
 from understudy.actors.errors import RunFailed as RunFailed
+from understudy.actors.files import CHANNEL, Files, bytes_of
 from understudy.actors.forks import Beyond, Mode
 from understudy.actors.graph import Graph
 from understudy.actors.mailbox import message_text
@@ -40,7 +41,7 @@ from understudy.actors.records import open_questions as open_questions
 from understudy.actors.results import with_result
 from understudy.actors.ship import ship_graph
 from understudy.actors.start import create, new_run
-from understudy.actors.step import final_state
+from understudy.actors.step import files_of, final_state
 from understudy.actors.store import Store
 from understudy.cluster import follow as following
 from understudy.cluster.answering import call_to_decide, changed_args, checked_answer, json_of, question_to_answer
@@ -233,6 +234,17 @@ class Run:
         except NotFound:  # the thread went on, and its graph keeps only some checkpoints
             return dict(json.loads(record.result or "{}"))
 
+    async def files(self, checkpoint_id: str = "") -> dict[str, bytes]:
+        """The files of the run's workspace at its newest checkpoint, or at another one of its thread. Links and empty
+        folders are left out. Raises NotFound.
+        """
+        record = await self.record()
+        checkpoint = checkpoint_id or record.head
+        found: Files = {item["id"]: item for item in json.loads(record.input).get("files", [])}
+        if checkpoint:
+            found = files_of(restore(await self._store.chain(record.thread_id, checkpoint)).values)
+        return {path: bytes_of(found, path) for path, item in found.items() if item["kind"] == "file"}
+
     async def history(self) -> list[CheckpointRow]:
         """The thread's checkpoints, newest first."""
         return await self._store.history((await self.record()).thread_id)
@@ -263,7 +275,7 @@ class Run:
 
     async def _values(self, thread_id: str, checkpoint_id: str) -> dict[str, Any]:
         values = restore(await self._store.chain(thread_id, checkpoint_id)).values
-        return {name: json.loads(text) for name, text in values.items()}
+        return {name: json.loads(text) for name, text in values.items() if name != CHANNEL}
 
 
 class Cluster:
@@ -293,6 +305,7 @@ class Cluster:
         policy: Path | str | Policy | None = None,
         labels: Mapping[str, str] | None = None,
         code: CodeMode = "migrate",
+        files: Mapping[str, bytes | str] | None = None,
     ) -> Run:
         """Start a run. It is durable when this returns.
 
@@ -309,6 +322,7 @@ class Cluster:
             code: how the run follows the code that is deployed. `migrate`: the deployed version, with the migrations
                 that it declares; `latest`: the deployed version, refused if the run's state would have to be migrated;
                 `pin`: the very code that there is now, kept with the run, whatever is deployed later.
+            files: the first files of the workspace, by path; see `@tool(workspace=...)`.
         Raises GraphError, InvalidWrite, Conflict (the key belongs to another input; the thread is busy), CallerError.
         """
         shipped, loaded = await ship_graph(graph, store=self.store, secret=self.settings.secret(), mode=code)
@@ -323,6 +337,7 @@ class Cluster:
             policy="" if sealed is None else await sealed.keep(self.store),
             labels=dict(labels or {}),
             busy=busy,
+            files=files,
         )
         record = await create(self.store, new)
         if busy in ("interrupt", "rollback"):

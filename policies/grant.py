@@ -19,7 +19,7 @@ Reason = Literal[
 GRANT_TTL_S = 600.0
 """A grant that was not used after this long is refused by the sandbox; it covers the wait for a free sandbox."""
 SECRET_MIN_BYTES = 16
-_DOMAIN: Final = b"understudy grant 3\0"
+_DOMAIN: Final = b"understudy grant 4\0"
 """Signed together with the grant: the same secret signs other things (code), and none of them may pass for a grant. The
 number changes with the fields, so that a grant of another version is refused and not misread."""
 
@@ -103,7 +103,9 @@ def _read(body: str) -> Grant:
     profile = fields.pop("profile")
     limits = Limits(**profile["limits"])
     lists = {name: tuple(profile[name]) for name in ("read", "write", "network", "secrets")}
-    return Grant(**fields, profile=Profile(**lists, limits=limits, tier=profile["tier"]))
+    return Grant(
+        **fields, profile=Profile(**lists, limits=limits, tier=profile["tier"], workspace=profile["workspace"])
+    )
 
 
 def _base64(data: bytes) -> str:

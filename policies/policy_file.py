@@ -24,6 +24,7 @@ YAML or JSON. An example with every key there is:
         files: {read: ["${environment}"], write: []}      # absolute paths that the call may see
         limits: {wall: 10s, cpu: 10s, memory: 512MiB, processes: 32, open_files: 64, disk: 64MiB, output: 1MiB}
         tier: zygote                          # the weakest isolation that will do: landlock, zygote, cold or gvisor
+        workspace: write                      # the files of the run: none, read or write
         redact: [options.key]                 # arguments whose values no event and no message shows
         marks: [metadata-seen]                # what the call leaves in the run's history
         reason: reading metadata harms nobody
@@ -140,6 +141,7 @@ def _rule_data(rule: Rule) -> dict[str, Any]:
         data[name] = {"tool": list(earlier.tools), "mark": list(earlier.marks)} if earlier else {}
     data |= {"reason": rule.reason, "alternative": rule.alternative}
     data["tier"] = rule.tier if rule.tier != DEFAULT_TIER else ""
+    data["workspace"] = rule.workspace or ""
     data["files"] = {"read": list(rule.read), "write": list(rule.write)} if rule.read or rule.write else {}
     data |= {"network": list(rule.network), "secrets": list(rule.secrets), "redact": list(rule.redact)}
     data |= {"marks": list(rule.marks), "deadline": rule.deadline_s}

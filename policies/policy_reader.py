@@ -11,7 +11,7 @@ from understudy.policies.example import Example, try_out
 from understudy.policies.history import NOTHING, Earlier, Past
 from understudy.policies.hosts import NotCanonical, read_host_pattern
 from understudy.policies.operators import show
-from understudy.policies.profile import DEFAULT_TIER, TIERS, Tier
+from understudy.policies.profile import DEFAULT_TIER, TIERS, WORKSPACES, Tier, Workspace
 from understudy.policies.reading import Kind, is_name
 from understudy.policies.rule import LAYERS, Effect, Layer, OnTimeout, Policy, Rule
 from understudy.policies.window import DAY_MIN, DAYS, Window, zone_of
@@ -19,11 +19,11 @@ from understudy.policies.window import DAY_MIN, DAYS, Window, zone_of
 RULES_MAX = 1000
 EFFECTS: Final[tuple[Effect, ...]] = get_args(Effect)
 TIMEOUTS: Final[tuple[OnTimeout, ...]] = get_args(OnTimeout)
-ENFORCED: Final = frozenset(("files", "limits", "tier", "network", "secrets", "redact", "marks"))
+ENFORCED: Final = frozenset(("files", "limits", "tier", "workspace", "network", "secrets", "redact", "marks"))
 """Obligations that are carried out. A grant of another one would promise what nothing keeps, so it is refused."""
 POLICY_KEYS: Final = ("policy", "version", "layer", "graph", "rules")
 ASKED_KEYS: Final = ("tool", "graph", "labels", "time", "after", "not_after", "when")
-GRANT_KEYS: Final = ("files", "limits", "tier", "network", "secrets", "marks")
+GRANT_KEYS: Final = ("files", "limits", "tier", "workspace", "network", "secrets", "marks")
 RULE_KEYS: Final = (
     *("id", "effect", *ASKED_KEYS, *GRANT_KEYS, "redact", "deadline", "on_timeout", "managed"),
     *("reason", "alternative", "match", "not_match"),
@@ -104,6 +104,11 @@ class PolicyReader(ConditionReader):
             write=self.paths("files.write", files.get("write", [])),
             limits=dict(self.limits(raw.get("limits", {}))),
             tier=cast(Tier, self.word("tier", raw.get("tier", DEFAULT_TIER), "tier", TIERS, DEFAULT_TIER)),
+            workspace=(
+                cast(Workspace, self.word("workspace", raw["workspace"], "workspace", WORKSPACES, "none"))
+                if "workspace" in raw
+                else None
+            ),
             network=tuple(self.network(raw.get("network", []))),
             secrets=self.names("secrets", raw.get("secrets", [])),
             redact=self.redact(raw.get("redact", [])),

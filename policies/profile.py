@@ -13,6 +13,9 @@ from understudy.policies.hosts import covers_host
 Tier = Literal["landlock", "zygote", "cold", "gvisor"]
 """How a call is isolated, from the weakest to the strongest; see `actors/sandbox/backend.py`."""
 TIERS: Final[tuple[Tier, ...]] = get_args(Tier)
+Workspace = Literal["none", "read", "write"]
+"""What a call has to do with the files of its run; what it changes of them is kept with `write` only."""
+WORKSPACES: Final[tuple[Workspace, ...]] = get_args(Workspace)
 DEFAULT_TIER: Final[Tier] = "zygote"
 """The least that a call gets of which no rule says more, or less: namespaces of its own."""
 
@@ -56,6 +59,8 @@ class Profile:
     """Hosts that may be reached, `name:port` (see `hosts.HostPattern`). Nothing else is there."""
     secrets: tuple[str, ...] = ()
     """Names of secrets that may be used."""
+    workspace: Workspace = "none"
+    """Whether it gets the files of its run, and whether what it changes is kept."""
 
 
 def covers(folders: Sequence[str], path: str) -> bool:
@@ -68,12 +73,17 @@ def without_repeats(profile: Profile) -> Profile:
     write = tuple(sorted(set(profile.write)))
     read = tuple(sorted(path for path in set(profile.read) if not covers(write, path)))
     network, secrets = tuple(sorted(set(profile.network))), tuple(sorted(set(profile.secrets)))
-    return Profile(read, write, profile.limits, profile.tier, network, secrets)
+    return Profile(read, write, profile.limits, profile.tier, network, secrets, profile.workspace)
 
 
 def strongest(tiers: Sequence[Tier]) -> Tier:
     """Of several least tiers, the one that satisfies all."""
     return max(tiers, key=TIERS.index)
+
+
+def least(workspaces: Sequence[Workspace]) -> Workspace:
+    """What all of several allow."""
+    return min(workspaces, key=WORKSPACES.index)
 
 
 def intersect(profiles: Sequence[Profile]) -> Profile:
@@ -85,8 +95,9 @@ def intersect(profiles: Sequence[Profile]) -> Profile:
     tier = strongest([profile.tier for profile in profiles])
     network = _in_all([profile.network for profile in profiles], covers_host)
     secrets = _in_all([profile.secrets for profile in profiles], contains)
+    workspace = least([profile.workspace for profile in profiles])
     files = _in_all(readable, covers), _in_all(writable, covers)
-    return without_repeats(Profile(*files, Limits(**limits), tier, network, secrets))
+    return without_repeats(Profile(*files, Limits(**limits), tier, network, secrets, workspace))
 
 
 def _in_all(layers: Sequence[Sequence[str]], covered: Callable[[Sequence[str], str], bool]) -> tuple[str, ...]:

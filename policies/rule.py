@@ -14,7 +14,16 @@ from typing import Any, Final, Literal, get_args
 from understudy.policies.condition import Condition, Finding, Truth, judge, make_ready
 from understudy.policies.history import Earlier, History
 from understudy.policies.operators import JSON
-from understudy.policies.profile import DEFAULT_TIER, Limits, Profile, Tier, strongest, without_repeats
+from understudy.policies.profile import (
+    DEFAULT_TIER,
+    Limits,
+    Profile,
+    Tier,
+    Workspace,
+    least,
+    strongest,
+    without_repeats,
+)
 from understudy.policies.window import Window, when
 
 Effect = Literal["allow", "ask", "deny"]
@@ -73,6 +82,8 @@ class Rule:
     """By field of `Limits`. What no rule that fits names has the default."""
     tier: Tier = DEFAULT_TIER
     """The weakest isolation that will do; of several rules that fit, the strongest counts."""
+    workspace: Workspace | None = None
+    """What a call has to do with the files of its run; of several rules that fit and say so, the least counts."""
     network: tuple[str, ...] = ()
     """Hosts, with ports, as `hosts.HostPattern` spells them."""
     secrets: tuple[str, ...] = ()
@@ -214,6 +225,7 @@ def granted(rules: Sequence[Rule]) -> Profile:
             strongest([rule.tier for rule in rules]),
             tuple(host for rule in rules for host in rule.network),
             tuple(name for rule in rules for name in rule.secrets),
+            least([rule.workspace for rule in rules if rule.workspace] or ["none"]),
         )
     )
 

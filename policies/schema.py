@@ -12,7 +12,7 @@ from typing import Any, Final
 from understudy.policies.condition_reader import COMMAND_KEYS, OPS, PATTERN_MAX
 from understudy.policies.operators import Op
 from understudy.policies.policy_reader import CALL_KEYS, EFFECTS, LIMITS, RULES_MAX, TIMEOUTS
-from understudy.policies.profile import DEFAULT_TIER, TIERS
+from understudy.policies.profile import DEFAULT_TIER, TIERS, WORKSPACES
 from understudy.policies.reading import Kind
 from understudy.policies.rule import LAYERS
 from understudy.policies.window import DAYS
@@ -87,6 +87,10 @@ def _rule() -> dict[str, Any]:
             "tier": {
                 "enum": list(TIERS),
                 "description": f"The weakest isolation that will do. Default: {DEFAULT_TIER}.",
+            },
+            "workspace": {
+                "enum": list(WORKSPACES),
+                "description": "The files of the run: none (the default), read, or write, which keeps what it changes.",
             },
             "network": {
                 **_list(_TEXT),

@@ -22,6 +22,10 @@ class Inlet:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(fd, self._take)
 
+    def allow(self, more: int) -> None:
+        """Raise the cap."""
+        self._cap += more
+
     def _take(self) -> bool:
         """False when there is nothing more for now."""
         try:

@@ -90,6 +90,7 @@ class Overseer:
     def begin(self, request: bytes, look: Callable[[], watch.Sample]) -> None:
         """The walls stand: send the request, and look, some fifty times a second, at what the call uses."""
         self._unsent = memoryview(request)
+        self.reply.allow(getattr(request, "room", 0))
         self._look = look
         self._send()
         if self._request_fd >= 0:

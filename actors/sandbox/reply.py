@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from understudy.actors.files import BYTES_MAX, FILES_MAX, PATH_BYTES_MAX, BadFiles, checked
 from understudy.actors.outcome import Outcome
 from understudy.actors.sandbox.runner import LONGEST_MESSAGE, STARTED
 
@@ -18,6 +19,9 @@ DEEPEST = 100
 """Levels of lists and objects in a result. Python's own JSON writer gives up near 1,000, other readers far earlier."""
 ENVELOPE_BYTES = 16 * 1024
 """Room for what surrounds a result: kind, figures, an error's message in escaped form."""
+
+REPLY_BYTES = BYTES_MAX * 4 // 3 + FILES_MAX * (PATH_BYTES_MAX + 100)
+"""Room for the files that a call changed."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,14 @@ def _parse(body: bytes) -> Any:
 
 def _outcome(answer: Any, output_bytes: int) -> Outcome:
     match answer:
+        case {"kind": "ok", "value": value, "peak": int(peak), "files": files}:
+            size = len(json.dumps(value))
+            if size > output_bytes:
+                return _outcome({"kind": "output_too_large", "size": size, "peak": peak}, output_bytes)
+            try:
+                return Outcome("ok", value, peak_memory_bytes=max(0, peak), files=checked(files) or None)
+            except BadFiles as error:
+                return Outcome("error", error=f"the workspace was left as it was: {error}", error_type="BadFiles")
         case {"kind": "ok", "value": value, "peak": int(peak)}:
             return Outcome("ok", value, peak_memory_bytes=max(0, peak))
         case {"kind": "error", "error": str(error), "error_type": str(kind), "peak": int(peak)}:

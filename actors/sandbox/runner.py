@@ -92,6 +92,10 @@ def bound(limits: dict[str, Any]) -> None:
 def perform(request: dict[str, Any]) -> bytes:
     """The call, and its end as the JSON that `reply.py` reads."""
     try:
+        workspace = request.get("workspace")
+        home = os.getcwd()
+        if workspace:
+            enter(workspace, home)
         function = find(request["ref"], request["blob"])
         value = function(**validated(function, request["args"]))
         if hasattr(value, "__await__"):
@@ -99,13 +103,30 @@ def perform(request: dict[str, Any]) -> bytes:
 
             value = asyncio.run(_awaited(value))
         text = to_json(value)
+        files = told_of(workspace, home) if workspace and workspace["keeps"] else b""
     except MemoryError:
         return _answer("out_of_memory")
     except BaseException as error:
         return _failed(error)
     if len(text) > request["limits"]["output_bytes"]:
         return _answer("output_too_large", size=len(text))
-    return b'{"kind":"ok","peak":%d,"value":%s}' % (_peak(), text)
+    return b'{"kind":"ok","peak":%d,"value":%s%s}' % (_peak(), text, files)
+
+
+def enter(workspace: dict[str, Any], home: str) -> None:
+    """The files of the run are where the tool starts."""
+    from understudy.actors.sandbox import unpack
+
+    unpack.lay_out(workspace["files"], f"{home}/{unpack.FOLDER}")
+    os.chdir(f"{home}/{unpack.FOLDER}")
+
+
+def told_of(workspace: dict[str, Any], home: str) -> bytes:
+    """What has changed there, as the end of an answer."""
+    from understudy.actors.sandbox import unpack
+
+    most = workspace["files_max"], workspace["bytes_max"]
+    return b',"files":' + to_json(unpack.changed(workspace["files"], f"{home}/{unpack.FOLDER}", *most))
 
 
 def find(ref: str, blob: str) -> Callable[..., Any]:

@@ -4,19 +4,28 @@ import base64
 import dataclasses
 import json
 import signal
+from typing import Any
 
+from understudy.actors.files import BYTES_MAX, FILES_MAX
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.egress.listener import ENVIRONMENT
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.overseer import Overseer
-from understudy.actors.sandbox.reply import decode
+from understudy.actors.sandbox.reply import REPLY_BYTES, decode
 from understudy.actors.sandbox.runtime import Runtime
 from understudy.policies.profile import Limits, Profile
 
 
-def request_of(call: ToolCall, profile: Profile, runtime: Runtime, way_out: WayOut | None = None) -> bytes:
+class Request(bytes):
+    """What a runner reads."""
+
+    room: int = 0
+    """Bytes that its answer may have besides: the files that it changed."""
+
+
+def request_of(call: ToolCall, profile: Profile, runtime: Runtime, way_out: WayOut | None = None) -> Request:
     """What `runner.py` reads."""
-    return json.dumps(
+    body = json.dumps(
         {
             "key": call.key,
             "ref": call.code.ref,
@@ -27,8 +36,20 @@ def request_of(call: ToolCall, profile: Profile, runtime: Runtime, way_out: WayO
             "secrets": [way_out.given, way_out.kept_back] if way_out and profile.secrets else [],
             "import_paths": runtime.import_paths,
             "python": runtime.python,
+            "workspace": _workspace_of(call, profile.limits),
         }
-    ).encode()
+    )
+    request = Request(body.encode())
+    if call.files is not None and call.keeps:
+        request.room = REPLY_BYTES
+    return request
+
+
+def _workspace_of(call: ToolCall, limits: Limits) -> dict[str, Any] | None:
+    if call.files is None:
+        return None
+    most = min(BYTES_MAX, limits.disk_bytes)
+    return {"files": json.loads(call.files), "keeps": call.keeps, "files_max": FILES_MAX, "bytes_max": most}
 
 
 def judge(overseer: Overseer, status: int, limits: Limits, duration_s: float) -> Outcome | None:

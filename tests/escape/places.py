@@ -17,14 +17,14 @@ from typing import Any
 
 import cloudpickle
 import pytest
-from escape import attempts, callers, tools
+from escape import attempts, callers, file_attempts, tools
 
 from understudy.actors.outcome import Outcome, ToolCode
 from understudy.actors.sandbox.launch import HOST_ID
 from understudy.policies.profile import Limits, Profile, Tier
 
 NOTHING = Profile()
-BY_VALUE = (attempts, callers, tools)
+BY_VALUE = (attempts, file_attempts, callers, tools)
 CANARY = "canary-5f2c"
 """A secret in the worker's environment."""
 WITHOUT_ROOT = ["setpriv", "--reuid", str(HOST_ID), "--regid", str(HOST_ID), "--clear-groups"]
@@ -110,6 +110,10 @@ class Place:
 
     def referred(self, ref: str, /, **args: Any) -> Outcome:
         return self.answer(self._send(ToolCode(ref=ref), NOTHING, args))
+
+    def in_workspace(self, function: Callable[..., Any], profile: Profile, files: str, /, **args: Any) -> Outcome:
+        """Called with these files, of which what changes is kept."""
+        return self.answer(self._send(by_value(function), profile, args, files=files))
 
     def begin(self, function: Callable[..., Any], profile: Profile = NOTHING, /, **args: Any) -> int:
         return self._send(by_value(function), profile, args)

@@ -53,7 +53,8 @@ class Worker:
 
     async def do_call(self, wanted: dict[str, Any]) -> dict[str, Any]:
         code = ToolCode(ref=wanted["ref"], blob=base64.b64decode(wanted["blob"]))
-        call = ToolCall("effect-1", "attempt", code, wanted["args"])
+        files = wanted.get("files")
+        call = ToolCall("effect-1", "attempt", code, wanted["args"], files, keeps=files is not None)
         outcome = await self._backends[wanted["tier"]].execute(call, profile_of(wanted["profile"]))
         return {"outcome": dataclasses.asdict(outcome)}
 

@@ -28,6 +28,7 @@ PURE_ACTORS = (
     "effects",
     "errors",
     "events",
+    "files",
     "forks",
     "graph",
     "interrupts",

@@ -302,7 +302,7 @@ rules:
         "demo.yaml:17: rule no. 3: limits: a deny rule grants nothing; leave it out, or write an allow rule",
         "demo.yaml:15: rule no. 3: tool: True names none; write a name, a glob or a list of them, in quotes if need be",
         "demo.yaml:18: rule no. 4: 'just text' is no mapping; write 'key: value' pairs with the keys id, "
-        "effect, tool, graph, labels, time, after, not_after, when, files, limits, tier, network, secrets, "
+        "effect, tool, graph, labels, time, after, not_after, when, files, limits, tier, workspace, network, secrets, "
         "marks, redact, deadline, on_timeout, managed, reason, alternative, match, not_match",
         "demo.yaml:5: rules: the id 'a' is there 2 times; give every rule its own",
     ]
