@@ -1,11 +1,13 @@
 """What one call is entrusted with, besides its arguments: secrets and a way out; and what is told of it afterwards."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from understudy.actors.outcome import Outcome
 from understudy.actors.records import Event
-from understudy.actors.sandbox.egress.log import Connection, ignore
+from understudy.actors.sandbox.egress.log import KEPT_MAX, Connection
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.runner import LONGEST_MESSAGE
 from understudy.actors.secret_file import SecretFile
@@ -36,9 +38,12 @@ NOTHING = Entrusted(WayOut(), Traces({}), Limits())
 
 
 def entrust(
-    secrets: SecretFile, profile: Profile, run_id: str, seen: Callable[[Connection], None] = ignore
+    secrets: SecretFile, profile: Profile, run_id: str, tell: Callable[[Mapping[str, Any]], None] | None = None
 ) -> Entrusted:
-    """What the profile lists. Raises SecretsUnusable; the call is not made then."""
+    """What the profile lists. `tell` is told of each of the first connections, when it is over, without secrets.
+
+    Raises SecretsUnusable; the call is not made then.
+    """
     found = secrets.named(profile.secrets)
     values: Mapping[str, str] = {secret.name: secret.value() for secret in found}
     kept_back = {secret.name: _kept_back(secret.name, len(secret.hosts)) for secret in found if secret.hosts}
@@ -47,9 +52,15 @@ def entrust(
         [injection for secret in found for injection in secret.injections()],
         {name: value for name, value in values.items() if name not in kept_back},
         kept_back,
-        seen,
     )
-    return Entrusted(way_out, Traces(values), profile.limits)
+    traces, left = Traces(values), itertools.count(KEPT_MAX, -1)
+
+    def seen(connection: Connection) -> None:
+        if tell is not None and next(left) > 0:
+            tell(traces.value(connection.told()))
+
+    way_out.seen = seen
+    return Entrusted(way_out, traces, profile.limits)
 
 
 def _kept_back(name: str, hosts: int) -> str:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from understudy.actors.audit_log import AuditLog
@@ -128,15 +129,28 @@ class SandboxActor:
                 watching.cancel()
                 self._taken_back.pop(grant.id, None)
         outcome = entrusted.told(outcome)
+        if profile.network:
+            await self._audit_rest(order, entrusted)
         await self._record(store, order, outcome, entrusted)
         return outcome
 
     def _entrust(self, order: Order, profile: Profile) -> tuple[Entrusted, Outcome | None]:
         """The secrets that the grant names, and the way out; or the end of a call that cannot have them."""
+
+        def tell(connection: Mapping[str, Any]) -> None:
+            self._audit.append_nowait("connection", **{**connection, **_entry(order)})
+
         try:
-            return entrust(self._secrets, profile, order.receipt.run_id), None
+            return entrust(self._secrets, profile, order.receipt.run_id, tell), None
         except SecretsUnusable as error:
             return NOTHING, Outcome("error", error=str(error), error_type=type(error).__name__)
+
+    async def _audit_rest(self, order: Order, entrusted: Entrusted) -> None:
+        """Of a call's connections, those that were not told one by one; and wait until all are durable."""
+        log = entrusted.way_out.log
+        if log is not None and log.more:
+            self._audit.append_nowait("connections", **_entry(order), more=log.more, denied=log.more_denied)
+        await self._audit.written()
 
     async def _watch(self, store: Store, order: Order, grant: Grant) -> None:
         """A call belongs to a run and ends with it, also if the run was cancelled while no actor had it; and with its

@@ -54,6 +54,7 @@ async def examine(settings: Settings) -> list[Check]:
         store,
         check_policy(settings),
         check_secret(settings),
+        check_secrets(settings),
         check_disk(settings),
         check_memory(settings),
         check_shared_memory(),
@@ -87,13 +88,14 @@ async def check_isolation() -> list[Check]:
     if not whole.available:
         return [*checks, Check("isolation", "fail", "untrusted tools are refused", whole.remedy)]
     standing = ", ".join(tier for tier, found in each.items() if found.available)
-    return [*checks, Check("isolation", "ok", f"{standing}: no network, no files but granted ones, never root")]
+    return [*checks, Check("isolation", "ok", f"{standing}: no network and no files but granted ones, never root")]
 
 
 def _check_tier(tier: str, found: "Preflight", enough: bool) -> Check:
     if found.available:
         took = f"a call takes {found.details['duration_ms']} ms"
-        return Check(f"tier {tier}", "ok", f"{found.details['backend']}, {took}")
+        network = f"network {found.details.get('network', 'cannot be given')}"
+        return Check(f"tier {tier}", "ok", f"{found.details['backend']}, {took}, {network}")
     if enough:  # a policy may still want it, so how to get it is told; but nothing is wrong with the node
         return Check(f"tier {tier}", "none", found.reason, found.remedy)
     return Check(f"tier {tier}", "warn", found.reason, found.remedy)
@@ -149,6 +151,22 @@ def check_secret(settings: Settings) -> Check:
     if mode & 0o077:
         return Check("secret", "fail", f"{path} can be read by others (mode {mode:04o})", f"chmod 600 {path}")
     return Check("secret", "ok", f"{path}, mode {mode:04o}")
+
+
+def check_secrets(settings: Settings) -> Check:
+    """Names only."""
+    from understudy.actors.secret_file import SecretFile, SecretsUnusable
+
+    if settings.secrets is None:
+        return Check("secrets", "ok", "none for tools; UNDERSTUDY_SECRETS names a file of them")
+    try:
+        found = SecretFile(str(settings.secrets)).secrets()
+        for secret in found.values():
+            secret.value()
+    except SecretsUnusable as error:
+        return Check("secrets", "fail", str(error), "mend it; calls that are granted a secret fail until then")
+    names = [f"{name} (by the proxy)" if found[name].hosts else name for name in sorted(found)]
+    return Check("secrets", "ok", f"{settings.secrets}: {', '.join(names) or 'none'}")
 
 
 def check_disk(settings: Settings) -> Check:

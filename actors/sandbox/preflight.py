@@ -1,8 +1,10 @@
 """Tries a tier by a real call that looks around, and judges, outside, what it saw."""
 
+import asyncio
 from typing import Any
 
 from understudy.actors.outcome import ToolCall, ToolCode
+from understudy.actors.sandbox import probe
 from understudy.actors.sandbox.backend import Backend, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.runtime import this_runtime
 from understudy.actors.sandbox.walls import environment
@@ -11,8 +13,8 @@ from understudy.policies.profile import Limits, Profile, Tier
 _PROBE = ToolCall("preflight", "preflight", ToolCode(ref="understudy.actors.sandbox.probe:look"), {})
 
 
-async def try_out(backend: Backend) -> Preflight:
-    """Whether the tier stands on this machine. Never raises."""
+async def try_out(backend: Backend, network: bool = True) -> Preflight:
+    """Whether the tier stands on this machine, and whether it gives network. Never raises."""
     try:
         outcome = await backend.execute(_PROBE, Profile(limits=Limits(wall_s=30)))
     except IsolationUnavailable as error:
@@ -28,7 +30,34 @@ async def try_out(backend: Backend) -> Preflight:
     if holes:
         remedy = "do not run untrusted tools here; report this with the details"
         return Preflight(False, f"the sandbox came up, but {'; '.join(holes)}", remedy, details)
+    if network and backend.fits(Profile(network=("127.0.0.1:1",))):
+        details["network"] = await _try_network(backend)
     return Preflight(True, details=details)
+
+
+async def _try_network(backend: Backend) -> str:
+    """`works`, if a call reaches a listener of ours through its proxy, and by no other way; else, what is wrong."""
+    asked: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
+
+    try:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            call = ToolCall("preflight", "preflight", ToolCode(ref=f"{probe.__name__}:reach"), {"port": port})
+            profile = Profile(limits=Limits(wall_s=30), network=(f"127.0.0.1:{port}",))
+            outcome = await backend.execute(call, profile)
+    except (IsolationUnavailable, OSError) as error:
+        return f"does not: {error}"
+    if outcome.kind != "ok":
+        return f"does not: {outcome.error}"
+    if outcome.value != {"proxied": "204", "direct": "refused"} or len(asked) != 1:
+        return f"does not: a call saw {outcome.value}"
+    return "works"
 
 
 def _holes(seen: dict[str, Any], tier: Tier) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.actors.sandbox.confine import PR_GET_NO_NEW_PRIVS, PR_GET_SECCOMP, capabilities, prctl
+from understudy.actors.sandbox.egress.listener import PORT
 
 
 def look() -> dict[str, Any]:
@@ -28,6 +29,18 @@ def look() -> dict[str, Any]:
         "first_environment": [word for line in _lines("/proc/1/environ") for word in line.split("\0") if word],
         "root": sorted(_if_open(lambda: os.listdir("/"))),
     }
+
+
+def reach(port: int) -> dict[str, str]:
+    """How a server of the host is reached: through the proxy, and past it."""
+    with socket.create_connection(("127.0.0.1", PORT), timeout=10) as proxy:
+        proxy.sendall(f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\n\r\n".encode())
+        status = proxy.recv(4096).split(b" ")[1].decode()
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    except ConnectionRefusedError:
+        return {"proxied": status, "direct": "refused"}
+    return {"proxied": status, "direct": "connected"}
 
 
 def _status() -> dict[str, str]:

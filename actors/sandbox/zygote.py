@@ -10,6 +10,7 @@ Laws:
 """
 
 import asyncio
+import dataclasses
 import json
 import time
 
@@ -80,7 +81,11 @@ class ZygoteBackend:
     async def preflight(self) -> Preflight:
         """Make a call that looks around, and judge what it saw. Never raises."""
         first = await try_out(self)
-        return await try_out(self) if first.available else first  # the second call tells what a warm one takes
+        if not first.available:
+            return first
+        # Another call tells what a warm one takes, and leaves a spare for one without network, as most are.
+        second = await try_out(self, network=False)
+        return dataclasses.replace(second, details={**first.details, **second.details})
 
     async def close(self) -> None:
         """End the zygote and all that is in it."""

@@ -145,6 +145,7 @@ WORDS = {
     "grant_ended": "red",
     "revoke": "red",
     "answer": "cyan",
+    "connection": "blue",
 }
 
 
@@ -164,6 +165,10 @@ def _gist(entry: Entry) -> list[str]:
             said = [entry["decision"], entry["call"], by, entry["reason"]]
         case "grant_used" | "grant_refused" | "grant_ended":
             said = [entry["tool"], entry.get("refused", ""), entry.get("reason", ""), entry.get("grant", "")]
+        case "connection":
+            place = f"{entry['method'] or 'no request'} {entry['host']}:{entry['port']}"
+            moved = f"{entry['sent_bytes']} bytes out, {entry['received_bytes']} in"
+            said = [entry["decision"], entry["tool"], place, moved, entry["reason"]]
         case "answer" | "answer_refused":
             said = [entry["said"], entry["interrupt"], entry.get("tool", ""), f"by {entry.get('by') or entry['user']}"]
         case _:

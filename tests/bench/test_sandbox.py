@@ -96,6 +96,52 @@ def test_a_call_through_ray(table: Table, caller: Any, tier: str, count: int, ai
     table.add(f"tool call through Ray, tier {tier}", "-", ours, floors, "ms", aim=aim)
 
 
+def _requests(port: int, proxied: bool, count: int) -> list[float]:
+    """What each of some requests takes, in milliseconds, each on a connection of its own."""
+    import socket
+    import time
+
+    spent = []
+    for _ in range(count):
+        began = time.perf_counter()
+        with socket.create_connection(("127.0.0.1", 3128 if proxied else port)) as there:
+            path = f"http://127.0.0.1:{port}/" if proxied else "/"
+            there.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode())
+            while there.recv(65536):
+                pass
+        spent.append((time.perf_counter() - began) * 1000)
+    return spent
+
+
+def test_a_request_through_the_proxy(table: Table) -> None:
+    """From inside a sandbox, beside the same request to the same server without one."""
+    serve = "from support.upstream import upstream\nwith upstream() as u: print(u.port, flush=True); input()"
+    line, tests = [sys.executable, "-c", serve], str(Path(__file__).parents[1])
+    pipe = subprocess.PIPE  # a process of its own: one with the proxy in it would wait for the same interpreter
+    environment = {**os.environ, "PYTHONPATH": tests}
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe, env=environment, text=True) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        try:
+            code = ToolCode(blob=cloudpickle.dumps(_requests))
+        finally:
+            cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+        call = ToolCall("k", "requests", code, {"port": port, "proxied": True, "count": 200})
+        profile = Profile(network=(f"127.0.0.1:{port}",))
+
+        async def made() -> Any:
+            tiers = Tiers(all_tiers(1))
+            try:
+                return (await tiers.execute(call, profile)).value
+            finally:
+                await tiers.close()
+
+        ours, floor = statistics.median(asyncio.run(made())), statistics.median(_requests(port, False, 200))
+        server.communicate("\n")
+    table.add("HTTP request through the proxy of a call", "-", ours, floor, "ms", aim="p50 <= 2 ms")
+
+
 def test_an_empty_call_through_ray(table: Table, caller: Any) -> None:
     """Part of every figure above: what Ray takes for a call that does nothing."""
     empty = statistics.median(milliseconds(caller.nothing) for _ in range(200))

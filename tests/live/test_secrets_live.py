@@ -20,6 +20,7 @@ from support import secretive
 from support.upstream import upstream
 from support.waiting import run_async
 from understudy import connect
+from understudy.cluster.auditing import entries_of
 from understudy.cluster.exporter import Exporter
 from understudy.cluster.settings import Settings
 from understudy.cluster.stores import open_store
@@ -131,7 +132,10 @@ def test_a_planted_secret_is_found_nowhere(store: str, tier: str, folder: Path, 
             assert counters['egress_connections_total{decision="allow"}'] == 1.0
             assert counters['egress_connections_total{decision="deny"}'] == 1.0
 
-            assert not shows(repr((events, state, await run.history())).encode(), values)
+            entries = [entry async for _, entry in entries_of(cluster.store, run.run_id)]
+            audited = [(entry["decision"], entry["port"]) for entry in entries if entry["kind"] == "connection"]
+            assert audited == [("allow", port), ("deny", 1)]
+            assert not shows(repr((entries, events, state, await run.history())).encode(), values)
             assert processes_that_show(values) == []
             session = Path(ray._private.worker._global_node.get_session_dir_path())  # type: ignore[union-attr]
             assert files_that_show([session, folder], values, but=secrets) == []

@@ -548,14 +548,26 @@ def test_doctor_tries_what_it_tells(cli: Cli, tmp_path: Path, monkeypatch: pytes
     found = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
     assert {"python", "ray", "isolation", "store", "secret", "disk", "capacity", "daemon"} <= found.keys()
     assert found["store"]["state"] == "ok"
+    assert "network works" in found["tier zygote"]["found"]
+    assert "network cannot be given" in found["tier landlock"]["found"]
     assert all(check["remedy"] for check in found.values() if check["state"] != "ok")
     secret = tmp_path / "state" / "secret"
     secret.parent.mkdir(exist_ok=True)
     secret.write_text("x" * 64)
     secret.chmod(0o644)
     monkeypatch.setenv("UNDERSTUDY_STORE", "redis://127.0.0.1:1/0")
+    granted = tmp_path / "secrets.yaml"
+    granted.touch(mode=0o640)
+    granted.write_text("token: {value: for-nobodys-eyes, hosts: [api.example.org]}")
+    granted.chmod(0o640)
+    monkeypatch.setenv("UNDERSTUDY_SECRETS", str(granted))
     bad = cli("doctor")
     assert bad.exit_code == 1
+    assert f"chmod 600 {granted}" in " ".join(bad.stdout.split())
+    granted.chmod(0o600)
+    told = cli("doctor").stdout
+    assert "token (by the proxy)" in " ".join(told.split())
+    assert "for-nobodys-eyes" not in told
     assert f"chmod 600 {secret}" in bad.stdout
     assert "fail  store" in bad.stdout
 
