@@ -7,7 +7,7 @@ but to the segment before it (or the snapshot), all changes since then as one. L
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from understudy.actors.values import Change
 
@@ -15,9 +15,8 @@ SEGMENT_ROWS = 32
 Changes = Mapping[str, Change]
 
 
-@dataclass(frozen=True)
-class Chain:
-    """The rows from the newest snapshot to a checkpoint, as loading reads them."""
+class Chain(NamedTuple):
+    """The rows from the newest snapshot to a checkpoint, as loading reads them. (A tuple: it is made at each step.)"""
 
     snapshot_bytes: int = 0
     bytes: int = 0
@@ -40,7 +39,10 @@ class Chain:
         return Chain(self.snapshot_bytes, total, rows, checkpoint_id, total, rows)
 
     def with_delta(self, changes: Changes, size: int) -> "Chain":
-        return replace(self, bytes=self.bytes + size, rows=self.rows + 1, tail=(*self.tail, changes))
+        tail = (*self.tail, changes)
+        return Chain(
+            self.snapshot_bytes, self.bytes + size, self.rows + 1, self.base, self.base_bytes, self.base_rows, tail
+        )
 
 
 def merged(several: Sequence[Changes]) -> dict[str, Change]:
