@@ -335,6 +335,7 @@ class Caller:
                 args=args,
                 files=None if used == "none" else text_of(self.files.now),
                 keeps=used == "write",
+                tier=tool.tier or "",
             ),
             token=granted.token,
             receipt=receipt,

@@ -76,3 +76,5 @@ class ToolCall:
     """The workspace that it gets, as `files.text_of` writes it; None: none."""
     keeps: bool = False
     """Whether what it changes there is kept."""
+    tier: str = ""
+    """The weakest isolation that will do, by the tool's own word; empty: what the grant says."""

@@ -33,7 +33,7 @@ from understudy.actors.sandbox.tiers import Tiers, all_tiers
 from understudy.actors.secret_file import SecretFile, SecretsUnusable
 from understudy.actors.store import Store
 from understudy.policies.grant import GRANT_TTL_S, Grant, GrantRefused, check
-from understudy.policies.profile import Profile
+from understudy.policies.profile import TIERS, Profile, strongest
 from understudy.policies.spent import Revocation, Spent
 
 LOOK_S = 2.0
@@ -196,9 +196,11 @@ class SandboxActor:
         return None if answer.fresh else answer.receipt
 
     async def _isolated(self, order: Order, profile: Profile, way_out: WayOut) -> Outcome:
+        call = _granted(order.call, profile)
+        if call.tier in TIERS:
+            profile = dataclasses.replace(profile, tier=strongest([profile.tier, call.tier]))
         for last in (False, False, True):
             try:
-                call = _granted(order.call, profile)
                 return left_by(call, await self._tiers.execute(call, profile, way_out))
             except IsolationUnavailable as error:
                 # The walls did not stand, so nothing was executed: it is safe to try again.

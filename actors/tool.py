@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pydantic import TypeAdapter
 
-    from understudy.policies.profile import Workspace
+    from understudy.policies.profile import Tier, Workspace
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,6 +35,7 @@ class Tool(Generic[P, R]):
         reconcile: Callable[P, Any] | None = None,
         shell: tuple[str, ...] = (),
         workspace: "Workspace" = "none",
+        tier: "Tier | None" = None,
     ) -> None:
         self.fn = fn
         self.name = name
@@ -46,6 +47,8 @@ class Tool(Generic[P, R]):
         """Arguments that a shell will read."""
         self.workspace = workspace
         """What it has to do with the files of the run, where the policy lets it."""
+        self.tier = tier
+        """The weakest isolation that will do, whatever the policy says; None: what the policy says."""
         self.judged_as = name
         """What policies know it by."""
         self.__doc__ = fn.__doc__

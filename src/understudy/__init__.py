@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from understudy.actors.interrupts import Continue, Escalate
     from understudy.actors.outcome import Outcome
     from understudy.actors.plan import END, START, Command, Send
+    from understudy.actors.programs import python, shell
     from understudy.actors.reconciled import Done, NeverHappened, Unsure
     from understudy.actors.reducers import Remove, add, append, barrier, ephemeral, merge, messages, topic, union
     from understudy.actors.runnable import Graph
@@ -60,6 +61,7 @@ _HOMES = {
     "actors.interrupts": ("Continue", "Escalate"),
     "actors.outcome": ("Outcome",),
     "actors.plan": ("END", "START", "Command", "Send"),
+    "actors.programs": ("python", "shell"),
     "actors.reducers": (
         "Remove",
         "add",
@@ -131,7 +133,9 @@ __all__ = [
     "merge",
     "messages",
     "open_store",
+    "python",
     "secret",
+    "shell",
     "tool",
     "topic",
     "union",

@@ -10,6 +10,7 @@ from escape import file_attempts
 from escape.places import Place, limited
 
 from understudy.actors.files import FILES_MAX, applied, bytes_of, given, read, text_of
+from understudy.actors.outcome import ToolCode
 
 FILES = text_of({item["id"]: item for item in given({"a.txt": b"one", "folder/b.txt": b"two", "folder/c.txt": b""})})
 ROOM = limited(disk_bytes=32 << 20)
@@ -74,6 +75,21 @@ def test_files_that_change_while_they_are_packed_are_one_or_the_other(sandbox: P
         applied(read(FILES), outcome.files or [])
         return
     assert (outcome.kind, outcome.files) == ("error", None), outcome
+
+
+def test_a_command_and_code_run_there(sandbox: Place) -> None:
+    ran = sandbox.referred("understudy.actors.programs:run_command", command="echo out; echo err >&2; exit 3")
+    assert ran.value == {"status": 3, "stdout": "out\n", "stderr": "err\n"}, ran
+    ran = sandbox.referred("understudy.actors.programs:run_code", code="print(1)\nn + 1", inputs={"n": 2})
+    assert ran.value == {"printed": "1\n", "value": 3, "shown": "", "error": ""}, ran
+    assert ran.printed == "1\n"
+
+
+def test_what_a_command_printed_is_known_when_its_time_is_up(sandbox: Place) -> None:
+    asked = ToolCode(ref="understudy.actors.programs:run_command")
+    number = sandbox._send(asked, limited(wall_s=1.5), {"command": "echo first; exec cat /dev/zero > /dev/null"})
+    outcome = sandbox.answer(number)
+    assert (outcome.kind, outcome.printed) == ("timeout", "first\n"), outcome
 
 
 def test_without_a_workspace_a_reply_brings_none(sandbox: Place) -> None:

@@ -180,3 +180,26 @@ def test_the_same_order_again_is_the_same_call(monkeypatch: pytest.MonkeyPatch) 
         assert await actor.attend("k1", "token of k1") is None, "not at work any more: the receipt answers"
 
     run_async(played())
+
+
+def test_a_tool_may_want_a_stronger_tier_than_its_grant_and_gets_no_workspace_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene() -> None:
+        store = MemoryStore()
+        actor, backend, run = await actor_with(store, monkeypatch)
+        seen: list[tuple[ToolCall, Profile]] = []
+
+        async def executed(call: ToolCall, profile: Profile, *_: Any) -> Outcome:
+            seen.append((call, profile))
+            return Outcome("ok", files=[["a"]])
+
+        monkeypatch.setattr(backend, "execute", executed)
+        ordered = order(run, "k")
+        call = dataclasses.replace(ordered.call, files="[]", keeps=True, tier="cold")
+        outcome = await actor.execute(dataclasses.replace(ordered, call=call))
+        assert isinstance(outcome, Outcome)
+        assert outcome.files is None
+        assert [(each.files, each.keeps, profile.tier) for each, profile in seen] == [(None, False, "cold")]
+
+    run_async(scene())
