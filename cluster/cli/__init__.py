@@ -27,6 +27,7 @@ def main() -> None:
         reading,
         running,
         forking,
+        files,
         sending,
         grants,
         preflight,

@@ -52,6 +52,14 @@ CallId = Annotated[
 ]
 
 
+def _read_folder(folder: Path) -> dict[str, bytes]:
+    """Its files, by path; links are left out."""
+    if not folder.is_dir():
+        raise WrongUsage(f"--files {str(folder)!r} is no folder")
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
 @command(panel=PANEL)
 async def run(
     here: Here,
@@ -69,6 +77,7 @@ async def run(
         str,
         typer.Option(metavar="migrate|latest|pin", help="How it follows the code that is deployed: see Cluster.start."),
     ] = "migrate",
+    files: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The first files of its workspace.")] = None,
     detach: Annotated[bool, typer.Option("--detach", metavar="", help="Do not wait for it.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -90,13 +99,16 @@ async def run(
         raise WrongUsage(f"--busy {busy!r} is none of {', '.join(BUSY)}")
     labels, variables = parse_pairs(label or [], "--label"), parse_pairs(var or [], "--var")
     rules = read_policy(policy, variables) if policy else None
+    first = _read_folder(files) if files else None
     # Where `python -m` would look; what `understudy` as a script does not do by itself.
     sys.path.insert(0, os.getcwd())
     input_text(load_ref(graph).plan(), values)  # what is wrong with either is said before anything is started
     if not detach and not await _is_served(here):
         say("nobody serves this store; starting Ray here for the time of this command ...", "dim")
     async with connect(policy=rules, settings=here.settings, embedded=False if detach else None) as cluster:
-        started = await cluster.start(graph, values, key=key, thread=thread, busy=chosen, labels=labels, code=mode)
+        started = await cluster.start(
+            graph, values, key=key, thread=thread, busy=chosen, labels=labels, code=mode, files=first
+        )
         if detach:
             record = await started.record()
             print_json(run_document(record, (), here.command)) if as_json else print(record.run_id)

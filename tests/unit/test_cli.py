@@ -148,7 +148,7 @@ def words_of(command: str) -> list[str]:
 def test_help_names_every_command_and_each_has_an_example(cli: Cli) -> None:
     text = cli("--help").stdout
     looking, steering = (
-        ("ps", "show", "events", "history", "effects"),
+        ("ps", "show", "events", "history", "effects", "files"),
         ("run", "resume", "approve", "deny", "cancel", "fork"),
     )
     for command in (*looking, *steering, "up", "down", "status", "doctor", "metrics", "demo"):
