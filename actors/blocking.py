@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -12,6 +12,9 @@ from understudy.actors.graph import Graph
 from understudy.actors.interrupts import OnTimeout
 from understudy.actors.outcome import Outcome
 from understudy.actors.tool import Tool
+
+if TYPE_CHECKING:
+    from understudy.actors.mcp.server import McpServer
 
 R = TypeVar("R")
 
@@ -42,6 +45,10 @@ class BlockingContext:
     def write_file(self, path: str, data: bytes | str) -> None:
         """See Context.write_file."""
         self._context.write_file(path, data)
+
+    def tools(self, server: "McpServer") -> list[dict[str, Any]]:
+        """See Context.tools."""
+        return self._wait(lambda: self._context.tools(server))
 
     def effect(self, name: str, fn: Callable[..., Any], **more: Any) -> Any:
         """See Context.effect."""

@@ -256,6 +256,9 @@ class Caller:
     async def _decide(self, wish: Wish, tool: Tool[Any, Any], told: Submission) -> Granted | Outcome:
         """A grant, or the outcome where nothing is executed. Raises Suspended where a person has to say."""
         run, approval = wish.place.run, told.approval
+        if tool.refused:
+            refused = Outcome("denied", error=tool.refused)
+            return await self.ledger.settle(wish, refused, self._events(wish, "deny", tool.refused, by="pins"))
         request = Request(
             tool=tool.judged_as,
             args=told.args,

@@ -8,9 +8,9 @@ and answers of its earlier attempt. They are plain functions that return an awai
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -36,6 +36,9 @@ from understudy.actors.records import Interrupt, RunRecord
 from understudy.actors.streaming import Stream, chunk_text
 from understudy.actors.tool import Tool
 from understudy.actors.workspace import TaskFiles
+
+if TYPE_CHECKING:
+    from understudy.actors.mcp.server import McpServer
 
 R = TypeVar("R")
 
@@ -137,6 +140,15 @@ class Context:
         """Put a file into the run's workspace, for the calls that follow. Raises CallerError."""
         raw = data.encode() if isinstance(data, str) else data
         self.files.take(checked([item_of(path, raw)]))
+
+    def tools(self, server: "McpServer") -> "asyncio.Task[list[dict[str, Any]]]":
+        """What an MCP server can do, for a model: name, description and inputSchema of the tools that are accepted.
+
+        The server is started, and asked, under the policy's decision on `mcp:NAME`; what is different from what was
+        accepted before is set aside, see `understudy mcp`.
+        Raises CallerError: it could not be asked.
+        """
+        return self._begin(self._tools(server))
 
     def effect(
         self,
@@ -310,7 +322,26 @@ class Context:
         return task
 
     async def _call(self, tool: "Tool[..., Any]", args: dict[str, Any], index: int) -> Outcome:
-        return await self._recorded(self._caller.call(self._place, tool, args, index))
+        if not tool.resolves:
+            return await self._recorded(self._caller.call(self._place, tool, args, index))
+        return await self._recorded(self._call_pinned(tool, args, index))
+
+    async def _call_pinned(self, tool: Any, args: dict[str, Any], index: int) -> Outcome:
+        """A tool of an MCP server: as it is pinned; and where it turned out to be another, that is put on record."""
+        store = self._caller.store
+        outcome = await self._caller.call(self._place, await tool.resolve(store, self._ask_server), args, index)
+        if outcome.error_type == "ToolChanged":
+            now = await tool.resolve(store, self._ask_server, look=True)
+            outcome = replace(outcome, error=f"{outcome.error}. {now.refused}".rstrip(". "))
+        return outcome
+
+    async def _ask_server(self, listing: "Tool[..., Any]") -> Outcome:
+        return await self._caller.call(self._place, listing, {}, self._next("call:" + listing.name))
+
+    async def _tools(self, server: "McpServer") -> list[dict[str, Any]]:
+        from understudy.actors.mcp.server import accepted_tools
+
+        return await self._recorded(accepted_tools(self._caller.store, server, self._ask_server))
 
     async def _effect(self, asked: OwnEffect, index: int) -> Any:
         return await self._recorded(perform(self._caller, self._place, asked, index))

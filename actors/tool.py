@@ -27,6 +27,11 @@ R = TypeVar("R")
 class Tool(Generic[P, R]):
     """A function with a name that policies know. Calling it calls the plain function (for unit tests)."""
 
+    resolves = False
+    """It is declared by name only, and has to be looked up (`resolve`) before it is called: see `mcp/server.py`."""
+    refused = ""
+    """Why it is not to be called, whatever a policy says."""
+
     def __init__(
         self,
         fn: Callable[P, R],

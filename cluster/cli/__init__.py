@@ -14,6 +14,7 @@ policy    policy check, policy explain, policy schema
 grants    grants, revoke
 audit     audit verify, audit head, audit show, audit prune
 store     store info, store migrate
+mcp       mcp list, mcp show, mcp diff, mcp accept
 crashtest crashtest
 demo      the demo
 """
@@ -35,6 +36,7 @@ def main() -> None:
         policy,
         audit,
         store,
+        mcp,
         crashtest,
         demo,
     )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from understudy.actors.inline import SteppedClock
     from understudy.actors.interrupts import Continue, Escalate
+    from understudy.actors.mcp.server import mcp_server
     from understudy.actors.outcome import Outcome
     from understudy.actors.plan import END, START, Command, Send
     from understudy.actors.programs import python, shell
@@ -59,6 +60,7 @@ _HOMES = {
     ),
     "actors.inline": ("SteppedClock",),
     "actors.interrupts": ("Continue", "Escalate"),
+    "actors.mcp.server": ("mcp_server",),
     "actors.outcome": ("Outcome",),
     "actors.plan": ("END", "START", "Command", "Send"),
     "actors.programs": ("python", "shell"),
@@ -130,6 +132,7 @@ __all__ = [
     "connect",
     "ephemeral",
     "live",
+    "mcp_server",
     "merge",
     "messages",
     "open_store",

@@ -1,0 +1,114 @@
+"""Runs inside the sandbox, beside the server: the client of the official SDK, for one call.
+
+The client reads whatever a hostile server writes, so it is kept where that can hurt nobody: it shares the server's
+sandbox, limits and end. Nothing is lost by that. What the server could do to the client, it could say in the first
+place: its list and its results are its own words either way, and the host believes neither, but compares and bounds
+them. Each call starts the server anew, looks at its tools, and calls one only if it is as it was pinned.
+"""
+
+import os
+import sys
+from typing import Any
+
+from understudy.actors.mcp.pins import TOOLS_MAX, digest
+
+PAGES_MAX = 100
+
+
+class ToolChanged(Exception):
+    """The server does not have the tool as it was accepted; it was not called."""
+
+
+class McpError(Exception):
+    """What the server says went wrong."""
+
+
+class Ask:
+    """One question to a server: what tools there are; or, of a tool that is as it was pinned, to call it.
+
+    No annotations in the class, where the runner would look for those of the arguments, which may have any names.
+    """
+
+    def __init__(self, server: dict[str, Any], tool: str = "", pinned: str = "") -> None:
+        self.server = server
+        self.tool = tool
+        self.pinned = pinned
+
+    async def __call__(self, /, **args: Any) -> Any:
+        try:
+            return await self._asked(args)
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+
+    async def _asked(self, args: dict[str, Any]) -> Any:
+        async with _client(self.server) as client:
+            tools = await _tools(client)
+            if not self.tool:
+                return tools
+            told = next((told for told in tools if told["name"] == self.tool), None)
+            if told is None or digest(self.server["name"], told) != self.pinned:
+                what = "is not there any more" if told is None else "is not what was accepted"
+                raise ToolChanged(f"tool {self.tool!r} of MCP server {self.server['name']!r} {what}; it was not called")
+            _fit(told["inputSchema"], args)
+            return _value(await client.call_tool(self.tool, args))
+
+
+def _client(server: dict[str, Any]) -> Any:
+    try:
+        from mcp import Client, StdioServerParameters
+    except ImportError as error:
+        raise ImportError(f"MCP servers need the SDK: pip install 'understudy[mcp]' ({error})") from None
+    if server["url"]:
+        return Client(server["url"], mode=server["mode"], cache=None)
+    program, *words = server["command"]
+    if program == "python":  # the one that has the packages that the worker has
+        program = sys.executable
+    own = {name: os.environ[name] for name in ("TMPDIR", "LANG", "PYTHONDONTWRITEBYTECODE") if name in os.environ}
+    parameters = StdioServerParameters(command=program, args=words, env=own | server["variables"])
+    return Client(parameters, mode=server["mode"], cache=None)
+
+
+async def _tools(client: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    cursor = None
+    for _ in range(PAGES_MAX):
+        page = await client.list_tools(cursor=cursor)
+        for tool in page.tools:
+            plain = tool.model_dump(mode="json", by_alias=True, exclude_none=True)
+            keep = ("name", "description", "inputSchema", "outputSchema", "annotations")
+            found.append({name: plain.get(name) for name in keep})
+        cursor = page.next_cursor
+        if cursor is None:
+            return found
+        if len(found) > TOOLS_MAX:
+            raise McpError(f"the server tells of more than {TOOLS_MAX} tools")
+    raise McpError(f"the server's list of tools does not end after {PAGES_MAX} pages")
+
+
+def _fit(schema: dict[str, Any], args: dict[str, Any]) -> None:
+    """The whole schema, with what could be made to take for ever (patterns, references): it ends with the call here."""
+    from jsonschema import Draft202012Validator
+    from referencing import Registry
+
+    error = next(Draft202012Validator(schema, registry=Registry()).iter_errors(args), None)
+    if error is not None:
+        raise ValueError(f"{error.json_path}: {error.message[:500]}")
+
+
+def _value(result: Any) -> Any:
+    """JSON values: structured content where there is some, text as text, other content as the protocol writes it."""
+    parts = [part.model_dump(mode="json", by_alias=True, exclude_none=True) for part in result.content]
+    text = "\n".join(part["text"] for part in parts if part["type"] == "text")
+    if result.is_error:
+        raise McpError(text[:1900] or "the server gives no reason")
+    if result.structured_content is not None:
+        return result.structured_content
+    return text if all(part["type"] == "text" for part in parts) else {"content": parts}
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What really went wrong, out of the task groups that it went through."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
