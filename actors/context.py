@@ -202,12 +202,12 @@ class Context:
         Raises InterruptExpired, CallerError.
         """
         asked = question(self.node, payload, deadline, on_timeout, schema)
-        return self._begin(self._recorded(self._questions.answer(asked, self._next("interrupt"))))
+        return self._begin(self._asked(self._questions.answer, asked, self._next("interrupt")))
 
     def sleep(self, duration: timedelta) -> asyncio.Task[None]:
         """Wait durably, holding no actor: for minutes or months."""
         check_duration(duration, "ctx.sleep")
-        return self._begin(self._recorded(self._questions.sleep(duration, self._next("sleep"))))
+        return self._begin(self._asked(self._questions.sleep, duration, self._next("sleep")))
 
     def receive(self, *, deadline: timedelta | None = None) -> asyncio.Task[Any]:
         """The next message that was sent to this run (`run.send`), in order; waits for it durably, holding no actor.
@@ -320,6 +320,10 @@ class Context:
         self._work.add(task)
         task.add_done_callback(_mark_seen)
         return task
+
+    async def _asked(self, work: Callable[..., Awaitable[R]], *how: Any) -> R:
+        """The question is made here: one that was never begun would be complained about."""
+        return await self._recorded(work(*how))
 
     async def _call(self, tool: "Tool[..., Any]", args: dict[str, Any], index: int) -> Outcome:
         if not tool.resolves:

@@ -92,6 +92,10 @@ def _console(file: Any) -> Console:
     return Console(file=file, width=width, highlight=False, markup=False, soft_wrap=False)
 
 
+STORE_WITHIN_S = 3.0
+"""Somebody waits: a server that does not answer by then is told of, and the command can be given again."""
+
+
 @dataclass(frozen=True)
 class Here:
     """Where a command acts: its settings, and how to repeat them in a command that is printed."""
@@ -104,7 +108,8 @@ class Here:
         """The store, without anyone to serve it."""
         from understudy.cluster.stores import open_store
 
-        store = await open_store(self.settings.store_url, allow_volatile=self.settings.allow_volatile)
+        settings = self.settings
+        store = await open_store(settings.store_url, allow_volatile=settings.allow_volatile, within_s=STORE_WITHIN_S)
         try:
             yield store
         finally:

@@ -3,14 +3,15 @@
 from understudy.actors.errors import CallerError
 from understudy.actors.store import Store
 
+OPENING_S = 10.0
 CHOICES = "sqlite:///path, redis://, rediss://, valkey://, valkeys://, unix://, postgresql://, or memory:// for tests"
 
 
-async def open_store(url: str, *, allow_volatile: bool = False) -> Store:
+async def open_store(url: str, *, allow_volatile: bool = False, within_s: float = OPENING_S) -> Store:
     """The store that a URL names, ready to use. Backends are imported here, so that nobody pays for another's driver.
 
-    `allow_volatile` accepts a Redis that would lose data as it is set up. Raises CallerError, UnsafeStore,
-    StoreUnavailable.
+    `allow_volatile` accepts a Redis that would lose data as it is set up. A server has `within_s` seconds to answer:
+    one that starts again is waited for, and the URL may be wrong. Raises CallerError, UnsafeStore, StoreUnavailable.
     """
     scheme = url.partition("://")[0] if "://" in url else ""
     match scheme:
@@ -25,11 +26,11 @@ async def open_store(url: str, *, allow_volatile: bool = False) -> Store:
         case "redis" | "rediss" | "valkey" | "valkeys" | "unix":
             from understudy.cluster.stores.redis import RedisStore
 
-            return await RedisStore.open(url, allow_volatile=allow_volatile)
+            return await RedisStore.open(url, allow_volatile=allow_volatile, within_s=within_s)
         case "postgresql" | "postgres":
             from understudy.cluster.stores.postgres import PostgresStore
 
-            return await PostgresStore.open(url)
+            return await PostgresStore.open(url, within_s)
     raise CallerError(f"store {_hidden(url)!r} is not known; it is one of {CHOICES}")
 
 

@@ -86,11 +86,11 @@ class PostgresStore(PostgresDocuments):
         self._listener = Listener(self.connections)
 
     @classmethod
-    async def open(cls, url: str) -> Self:
+    async def open(cls, url: str, within_s: float = OPEN_PATIENCE_S) -> Self:
         """Raises CallerError (wrong password, no such database, a newer schema), StoreUnavailable."""
         store = cls(url)
         try:
-            await store.connections.run(lambda c: prepare(c, store.connections.where), OPEN_PATIENCE_S)
+            await store.connections.run(lambda c: prepare(c, store.connections.where), within_s)
         except BaseException:
             await store.close()
             raise

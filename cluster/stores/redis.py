@@ -446,10 +446,10 @@ class RedisStore(RedisMail, RedisUpkeep, RedisMoves, RedisDocuments):
     # --- opening ---------------------------------------------------------------------------------------------------
 
     @classmethod
-    async def open(cls, url: str, *, allow_volatile: bool = False) -> "RedisStore":
+    async def open(cls, url: str, *, allow_volatile: bool = False, within_s: float = OPENING_S) -> "RedisStore":
         """Connect, and refuse a Redis that would lose or evict data (UnsafeStore) unless `allow_volatile`."""
         store = cls(url)
-        store._redis.give_up_s = OPENING_S
+        store._redis.give_up_s = within_s
         try:
             for found in await read_info(store._redis):
                 check_safety(found, allow_volatile)

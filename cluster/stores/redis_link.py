@@ -14,6 +14,8 @@ from typing import Any
 
 import hiredis
 
+from understudy.actors.errors import CallerError
+
 Arg = str | bytes | int
 
 SILENCE_S = 5.0
@@ -103,7 +105,12 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         while True:
-            answer = self._reader.gets(not self._owed or self._owed[0][3])
+            try:
+                answer = self._reader.gets(not self._owed or self._owed[0][3])
+            except hiredis.ProtocolError as error:
+                self._lost(CallerError(f"what answers there is no Redis ({error}); choose another --store"))
+                self._transport.abort()
+                return
             if answer is _INCOMPLETE:
                 return
             if not self._owed:  # a message of a subscription

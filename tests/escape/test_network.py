@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+import uuid
 from dataclasses import replace
 
 import pytest
@@ -84,7 +85,7 @@ def test_sockets_of_the_host_stay_away(sandbox: Place) -> None:
     path = str(sandbox.folder / "s")
     if sandbox.tier == "cold":
         profile = replace(profile, write=(str(sandbox.folder),))
-    for place in (path, "\0canary-abstract"):
+    for place in (path, f"\0canary-{uuid.uuid4()}"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(place)
             listener.listen()

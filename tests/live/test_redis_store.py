@@ -26,7 +26,6 @@ from understudy.actors.records import (
     partition_of_thread,
 )
 from understudy.actors.store import BLOB_KEPT_S
-from understudy.cluster.stores import redis as redis_store
 from understudy.cluster.stores import redis_address, redis_client, redis_link
 from understudy.cluster.stores.redis import RedisStore
 from understudy.cluster.stores.redis_client import RedisClient
@@ -456,7 +455,6 @@ def test_news_of_work_comes_again_after_a_restart(redis_server: RedisServer, red
 
 def test_a_server_that_stays_away(monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer, redis_url: str) -> None:
     monkeypatch.setattr(redis_client, "GIVE_UP_S", 0.5)
-    monkeypatch.setattr(redis_store, "OPENING_S", 0.5)
 
     async def go() -> None:
         store = await RedisStore.open(redis_url)
@@ -464,10 +462,28 @@ def test_a_server_that_stays_away(monkeypatch: pytest.MonkeyPatch, redis_server:
         with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{redis_server.port}"):
             await store.counts()
         with pytest.raises(StoreUnavailable):
-            await RedisStore.open(redis_url)
+            await RedisStore.open(redis_url, within_s=0.5)
         redis_server.start()
         assert (await store.counts())["queued"] == 0
         await store.close()
+
+    run_async(go())
+
+
+def test_what_answers_is_no_redis() -> None:
+    """E.g. the port of a web server: said at once, and not as a bug of ours."""
+
+    async def go() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1)
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(CallerError, match="is no Redis"):
+            await RedisStore.open(f"redis://127.0.0.1:{port}/0")
+        server.close()
 
     run_async(go())
 
