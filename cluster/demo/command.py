@@ -67,6 +67,16 @@ class Demo:
         store = self.cluster.store
         return [await with_result(store, await store.run(run_id)) for run_id in self.names]
 
+    async def leave(self) -> None:
+        """Cancel what is left: whoever serves the store next would go on with a demo that nobody watches."""
+        ended = 0
+        for run_id in self.names:
+            run = Run(self.cluster.store, run_id)
+            if not (await run.record()).final:
+                await run.cancel()
+                ended += 1
+        self.console.print(f"left; {show.counted(ended, 'run')} cancelled")
+
     # --- what it does to the runs ---
 
     async def answer(self, records: list[RunRecord], ask: Callable[[RunRecord, Any], Any]) -> None:
@@ -200,8 +210,8 @@ async def run_demo(
     with console.status("starting Ray and the first actors ...") if console.is_terminal else nullcontext():
         connected = connect(settings=settings, policy=policy)
         cluster = await connected.__aenter__()
+    demo = Demo(cluster, prefix_of(environment), {}, kill, approve or ("ask" if terminal else "all"), console)
     try:
-        demo = Demo(cluster, prefix_of(environment), {}, kill, approve or ("ask" if terminal else "all"), console)
         demo._tools_before = await _tool_calls(cluster)
         for one in found:
             given = audit_of(one, str(prefix_of(environment)), str(rows))
@@ -209,6 +219,9 @@ async def run_demo(
             demo.names[run.run_id] = one
         await _follow(demo)
         done = await demo.report(rows, folder)
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        await demo.leave()
+        raise
     finally:
         await connected.__aexit__(None, None, None)
     (folder / "report.md").write_text(report.as_markdown(done))
