@@ -275,9 +275,14 @@ class Driver:
             answers={key: json.loads(text) for key, text in record.answers.items()},
         )
         caller = Caller(
-            self.store, self.policy, self.sandboxes, self.clock, lambda: uuid.uuid4().hex, self._flight.landed
+            self.store,
+            self.policy,
+            self.sandboxes,
+            self.clock,
+            lambda: uuid.uuid4().hex,
+            self._flight.landed,
+            files=TaskFiles(lambda: checkpoint.values.get(CHANNEL, "")),
         )
-        caller.files = TaskFiles(lambda: checkpoint.values.get(CHANNEL, ""))
         mine = {i.interrupt_id: i for i in record.interrupts if i.task_id == task.task_id}
         self._residence.stream.begin(task, again=self._again)
         context = Context(place, caller, self.clock, mine, self._residence)

@@ -49,6 +49,11 @@ def read(text: str) -> dict[str, Item]:
     return {item["id"]: item for item in json.loads(text)} if text else {}
 
 
+def without_files(texts: Mapping[str, str]) -> dict[str, str]:
+    """Of the text of channels, or of writes to them, what the graph's model knows of."""
+    return {name: text for name, text in texts.items() if name != CHANNEL}
+
+
 def text_of(files: Files) -> str:
     return compact(list(files.values()))
 

@@ -9,6 +9,7 @@ that keeps only some of its checkpoints.
 from dataclasses import replace
 
 from understudy.actors.checkpoint import restore
+from understudy.actors.files import without_files
 from understudy.actors.plan import Plan
 from understudy.actors.records import RunRecord
 from understudy.actors.step import result_text, spelled
@@ -23,8 +24,9 @@ RESULT_BYTES_MAX = 8192
 def stored_result(plan: Plan, values: Values, run: RunRecord, checkpoint: bool) -> str:
     """What the run's last commit says of the result; empty where the checkpoint in that commit tells it, if any."""
     text = result_text(plan, values)
-    kept = checkpoint and isinstance(plan.keep, All) and not run.parent and text == spelled(values)
-    return "" if kept and len(text) > RESULT_BYTES_MAX else text
+    if len(text) <= RESULT_BYTES_MAX or run.parent or not checkpoint or not isinstance(plan.keep, All):
+        return text
+    return "" if text == _told_by(values) else text
 
 
 async def with_result(store: Store, record: RunRecord) -> RunRecord:
@@ -32,4 +34,9 @@ async def with_result(store: Store, record: RunRecord) -> RunRecord:
     if record.result or record.status != "succeeded" or not record.head:
         return record
     values = restore(await store.chain(record.thread_id, record.head)).values
-    return replace(record, result=spelled(values))
+    return replace(record, result=_told_by(values))
+
+
+def _told_by(values: Values) -> str:
+    """The result, if the channels are shown as they are stored."""
+    return spelled(without_files(values))

@@ -17,7 +17,7 @@ from understudy.actors.attempts import Failure
 from understudy.actors.channels import Channel, reason_of, short
 from understudy.actors.checkpoint import Checkpoint, TaskSpec
 from understudy.actors.errors import GraphError, InvalidWrite
-from understudy.actors.files import CHANNEL, Item, read, together
+from understudy.actors.files import CHANNEL, Item, read, together, without_files
 from understudy.actors.lazy import plain, state_of
 from understudy.actors.plan import END, START, Command, Node, Plan, Send
 from understudy.actors.values import Change, Values, compact
@@ -80,12 +80,9 @@ def opening(plan: Plan, head: Checkpoint, run_input: str) -> Checkpoint:
     for name, value in given["values"].items():
         channel = _channel(plan, name, "the input")
         unsaved[name] = _written(channel, head.values, None, _given(plan, name, value), "the input")
-    values = head.values.after(unsaved).in_order(plan.channels)  # as the model has them
     if given.get("files"):
-        change = together(files_of(head.values), [("the input", given["files"])])
-        if change:
-            unsaved[CHANNEL] = Change(compact(change), "messages")
-    values = head.values.after(unsaved).in_order(plan.channels)
+        unsaved |= _files_changed(head.values, [("the input", given["files"])])
+    values = head.values.after(unsaved).in_order(plan.channels)  # as the model has them
     opened = Checkpoint(
         checkpoint_id=head.checkpoint_id,
         run_id=head.run_id,
@@ -149,9 +146,11 @@ def apply(
     """
     changes: dict[str, Change] = {}
     writers: dict[str, str] = {}
+    left: list[tuple[str, Any]] = []
     for task, result in results:
         for name, text in result.writes.items():
             if name == CHANNEL:
+                left.append((task.node, json.loads(text)))
                 continue
             channel = _channel(plan, name, f"node {task.node!r}")
             if name in writers and not channel.is_shared:
@@ -161,11 +160,8 @@ def apply(
                 )
             writers[name] = task.node
             changes[name] = _written(channel, before.values, changes.get(name), text, f"node {task.node!r}")
-    left = [(task.node, json.loads(r.writes[CHANNEL])) for task, r in results if CHANNEL in r.writes]
     if left:
-        change = together(files_of(before.values), left)
-        if change:
-            changes[CHANNEL] = Change(compact(change), "messages")
+        changes |= _files_changed(before.values, left)
     for channel in plan.passing:
         if channel.name not in changes and channel.name in before.values:
             expired = channel.expired(before.values[channel.name])
@@ -186,6 +182,12 @@ def files_of(values: Values) -> dict[str, Item]:
     return read(values.get(CHANNEL, ""))
 
 
+def _files_changed(before: Values, left: Sequence[tuple[str, Any]]) -> dict[str, Change]:
+    """The change of the workspace's channel by what each has left there; none, if all is as it was."""
+    change = together(files_of(before), left)
+    return {CHANNEL: Change(compact(change), "messages")} if change else {}
+
+
 def _written(channel: Channel, before: Values, present: Change | None, text: str, writer: str) -> Change:
     """The change that a write makes of a channel, beside the one that the same superstep made of it already."""
     if channel.name not in before and present is None:
@@ -197,8 +199,7 @@ def result_text(plan: Plan, values: Values) -> str:
     """JSON object of the channels as a node would see them: what a run gives."""
     shown = {
         name: plan.channels[name].shown(text) if name in plan.channels else text
-        for name, text in values.items()
-        if name != CHANNEL
+        for name, text in without_files(values).items()
     }
     return spelled(shown)
 

@@ -17,7 +17,7 @@ from understudy.actors.attempts import Attempt
 from understudy.actors.channels import Channel, reason_of
 from understudy.actors.checkpoint import Checkpoint, restore
 from understudy.actors.errors import CallerError, CodeError
-from understudy.actors.files import CHANNEL
+from understudy.actors.files import CHANNEL, without_files
 from understudy.actors.plan import END, Migration, Plan
 from understudy.actors.records import Loaded, RunRecord
 from understudy.actors.step import TaskResult, opening
@@ -88,9 +88,7 @@ def _refuse_unless_compatible(
 ) -> None:
     values = checkpoint.values
     problems = []
-    for name, text in values.items():
-        if name == CHANNEL:
-            continue
+    for name, text in without_files(values).items():
         if name not in plan.channels:
             problems.append(f"channel {name!r} is no field of {plan.state.__name__} any more; its value would be lost")
         elif problem := misfit(plan.channels[name], text):
@@ -162,7 +160,7 @@ def _path(plan: Plan, version: str) -> tuple[Migration, ...]:
 
 
 def _migrated(plan: Plan, record: RunRecord, checkpoint: Checkpoint, path: tuple[Migration, ...]) -> Checkpoint:
-    values = {name: json.loads(text) for name, text in checkpoint.values.items() if name != CHANNEL}
+    values = {name: json.loads(text) for name, text in without_files(checkpoint.values).items()}
     values = _walked(plan, record, values, path)
     texts: dict[str, str] = {}
     problems: list[str] = []
@@ -260,9 +258,7 @@ def _write_problems(plan: Plan, done: Mapping[str, TaskResult]) -> list[str]:
     problems = []
     for task_id, result in done.items():
         who = f"the finished task {task_id} of the present superstep"
-        for name, text in result.writes.items():
-            if name == CHANNEL:
-                continue
+        for name, text in without_files(result.writes).items():
             channel = plan.channels.get(name)
             if channel is None:
                 problems.append(f"{who} wrote to {name!r}, which is no channel any more")

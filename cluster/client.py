@@ -23,7 +23,7 @@ from understudy.actors.children import cancel_children, children_of
 from understudy.actors.code import Code, CodeMode, load_ref
 from understudy.actors.errors import CallerError, NotFound, StoreUnavailable
 from understudy.actors.errors import RunFailed as RunFailed
-from understudy.actors.files import CHANNEL, Files, bytes_of
+from understudy.actors.files import Files, bytes_of, without_files
 from understudy.actors.forks import Beyond, Mode
 from understudy.actors.graph import Graph
 from understudy.actors.mailbox import message_text
@@ -275,7 +275,7 @@ class Run:
 
     async def _values(self, thread_id: str, checkpoint_id: str) -> dict[str, Any]:
         values = restore(await self._store.chain(thread_id, checkpoint_id)).values
-        return {name: json.loads(text) for name, text in values.items() if name != CHANNEL}
+        return {name: json.loads(text) for name, text in without_files(values).items()}
 
 
 class Cluster:

@@ -61,6 +61,18 @@ def test_others_are_stored_with_their_run(graph: Graph) -> None:
     asyncio.run(go())
 
 
+def test_the_files_of_a_run_are_no_part_of_it() -> None:
+    async def go() -> None:
+        store = MemoryStore()
+        await run_inline_async(chat(), {}, store=store, files={"notes.txt": "hidden"})
+        (record,) = await store.runs()
+        assert record.result == ""
+        assert json.loads((await with_result(store, record)).result) == {"log": [SAID]}
+        assert await Run(store, record.run_id).files() == {"notes.txt": b"hidden"}
+
+    asyncio.run(go())
+
+
 def test_a_child_tells_its_parent() -> None:
     child, parent = chat(), Graph("parent", Chat)
 
