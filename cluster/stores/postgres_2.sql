@@ -1,16 +1,5 @@
 -- From schema version 1 to 2: what postgres.sql has more. In one transaction, under the lock of whoever opens it first.
 
--- Functions are made anew: those of another version must not be called, and an old client shall notice.
-DO $$
-DECLARE old text;
-BEGIN
-    FOR old IN
-        SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'understudy'::regnamespace
-    LOOP
-        EXECUTE 'DROP FUNCTION ' || old;
-    END LOOP;
-END $$;
-
 DROP VIEW run_records;
 
 ALTER TABLE threads ADD COLUMN head text NOT NULL DEFAULT '';

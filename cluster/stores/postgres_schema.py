@@ -35,6 +35,8 @@ async def _make_or_upgrade(connection: Connection) -> int:
     if not version:
         await connection.execute(script("postgres.sql").encode())
         await connection.execute("INSERT INTO meta (version) VALUES (%s)", [SCHEMA_VERSION])
+    else:
+        await connection.execute(script("postgres_upgrade.sql").encode())
     while version in UPGRADES:
         await connection.execute(script(UPGRADES[version]).encode())
         version += 1
