@@ -58,6 +58,9 @@ from understudy.actors.records import (
 MAILBOX_MAX = 10_000
 CHUNKS_MAX = 10_000
 BLOB_KEPT_S = 86400.0
+OPENING_S = 10.0
+"""How long the server of a store that is being opened may take to answer, unless said otherwise: no run is under way
+yet, its address may be wrong, and a person may be waiting."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """The stores: one protocol (`understudy.actors.store`), one conformance suite, several places to keep things."""
 
 from understudy.actors.errors import CallerError
-from understudy.actors.store import Store
+from understudy.actors.store import OPENING_S, Store
 
-OPENING_S = 10.0
 CHOICES = "sqlite:///path, redis://, rediss://, valkey://, valkeys://, unix://, postgresql://, or memory:// for tests"
 
 

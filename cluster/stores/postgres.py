@@ -55,9 +55,9 @@ from understudy.actors.refusals import (
     thread_in_use,
     thread_went_on,
 )
-from understudy.actors.store import BLOB_KEPT_S, CHUNKS_MAX, MAILBOX_MAX, StoreInfo
+from understudy.actors.store import BLOB_KEPT_S, CHUNKS_MAX, MAILBOX_MAX, OPENING_S, StoreInfo
 from understudy.cluster.stores import postgres_moves
-from understudy.cluster.stores.postgres_client import OPEN_PATIENCE_S, Connection, Connections
+from understudy.cluster.stores.postgres_client import Connection, Connections
 from understudy.cluster.stores.postgres_documents import PostgresDocuments
 from understudy.cluster.stores.postgres_listener import Listener
 from understudy.cluster.stores.postgres_schema import prepare
@@ -86,7 +86,7 @@ class PostgresStore(PostgresDocuments):
         self._listener = Listener(self.connections)
 
     @classmethod
-    async def open(cls, url: str, within_s: float = OPEN_PATIENCE_S) -> Self:
+    async def open(cls, url: str, within_s: float = OPENING_S) -> Self:
         """Raises CallerError (wrong password, no such database, a newer schema), StoreUnavailable."""
         store = cls(url)
         try:

@@ -23,8 +23,6 @@ except ImportError as error:
 
 PATIENCE_S = 30.0
 """A crashed server recovers for some seconds after it was started again, and somebody has to start it."""
-OPEN_PATIENCE_S = 10.0
-"""A store that is being opened has no run under way yet, and a person may be waiting."""
 ATTEMPT_S_MIN = 1.0
 """What a call has at least, however long it waited for its turn: the server may have just come back."""
 CONNECTIONS_MAX = 4

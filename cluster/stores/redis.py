@@ -44,9 +44,8 @@ from understudy.actors.refusals import (
     thread_busy,
     thread_went_on,
 )
-from understudy.actors.store import StoreInfo
+from understudy.actors.store import OPENING_S, StoreInfo
 from understudy.cluster.stores.redis_base import PAGE, Home
-from understudy.cluster.stores.redis_client import OPENING_S
 from understudy.cluster.stores.redis_codec import (
     Keys,
     all_shared,

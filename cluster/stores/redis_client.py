@@ -24,8 +24,6 @@ from understudy.cluster.stores.redis_link import Link, Script, pack
 GIVE_UP_S = 30.0
 """How long a request is tried again before the store counts as unavailable: a server that starts again on its
 append-only file, or a replica that takes over, is back by then."""
-OPENING_S = 10.0
-"""The same for the first request, whose URL may be wrong."""
 CONNECT_S = 3.0
 BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.4)
 REDIRECTIONS_MAX = 4
