@@ -20,7 +20,7 @@ from understudy.actors.sandbox import watch
 from understudy.actors.sandbox.egress.listener import distrusted
 from understudy.actors.sandbox.inlet import CHUNK_BYTES
 from understudy.actors.sandbox.insist import insist, readable, send_kill
-from understudy.actors.sandbox.overseer import FarEnds, Overseer, close, pipes
+from understudy.actors.sandbox.overseer import CallRequest, FarEnds, Overseer, close, pipes
 from understudy.actors.sandbox.walls import Descriptors
 from understudy.policies.profile import Limits
 
@@ -39,7 +39,7 @@ class Child:
         self,
         command: Callable[[Descriptors], Sequence[str]],
         bpf: bytes,
-        request: bytes,
+        request: CallRequest,
         limits: Limits,
         listen: Callable[[socket.socket], None] | None = None,
     ):

@@ -32,7 +32,7 @@ from understudy.actors.sandbox.folders import Owner
 from understudy.actors.sandbox.insist import insist, readable, send_kill
 from understudy.actors.sandbox.launch import HOST_ID, refuse_unreachable
 from understudy.actors.sandbox.launcher import EXIT_BAD_GRANT
-from understudy.actors.sandbox.overseer import FarEnds, Overseer, close, pipes
+from understudy.actors.sandbox.overseer import CallRequest, FarEnds, Overseer, close, pipes
 from understudy.actors.sandbox.preflight import try_out
 from understudy.actors.sandbox.runtime import Runtime, this_runtime
 from understudy.actors.sandbox.syscalls import CHANGING_FILES, REACHING_OUT, SIGNALLING
@@ -142,7 +142,7 @@ class Kept:
         """Returns when the rules stand, or when it will never come to that."""
         await asyncio.wait([self._here, self._dead], return_when=asyncio.FIRST_COMPLETED)
 
-    def begin(self, request: bytes) -> None:
+    def begin(self, request: CallRequest) -> None:
         """Send the request, if the rules stand. What is seen from outside has to agree."""
         if self._told.startswith(b"here\n") and not self._distrusted():
             self.overseer.begin(request, self._look)

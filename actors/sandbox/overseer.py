@@ -20,6 +20,15 @@ WATCH_EVERY_S = 0.02
 
 
 @dataclass(frozen=True)
+class CallRequest:
+    """What a runner reads."""
+
+    data: bytes
+    room: int = 0
+    """Bytes that its answer may have besides the result: the files that it changed."""
+
+
+@dataclass(frozen=True)
 class NearEnds:
     """The host's ends of a sandbox's three pipes; non-blocking. Whoever holds this owns them."""
 
@@ -87,10 +96,10 @@ class Overseer:
             self.cause, self.sentence = kind, sentence
             self._end()
 
-    def begin(self, request: bytes, look: Callable[[], watch.Sample]) -> None:
+    def begin(self, request: CallRequest, look: Callable[[], watch.Sample]) -> None:
         """The walls stand: send the request, and look, some fifty times a second, at what the call uses."""
-        self._unsent = memoryview(request)
-        self.reply.allow(getattr(request, "room", 0))
+        self._unsent = memoryview(request.data)
+        self.reply.allow(request.room)
         self._look = look
         self._send()
         if self._request_fd >= 0:

@@ -13,7 +13,7 @@ from understudy.actors.sandbox import watch
 from understudy.actors.sandbox.backend import IsolationUnavailable
 from understudy.actors.sandbox.egress.listener import PORT, distrusted
 from understudy.actors.sandbox.insist import insist, readable, send_kill
-from understudy.actors.sandbox.overseer import NearEnds, Overseer, close, files_most, pipes
+from understudy.actors.sandbox.overseer import CallRequest, NearEnds, Overseer, close, files_most, pipes
 from understudy.policies.profile import Limits
 
 _KILLED = 128 + 9
@@ -42,7 +42,7 @@ class Spare:
         """Returns once it waits for a request. Raises IsolationUnavailable; it then has ended by itself."""
         await asyncio.shield(self._ready)
 
-    def begin(self, request: bytes, limits: Limits) -> Overseer:
+    def begin(self, request: CallRequest, limits: Limits) -> Overseer:
         """Start the call. Only when `ready`."""
         assert self._near is not None
         self.overseer = Overseer(self._near, limits, lambda: send_kill(self._first))

@@ -10,20 +10,13 @@ from understudy.actors.files import BYTES_MAX, FILES_MAX
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.egress.listener import ENVIRONMENT
 from understudy.actors.sandbox.egress.way_out import WayOut
-from understudy.actors.sandbox.overseer import Overseer
+from understudy.actors.sandbox.overseer import CallRequest, Overseer
 from understudy.actors.sandbox.reply import REPLY_BYTES, decode
 from understudy.actors.sandbox.runtime import Runtime
 from understudy.policies.profile import Limits, Profile
 
 
-class Request(bytes):
-    """What a runner reads."""
-
-    room: int = 0
-    """Bytes that its answer may have besides: the files that it changed."""
-
-
-def request_of(call: ToolCall, profile: Profile, runtime: Runtime, way_out: WayOut | None = None) -> Request:
+def request_of(call: ToolCall, profile: Profile, runtime: Runtime, way_out: WayOut | None = None) -> CallRequest:
     """What `runner.py` reads."""
     body = json.dumps(
         {
@@ -39,10 +32,7 @@ def request_of(call: ToolCall, profile: Profile, runtime: Runtime, way_out: WayO
             "workspace": _workspace_of(call, profile.limits),
         }
     )
-    request = Request(body.encode())
-    if call.files is not None and call.keeps:
-        request.room = REPLY_BYTES
-    return request
+    return CallRequest(body.encode(), REPLY_BYTES if call.files is not None and call.keeps else 0)
 
 
 def _workspace_of(call: ToolCall, limits: Limits) -> dict[str, Any] | None:
