@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any
 
-from understudy.actors.mcp.pins import TOOLS_MAX, digest
+from understudy.actors.mcp.pins import FIELDS, TOOLS_MAX, digest
 
 PAGES_MAX = 100
 
@@ -75,8 +75,7 @@ async def _tools(client: Any) -> list[dict[str, Any]]:
         page = await client.list_tools(cursor=cursor)
         for tool in page.tools:
             plain = tool.model_dump(mode="json", by_alias=True, exclude_none=True)
-            keep = ("name", "description", "inputSchema", "outputSchema", "annotations")
-            found.append({name: plain.get(name) for name in keep})
+            found.append({name: plain.get(name) for name in FIELDS})
         cursor = page.next_cursor
         if cursor is None:
             return found

@@ -37,7 +37,7 @@ def sample(root: int, limit_bytes: int) -> Sample:
         # Pages that forked processes share were counted once for each of them. The exact sum takes milliseconds a
         # process, so it is asked only when it decides. Not readable (ended meanwhile): the first figure stands.
         exact = [proportional(pid) for pid in pids]
-        memory = sum(own if own is not None else resident(pid) for pid, own in zip(pids, exact, strict=True))
+        memory = sum(own if own is not None else _resident(facts) for facts, own in zip(seen, exact, strict=True))
     threads = sum(int(facts.get("Threads", 1)) for facts in seen)
     return Sample(memory, len(pids), threads, max((cpu_s(pid) for pid in pids), default=0.0))
 
