@@ -11,7 +11,8 @@ import uuid
 from dataclasses import asdict
 from typing import Any, Final
 
-from understudy.actors.documents import Document, Overtaken
+from understudy.actors.documents import Overtaken
+from understudy.actors.paging import each_document
 from understudy.actors.store import Store
 from understudy.policies.grant import GRANT_TTL_S
 from understudy.policies.spent import Revocation
@@ -19,7 +20,6 @@ from understudy.policies.spent import Revocation
 SHELF: Final = "revocations"
 KEPT_S: Final = 86_400.0
 """A call may be at work for long after its grant was used; no longer than this."""
-AT_ONCE: Final = 500
 _DOMAIN: Final = b"understudy revocation 1\0"
 
 
@@ -39,7 +39,7 @@ async def write_revocation(store: Store, secret: bytes, revocation: Revocation, 
 async def read_revocations(store: Store, secret: bytes, now: float) -> list[tuple[Revocation, dict[str, str]]]:
     """Those that still matter, with who and why. What is not ours is passed over, what is past is erased."""
     found = []
-    for document in await _all(store):
+    async for document in each_document(store, SHELF):
         try:
             content = json.loads(document.data)
             mac = str(content.pop("mac"))
@@ -53,14 +53,6 @@ async def read_revocations(store: Store, secret: bytes, now: float) -> list[tupl
                 await store.erase_document(SHELF, document.name, document.version)
             continue
         found.append((revocation, dict(content["told"])))
-    return found
-
-
-async def _all(store: Store) -> list[Document]:
-    found = page = await store.documents(SHELF, limit=AT_ONCE)
-    while len(page) == AT_ONCE:
-        page = await store.documents(SHELF, page[-1].name, AT_ONCE)
-        found = [*found, *page]
     return found
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from understudy.actors.audit_log import ANCHOR, ANCHORS, SHELF, AuditLog, anchor_of
 from understudy.actors.documents import Document
 from understudy.actors.errors import CallerError, NotFound
+from understudy.actors.paging import each_document, each_thread
 from understudy.actors.store import Store
 from understudy.cluster.settings import Settings
 from understudy.policies.audit import (
@@ -22,7 +23,6 @@ from understudy.policies.audit import (
     write_anchor,
 )
 
-PAGE = 50
 EVENTS_AT_ONCE = 1000
 RUNS_MAX = 1_000_000
 PRUNABLE_AFTER_S = 3600.0
@@ -130,23 +130,16 @@ async def prune(store: Store, secret: bytes, before: float, now: float) -> int:
     return pruned
 
 
-async def _documents(store: Store, after: int) -> AsyncIterator[Document]:
-    name = name_of(after) if after else ""
-    while page := await store.documents(SHELF, name, PAGE):
-        for document in page:
-            yield document
-        name = page[-1].name
+def _documents(store: Store, after: int) -> AsyncIterator[Document]:
+    return each_document(store, SHELF, name_of(after) if after else "")
 
 
 async def _named(store: Store) -> dict[str, tuple[str, str]]:
     """Run and key by the place of the entry that the decision about it names."""
     named: dict[str, tuple[str, str]] = {}
-    after = ""
-    while threads := await store.threads(after):
-        for thread_id in threads:
-            for run in await store.runs(limit=RUNS_MAX, thread_id=thread_id):
-                named |= await _named_by(store, run.run_id)
-        after = threads[-1]
+    async for thread_id in each_thread(store):
+        for run in await store.runs(limit=RUNS_MAX, thread_id=thread_id):
+            named |= await _named_by(store, run.run_id)
     return named
 
 

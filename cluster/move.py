@@ -15,12 +15,12 @@ from typing import Any
 
 from understudy.actors.documents import Document
 from understudy.actors.errors import Conflict, NotFound
+from understudy.actors.paging import each_document, each_thread
 from understudy.actors.records import Counters, ThreadDump
 from understudy.actors.store import Store
 from understudy.cluster.client import is_served
 
 PAGE = 1000
-DOCUMENTS_AT_ONCE = 20
 COUNTERS_OFF_BY = 1e-9
 """Relative: sums of floats differ by the order in which they were added."""
 
@@ -68,22 +68,11 @@ async def move(source: Store, target: Store, tell: Callable[[Progress], None] = 
     return moved
 
 
-async def each_thread(store: Store) -> AsyncIterator[str]:
-    after = ""
-    while page := await store.threads(after, PAGE):
-        for thread_id in page:
-            yield thread_id
-        after = page[-1]
-
-
-async def each_document(store: Store) -> AsyncIterator[tuple[str, Document]]:
-    """With its shelf."""
+async def shelved(store: Store) -> AsyncIterator[tuple[str, Document]]:
+    """Every document, with its shelf."""
     for shelf in await store.shelves():
-        after = ""
-        while page := await store.documents(shelf, after, DOCUMENTS_AT_ONCE):
-            for document in page:
-                yield shelf, document
-            after = page[-1].name
+        async for document in each_document(store, shelf):
+            yield shelf, document
 
 
 def digest_of(dump: ThreadDump) -> str:
@@ -113,7 +102,7 @@ async def _refuse_strangers(threads: list[str], source: Store, target: Store) ->
     async for thread_id in each_thread(target):
         if thread_id not in known:
             raise await _not_empty(target, f"thread {thread_id!r}")
-    async for shelf, document in each_document(target):
+    async for shelf, document in shelved(target):
         if await source.read_document(shelf, document.name) is None:
             raise await _not_empty(target, f"document {document.name!r} of shelf {shelf!r}")
     ours = await source.counters()
@@ -128,7 +117,7 @@ async def _not_empty(target: Store, what: str) -> Conflict:
 
 async def _move_documents(source: Store, target: Store, tell: Callable[[Progress], None]) -> None:
     of, n = sum((await source.shelves()).values()), 0
-    async for shelf, document in each_document(source):
+    async for shelf, document in shelved(source):
         await target.adopt_document(shelf, document)
         n += 1
         tell(Progress("documents", n, of))
@@ -183,7 +172,7 @@ async def _compare(
         if await source.get_blob(digest) != await target.get_blob(digest):
             raise await _differs(source, target, f"blob {digest} has other contents")
     documents = 0
-    async for shelf, document in each_document(source):
+    async for shelf, document in shelved(source):
         if await target.read_document(shelf, document.name) != document:
             raise await _differs(source, target, f"document {document.name!r} of shelf {shelf!r} differs")
         documents += 1

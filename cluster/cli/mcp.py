@@ -18,20 +18,16 @@ servers = typer.Typer(no_args_is_help=True, help="Tools of MCP servers: what is 
 app.add_typer(servers, name="mcp", rich_help_panel="This machine")
 
 Server = Annotated[str, typer.Argument(metavar="SERVER", help="Its name, as the graph declares it.")]
-PAGE = 100
 
 
 @command(servers, name="list")
 async def list_(here: Here, as_json: Json = False) -> None:
     """List the servers that were seen, with how many tools are accepted, and how many are set aside."""
     from understudy.actors.mcp.pins import SHELF, Pins
+    from understudy.actors.paging import each_document
 
-    known: list[Pins] = []
     async with here.store() as store:
-        after = ""
-        while page := await store.documents(SHELF, after, PAGE):
-            known += [Pins.read(document.data) for document in page]
-            after = page[-1].name
+        known = [Pins.read(document.data) async for document in each_document(store, SHELF)]
     if as_json:
         print_json([_summary(pins) for pins in known])
         return

@@ -28,8 +28,8 @@ async def info(here: Here, as_json: Json = False) -> None:
     Example:
     [bold]understudy store info --store redis://127.0.0.1/0[/]
     """
+    from understudy.actors.paging import each_thread
     from understudy.cluster.client import is_served
-    from understudy.cluster.move import each_thread
 
     async with here.store() as store:
         about = await store.info()

@@ -19,10 +19,11 @@ from support.stage import Stage
 from understudy import END, START, Context, Graph
 from understudy.actors.errors import Conflict
 from understudy.actors.memory import MemoryStore
+from understudy.actors.paging import each_thread
 from understudy.actors.records import run_id_on
 from understudy.actors.store import Store
 from understudy.cluster.client import Run
-from understudy.cluster.move import digest_of, each_document, each_thread, move
+from understudy.cluster.move import digest_of, move, shelved
 from understudy.cluster.stores import open_store
 from understudy.cluster.testing.conformance.deployment import BLOB, settle
 from understudy.cluster.testing.conformance.suite import T, commit_of, create, owned, thread_beside
@@ -76,7 +77,7 @@ async def contents(store: Store) -> dict[str, Any]:
     return {
         "threads": {thread: digest_of(await store.dump(thread)) async for thread in each_thread(store)},
         "blobs": {digest: await store.get_blob(digest) for digest in await store.blobs()},
-        "documents": [found async for found in each_document(store)],
+        "documents": [found async for found in shelved(store)],
         "counters": await store.counters(),
         "counts": await store.counts(),
         "due": await store.due(T + 1000, 100),
