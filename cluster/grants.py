@@ -31,6 +31,11 @@ class InForce:
     expires_at: float
     at_work: bool
 
+    @property
+    def id(self) -> str:
+        """As the grant itself calls it."""
+        return self.grant
+
 
 async def grants_of(store: Store, secret: bytes, run_id: str, now: float) -> list[InForce]:
     """Oldest first. As the audit log has them, without those whose call or time is over, or that were revoked."""
@@ -55,15 +60,9 @@ async def grants_of(store: Store, secret: bytes, run_id: str, now: float) -> lis
             at_work=state == "started",
         )
         is_good = not state and grant.expires_at > now
-        if (is_good or grant.at_work) and not any(_is_covered(grant, each) for each in revoked):
+        if (is_good or grant.at_work) and not any(each.covers(grant) for each in revoked):
             found.append(grant)
     return found
-
-
-def _is_covered(grant: InForce, revocation: Revocation) -> bool:
-    asked = (revocation.run_id, revocation.tool, revocation.rule, revocation.grant_id, revocation.key)
-    theirs = (grant.run_id, grant.tool, grant.rule, grant.grant, grant.key)
-    return all(a in ("", b) for a, b in zip(asked, theirs, strict=True)) and grant.issued_at <= revocation.issued_until
 
 
 async def revoke(

@@ -6,11 +6,29 @@ under its effect key, so one that starts anew has forgotten nothing that still m
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Protocol
 
 from understudy.policies.grant import Grant, GrantRefused
 
 REVOKED_MAX = 10_000
 """Revocations that are kept at once; each goes when every grant that it is about has ended."""
+
+
+class Granted(Protocol):
+    """What tells grants apart."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def tool(self) -> str: ...
+    @property
+    def rule(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def issued_at(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +44,7 @@ class Revocation:
     key: str = ""
     """The effect key of one call."""
 
-    def covers(self, grant: Grant) -> bool:
+    def covers(self, grant: Granted) -> bool:
         asked = (self.run_id, self.tool, self.rule, self.grant_id, self.key)
         found = (grant.run_id, grant.tool, grant.rule, grant.id, grant.key)
         fits = all(mine in ("", theirs) for mine, theirs in zip(asked, found, strict=True))
