@@ -102,7 +102,7 @@ def test_it_finds_no_file_no_network_and_no_variable(folder: Path, tmp_path_fact
         port = listening.getsockname()[1]
         found = outcome_of(folder, "looks", str(secret), str(port)).value
     assert found["network"] == "PermissionError"
-    assert found[str(secret)] == found["/etc/shadow"] == found["/root/.ssh"] == "FileNotFoundError"
+    assert found[str(secret)] == found["/etc/shadow"] == found["/etc/ssh"] == "FileNotFoundError"
     assert "UNDERSTUDY" not in found["names"]
     assert "UNDERSTUDY" not in found["/proc/1/environ"]
 

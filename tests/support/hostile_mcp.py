@@ -26,7 +26,7 @@ def answer(number: Any, result: Any) -> None:
 def look_around() -> dict[str, str]:
     """What it could take, and what became of trying."""
     found = {}
-    for path in ("/etc/shadow", "/root/.ssh", "/proc/1/environ", sys.argv[2]):
+    for path in ("/etc/shadow", "/etc/ssh", "/proc/1/environ", sys.argv[2]):
         try:
             with open(path, "rb") as file:
                 found[path] = repr(file.read(200))

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -37,6 +38,21 @@ def log_to(store: Any, secret: bytes = SECRET, *, strict: bool = False, clock: C
         return store
 
     return AuditLog(opened, secret, clock or Clock(), strict=strict)
+
+
+@dataclass
+class Gated:
+    """A store that answers once the gate is open."""
+
+    store: MemoryStore
+    gate: asyncio.Event
+
+    def __getattr__(self, name: str) -> Any:
+        async def called(*args: Any, **kwargs: Any) -> Any:
+            await self.gate.wait()
+            return await getattr(self.store, name)(*args, **kwargs)
+
+        return called
 
 
 async def written(count: int = 6) -> MemoryStore:
@@ -316,15 +332,7 @@ def test_nobody_is_answered_before_it_is_durable() -> None:
     async def played() -> None:
         store, gate = MemoryStore(), asyncio.Event()
 
-        class Slow:
-            def __getattr__(self, name: str) -> Any:
-                async def called(*args: Any, **kwargs: Any) -> Any:
-                    await gate.wait()
-                    return await getattr(store, name)(*args, **kwargs)
-
-                return called
-
-        told = asyncio.ensure_future(log_to(Slow()).append("decision", run="r", key="k"))
+        told = asyncio.ensure_future(log_to(Gated(store, gate)).append("decision", run="r", key="k"))
         for _ in range(20):
             await asyncio.sleep(0)
         assert not told.done()
@@ -354,15 +362,7 @@ def test_who_cannot_wait_is_waited_for() -> None:
     async def played() -> None:
         store, gate = MemoryStore(), asyncio.Event()
 
-        class Slow:
-            def __getattr__(self, name: str) -> Any:
-                async def called(*args: Any, **kwargs: Any) -> Any:
-                    await gate.wait()
-                    return await getattr(store, name)(*args, **kwargs)
-
-                return called
-
-        log = log_to(Slow())
+        log = log_to(Gated(store, gate))
         await log.written()
         for n in range(3):
             log.append_nowait("connection", run="r", host=f"h{n}", port=443)
