@@ -59,6 +59,14 @@ def _private(pid: int) -> int:
     return sum(int(row.split()[1]) * 1024 for row in rows if row.startswith("Private_"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _by_value() -> Iterator[None]:
+    """A worker of Ray's, and a sandbox, do not find this module."""
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
 @pytest.fixture(scope="module")
 def caller() -> Iterator[Any]:
     ray.init(
@@ -69,11 +77,8 @@ def caller() -> Iterator[Any]:
         _node_ip_address="127.0.0.1",
     )
     try:
-        # By value: a worker of Ray's does not find this module.
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])
         yield ray.remote(Caller).options(num_cpus=0, max_concurrency=100).remote()
     finally:
-        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
         ray.shutdown()
 
 
@@ -122,11 +127,7 @@ def test_a_request_through_the_proxy(table: Table) -> None:
     with subprocess.Popen(line, stdin=pipe, stdout=pipe, env=environment, text=True) as server:
         assert server.stdout is not None
         port = int(server.stdout.readline())
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        try:
-            code = ToolCode(blob=cloudpickle.dumps(_requests))
-        finally:
-            cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+        code = ToolCode(blob=cloudpickle.dumps(_requests))
         call = ToolCall("k", "requests", code, {"port": port, "proxied": True, "count": 200})
         profile = Profile(network=(f"127.0.0.1:{port}",))
 
