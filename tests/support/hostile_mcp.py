@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 TOOL = {"name": "add", "description": "Adds.", "inputSchema": {"type": "object", "required": ["a"]}}
-HOW = sys.argv[1]
+HOW = "".join(sys.argv[1:2])  # none where a test imports it
 
 
 def say(text: str) -> None:
