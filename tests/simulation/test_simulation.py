@@ -116,8 +116,10 @@ def test_an_effect_that_does_not_wait_for_its_checkpoint_is_found(monkeypatch: p
     async def at_once() -> None: ...
 
     class Hasty(Caller):
-        def __init__(self, store: Any, policy: Any, sandboxes: Any, clock: Any, token: Any, durable: Any) -> None:
-            super().__init__(store, policy, sandboxes, clock, token, at_once)
+        def __init__(
+            self, store: Any, policy: Any, sandboxes: Any, clock: Any, token: Any, durable: Any, **more: Any
+        ) -> None:
+            super().__init__(store, policy, sandboxes, clock, token, at_once, **more)
 
     monkeypatch.setattr(driver, "Caller", Hasty)
     assert any("was durable" in wrong_with(seed) for seed in range(60))

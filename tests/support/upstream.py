@@ -70,12 +70,20 @@ def _request(client: socket.socket) -> bytes:
     head, _, body = data.partition(b"\r\n\r\n")
     lowered = head.lower()
     while b"transfer-encoding: chunked" in lowered and not body.endswith(b"0\r\n\r\n"):
-        body += client.recv(65536)
+        body += _more(client)
     if b"content-length: " in lowered:
         wanted = int(lowered.split(b"content-length: ")[1].split(b"\r\n")[0])
         while len(body) < wanted:
-            body += client.recv(65536)
+            body += _more(client)
     return head + b"\r\n\r\n" + body
+
+
+def _more(client: socket.socket) -> bytes:
+    """Raises ConnectionError where a request ends early: who waited on for the rest would turn for ever."""
+    more = client.recv(65536)
+    if not more:
+        raise ConnectionError("the request is cut")
+    return more
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, ssl.SSLContext]:
