@@ -62,27 +62,30 @@ class Many(BaseModel):
     done: Annotated[list[int], append] = []
 
 
-many = Graph("many", Many)
+def many(gate: asyncio.Event) -> Graph:
+    """Twenty nodes, one after the other; half way they wait at a gate, so that none has ended before it opens."""
+    graph = Graph("many", Many)
 
+    @graph.node
+    async def step(state: Many) -> dict[str, Any]:
+        if len(state.done) == 10:
+            await gate.wait()
+        return {"done": [len(state.done)]}
 
-@many.node
-async def step(state: Many) -> dict[str, Any]:
-    return {"done": [len(state.done)]}
-
-
-many.edge(START, "step")
-many.branch("step", lambda state: END if len(state.done) == 20 else "step", ["step", END])
+    return graph.edge(START, step).branch(step, lambda state: END if len(state.done) == 20 else "step", ["step", END])
 
 
 def test_an_outage_is_no_crash_of_the_runs_under_way(postgres_server: PostgresServer, postgres_url: str) -> None:
     """Killed under twelve runs and started again: each goes on with the commit it was at, and nothing is doubled."""
 
     async def check(store: PostgresStore) -> None:
-        stage = Stage(store, many)
+        gate = asyncio.Event()
+        stage = Stage(store, many(gate))
         runs = [await stage.start({}) for _ in range(12)]
         driven = [asyncio.ensure_future(stage.drive(run)) for run in runs]
         await wait_until_async(lambda: half_way(store), 60, "60 commits")
         postgres_server.kill()
+        gate.set()
         enough = store.connections.connects + 8
         await wait_until_async(lambda: tried(store, enough), 60, "all to notice, and to go on trying")
         assert not any(task.done() and task.exception() for task in driven)

@@ -107,8 +107,8 @@ def test_an_effect_that_does_not_wait_for_its_checkpoint_is_found(monkeypatch: p
     async def at_once() -> None: ...
 
     class Hasty(calls.Caller):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
             self.durable = at_once
 
     assert report_on(MemoryStore, slow_commits=True).ok
