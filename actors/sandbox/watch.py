@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _KIB = 1024
+_AGAIN = 3
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -35,11 +36,31 @@ def sample(root: int, limit_bytes: int) -> Sample:
     memory = sum(_resident(facts) for facts in seen)
     if memory > limit_bytes and len(pids) > 1:
         # Pages that forked processes share were counted once for each of them. The exact sum takes milliseconds a
-        # process, so it is asked only when it decides. Not readable (ended meanwhile): the first figure stands.
-        exact = [proportional(pid) for pid in pids]
-        memory = sum(own if own is not None else _resident(facts) for facts, own in zip(seen, exact, strict=True))
+        # process, so it is asked only when it decides.
+        memory = _together(pids, limit_bytes)
     threads = sum(int(facts.get("Threads", 1)) for facts in seen)
     return Sample(memory, len(pids), threads, max((cpu_s(pid) for pid in pids), default=0.0))
+
+
+def _together(pids: list[int], limit_bytes: int) -> int:
+    """Bytes that all of these hold, shared pages counted once.
+
+    A process that ends while the others are read leaves its part of what they share to those that are read after it,
+    so that this part is counted twice: then all are read again, as often as `_AGAIN` at most, because some tool may end
+    processes all the time.
+    """
+    ended: set[int] = set()
+    for _ in range(1 + _AGAIN):
+        before, ended, memory = ended, set(), 0
+        for pid in pids:
+            own = proportional(pid)
+            held = own if own is not None else resident(pid)
+            memory += held
+            if not held:
+                ended.add(pid)
+        if memory <= limit_bytes or ended == before:
+            break
+    return memory
 
 
 def tree(root: int) -> list[int]:
