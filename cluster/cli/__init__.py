@@ -1,6 +1,7 @@
 """The command line: every command is a short coroutine that reads or writes the store, and prints one thing.
 
 command   what all commands share: --store and its kin, errors in one line, exit status
+screen    what others wrote, made harmless for a terminal
 view      records as JSON documents and as text for eighty columns
 reading   ps, show, events, history                       (these never start Ray)
 running   run, resume, approve, deny, cancel

@@ -15,6 +15,7 @@ from understudy.cluster.cli.command import (
     command,
     find_run,
     print_json,
+    print_line,
     say,
     say_error,
     stdout,
@@ -80,7 +81,7 @@ async def head(here: Here, as_json: Json = False) -> None:
 
     async with here.store() as store:
         found, _ = await head_of(store, here.settings.secret())
-    print_json({"number": found.number, "mac": found.mac}) if as_json else print(found)
+    print_json({"number": found.number, "mac": found.mac}) if as_json else print_line(str(found))
 
 
 @command(audits)
@@ -128,7 +129,7 @@ async def prune(
         raise WrongUsage(f"--before {before!r} is no ISO date or time; write e.g. 2026-01-31") from None
     async with here.store() as store:
         count = await pruned(store, here.settings.secret(), until, time.time())
-    print_json({"pruned": count}) if as_json else print(f"pruned {count} segments")
+    print_json({"pruned": count}) if as_json else print_line(f"pruned {count} segments")
 
 
 def _head(text: str) -> Head | None:

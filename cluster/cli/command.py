@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from understudy.actors.errors import CallerError, NotFound, UnderstudyError
+from understudy.cluster.cli.screen import Screen, json_line
 
 if TYPE_CHECKING:
     from understudy.actors.store import Store
@@ -76,20 +76,14 @@ class WrongUsage(CallerError):
     """What was typed cannot be meant; exit status 2."""
 
 
-def stdout() -> Console:
+def stdout() -> Screen:
     """For documents and tables. Made anew, so that whoever replaced sys.stdout is respected."""
-    return _console(sys.stdout)
+    return Screen(sys.stdout)
 
 
-def stderr() -> Console:
+def stderr() -> Screen:
     """For progress, hints and errors."""
-    return _console(sys.stderr)
-
-
-def _console(file: Any) -> Console:
-    # Into a pipe nothing is cut: a table of 80 columns would lose what grep looks for.
-    width = None if file.isatty() else 200
-    return Console(file=file, width=width, highlight=False, markup=False, soft_wrap=False)
+    return Screen(sys.stderr)
 
 
 STORE_WITHIN_S = 3.0
@@ -173,7 +167,12 @@ def parse_pairs(pairs: list[str], option: str) -> dict[str, str]:
 
 def print_json(document: Any) -> None:
     """One document on stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.write(json_line(document, 2) + "\n")
+
+
+def print_line(text: str) -> None:
+    """One line on stdout, whole."""
+    stdout().print(text, soft_wrap=True)
 
 
 def say(text: str, style: str = "") -> None:

@@ -8,6 +8,7 @@ import typer
 from understudy.actors.errors import CallerError
 from understudy.cluster.cli.command import Here, Json, RunId, WrongUsage, command, find_run, print_json, say, stdout
 from understudy.cluster.cli.reading import PANEL
+from understudy.cluster.cli.screen import write_out
 from understudy.cluster.cli.view import plain_table
 
 
@@ -35,7 +36,7 @@ async def files(
     if get:
         if get not in found:
             raise CallerError(f"the run has no file {get!r}; it has {', '.join(sorted(found)[:10]) or 'none'}")
-        typer.get_binary_stream("stdout").write(found[get])
+        write_out(found[get])
     elif to is not None:
         for path, data in found.items():
             (to / path).parent.mkdir(parents=True, exist_ok=True)

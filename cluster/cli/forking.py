@@ -23,6 +23,7 @@ from understudy.cluster.cli.command import (
     find_run,
     parse_json,
     print_json,
+    print_line,
     say,
     stdout,
 )
@@ -122,7 +123,7 @@ async def fork(
         forked = await found.fork(matching[0], values, effects=mode)
         await report(here, store, forked, as_json, f"forked at {matching[0]}")
         if not as_json:
-            print(forked.run_id)
+            print_line(forked.run_id)
             if beyond and mode == "ask":
                 say(f"effects beyond it: {len(beyond)}; it asks before it repeats any of them", "dim")
 

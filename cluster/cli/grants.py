@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from understudy.cluster.cli.command import Here, Json, RunId, WrongUsage, command, find_run, print_json, say, stdout
+from understudy.cluster.cli.command import (
+    Here,
+    Json,
+    RunId,
+    WrongUsage,
+    command,
+    find_run,
+    print_json,
+    print_line,
+    say,
+    stdout,
+)
 from understudy.cluster.cli.view import iso, plain_table, short, span
 
 PANEL = "Start and steer runs"
@@ -73,4 +84,4 @@ async def revoke(
         state = "is ended" if each.at_work else "does not begin"
         stdout().print(Text(f"revoked: {short(each.call, 80)} {state}"), soft_wrap=True)
     if grant:
-        print(f"revoked: grant {grant}")
+        print_line(f"revoked: grant {grant}")

@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from understudy.actors.records import Chunk, Event
+from understudy.cluster.cli.screen import Screen
 from understudy.cluster.cli.view import event_document, event_line, iso, short
 from understudy.cluster.follow import Seen
 
@@ -14,7 +14,7 @@ from understudy.cluster.follow import Seen
 class Live:
     """Texts go on where they stopped, until something else is to be said or another node speaks."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Screen) -> None:
         self._console = console
         self._speaking = ""
         """Task whose text the line that is open belongs to."""
@@ -42,7 +42,7 @@ class Live:
         if self._speaking != chunk.task_id:
             self.end()
             self._console.print(Text(f"{chunk.node}: ", "bold"), end="")
-        self._console.print(Text(_printable(text)), end="", soft_wrap=True)
+        self._console.print(Text(text), end="", soft_wrap=True)
         self._console.file.flush()
         self._speaking = "" if text.endswith("\n") else chunk.task_id
 
@@ -62,8 +62,3 @@ def seen_document(seen: Seen) -> dict[str, Any]:
         "attempt": item.attempt,
         "cursor": str(seen.cursor),
     }
-
-
-def _printable(text: str) -> str:
-    """Without what would steer the terminal: a model's words are not ours."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from rich.text import Text
 from understudy.actors.process import is_dead
 from understudy.actors.records import FINAL, STATUSES, Interrupt, RunRecord, open_questions
 from understudy.cluster.cli.command import Here, Json, command, print_json, say, stderr, stdout
+from understudy.cluster.cli.screen import write_out
 from understudy.cluster.cli.view import iso, plain_table, question_document, question_lines, span, status_text
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ async def metrics(
 
     async with here.store() as store:
         found = await read_metrics(store, time.time())
-    sys.stdout.write(encode(found, "application/openmetrics-text" if openmetrics else "")[0].decode())
+    write_out(encode(found, "application/openmetrics-text" if openmetrics else "")[0])
 
 
 # --- what they share -----------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from understudy.cluster.cli.command import (
     stdout,
 )
 from understudy.cluster.cli.live import Live, seen_document
+from understudy.cluster.cli.screen import json_line
 from understudy.cluster.cli.view import (
     checkpoint_document,
     moment,
@@ -137,8 +138,8 @@ def _head(record: RunRecord, now: float) -> Text:
         lines.append(("note", Text("somebody asked to cancel it", "yellow")))
     if record.error:
         lines.append(("error", Text(record.error, "red")))
-    for name, value in lines:
-        text.append(f"{name:<9}", "dim").append_text(value).append("\n")
+    for name, value in lines:  # further lines of an error begin where the first one does: no line is made up by one
+        text.append(f"{name:<9}", "dim").append_text(Text("\n" + " " * 9).join(value.split("\n"))).append("\n")
     return text
 
 
@@ -181,7 +182,7 @@ async def events(
             if not as_json:
                 live.show(seen.item)
             elif follow:
-                screen.file.write(json.dumps(document, ensure_ascii=False) + "\n")
+                screen.file.write(json_line(document) + "\n")
                 screen.file.flush()
             else:
                 listed.append(document)

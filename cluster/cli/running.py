@@ -26,6 +26,7 @@ from understudy.cluster.cli.command import (
     parse_json,
     parse_pairs,
     print_json,
+    print_line,
     say,
     say_error,
     stderr,
@@ -111,7 +112,7 @@ async def run(
         )
         if detach:
             record = await started.record()
-            print_json(run_document(record, (), here.command)) if as_json else print(record.run_id)
+            print_json(run_document(record, (), here.command)) if as_json else print_line(record.run_id)
             if not await _is_served(here):
                 say(f"nobody serves this store yet; {here.command('up')} takes the run up", "yellow")
             return 0

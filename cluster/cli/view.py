@@ -141,6 +141,11 @@ def short(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def on_one_line(text: str) -> str:
+    """Without ends of lines: what begins a line on a screen is ours to say."""
+    return " ".join(text.splitlines())
+
+
 def status_text(status: str) -> Text:
     return Text(status, style=STYLES.get(status, ""))
 
@@ -216,17 +221,18 @@ def question_lines(run_id: str, question: Interrupt, now: float, typed: Typed) -
     text.append(")\n", style="dim")
     payload = question.payload
     if question.kind == "approval":
-        text.append(f"  {payload['tool']}({_arguments(payload['args'])})\n", style="bold")
+        text.append(f"  {on_one_line(payload['tool'])}({_arguments(payload['args'])})\n", style="bold")
         if payload["reason"]:
-            text.append(f"  {payload['reason']}\n")
+            text.append(f"  {on_one_line(payload['reason'])}\n")
         text.append(f"  rule {payload['rule']!r} of policy {payload['policy']!r}\n", style="dim")
     elif question.kind in ("unknown", "repeat"):
-        text.append(f"  {payload['tool']}: {payload['question']}\n")
+        text.append(f"  {on_one_line(payload['tool'])}: {on_one_line(payload['question'])}\n")
     else:
         shown = payload if isinstance(payload, str) else json.dumps(payload, indent=2, ensure_ascii=False)
-        text.append("".join(f"  {line}\n" for line in shown.splitlines()))
+        # Set off, so that no text can look like one of the commands below.
+        text.append("".join(f"  | {line}\n" for line in shown.splitlines()))
     if question.kind in ("approval", "unknown") and "problem" in payload:
-        text.append(f"  the answer before could not be used: {payload['problem']}\n", style="yellow")
+        text.append(f"  the answer before could not be used: {on_one_line(payload['problem'])}\n", style="yellow")
     if question.kind == "question" and question.schema is not None:
         text.append(f"  an answer has to fit {short(question.schema, 300)}\n", style="dim")
     for command in answers_to(run_id, question, typed):
@@ -246,7 +252,7 @@ def event_line(event: Event) -> Text:
     style = "red" if bad else "green" if good else "yellow" if event.kind in ("interrupted", "answered") else ""
     text = Text().append(f"{event.n:>4}  {clock(event.at)}  ", "dim")
     text.append(f"{event.kind:<15}", style=style)
-    text.append(f" {_gist(event)}")
+    text.append(f" {on_one_line(_gist(event))}")
     return text
 
 

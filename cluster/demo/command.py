@@ -21,11 +21,13 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.prompt import Confirm
+from rich.text import Text
 
 from understudy.actors.errors import CallerError, Conflict
 from understudy.actors.records import Event, RunRecord
 from understudy.actors.results import with_result
 from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
+from understudy.cluster.cli.screen import Screen
 from understudy.cluster.client import Cluster, Run, connect, open_questions
 from understudy.cluster.demo import ledger, report, show
 from understudy.cluster.demo.audit import Audit
@@ -191,7 +193,7 @@ async def run_demo(
 ) -> int:
     """Do the demo; 0 if every distribution has exactly one row in the ledger, else 1. Raises CallerError."""
     terminal = sys.stdin.isatty() and sys.stderr.isatty()
-    console = Console(stderr=True)
+    console: Console = Screen(sys.stderr, 80)
     preflight = await BubblewrapBackend().preflight()
     if not preflight.available:
         raise CallerError(f"this machine cannot isolate tools: {preflight.reason}; {preflight.remedy}")
@@ -231,7 +233,7 @@ async def run_demo(
 
         print(json.dumps(done.summary(), indent=2))
     else:
-        Console().print(show.summary(done))
+        Screen(sys.stdout, 80).print(show.summary(done))
     return 0 if done.ok else 1
 
 
@@ -254,8 +256,8 @@ async def _follow(demo: Demo) -> None:
     async def ask(record: RunRecord, payload: Any) -> tuple[bool, str]:
         if live is not None:
             live.stop()
-        lines = [f"[bold]{payload['question']}[/]", *(f"  · {reason}" for reason in payload["reasons"])]
-        demo.console.print("\n".join(lines))
+        reasons = "".join(f"\n  · {reason}" for reason in payload["reasons"])
+        demo.console.print(Text(payload["question"], "bold").append(reasons, "not bold"))
         yes = keep_it(demo.console)
         if live is not None:
             live.start()

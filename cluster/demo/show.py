@@ -135,7 +135,7 @@ def _numbers(snapshot: Snapshot) -> Text:
 
 def _title(text: str, listed: Sequence[object]) -> Rule:
     count = f" ({len(listed)})" if listed else ""
-    return Rule(f"[dim]{text}{count}[/dim]", align="left", style="bright_black")
+    return Rule(Text(f"{text}{count}", "dim"), align="left", style="bright_black")
 
 
 def _kills(kills: Sequence[Kill]) -> Table:

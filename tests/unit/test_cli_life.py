@@ -9,7 +9,6 @@ from typing import Annotated, Any, TypeVar
 
 import pytest
 from pydantic import BaseModel
-from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from support.stage import Stage
@@ -19,6 +18,7 @@ from understudy.actors.store import Store
 from understudy.cluster.cli import reading, running, sending  # noqa: F401 (they register commands)
 from understudy.cluster.cli.command import app
 from understudy.cluster.cli.live import Live
+from understudy.cluster.cli.screen import Screen
 from understudy.cluster.client import Run
 from understudy.cluster.stores import open_store
 
@@ -190,7 +190,7 @@ def test_a_busy_thread_is_asked_about(cli: Cli, url: str, tmp_path: Path, monkey
 
 def test_streamed_text_runs_on_until_something_else_is_said() -> None:
     screen = io.StringIO()
-    live = Live(Console(file=screen, width=100, highlight=False, markup=False))
+    live = Live(Screen(screen))
     for item in [
         Chunk("t1", "think", "1.0", '"Hel"', 1.0),
         Chunk("t1", "think", "1.0", '"lo [x]\\u001b[2J"', 1.0),
