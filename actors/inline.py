@@ -18,11 +18,13 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from understudy.actors.calls import PolicyPort, SandboxPort
+from understudy.actors.children import children_of
 from understudy.actors.code import Code, Library, locate
 from understudy.actors.driver import Driver
 from understudy.actors.errors import AnswerNeeded, CallerError, Conflict, Fenced, NotFound, RunFailed
 from understudy.actors.events import counters_of
 from understudy.actors.graph import Graph
+from understudy.actors.inline_graphs import code_here, is_of_here, named_by
 from understudy.actors.inline_ports import InlineSandboxes, RulesPolicy, YesPolicy
 from understudy.actors.memory import MemoryStore
 from understudy.actors.open import OpenStore
@@ -180,8 +182,11 @@ class Inline:
         record = await create(self.store, new, self.clock())
         self._graphs[record.code] = graph  # of a run that was started elsewhere, under the same key
         self._family[record.run_id] = True
-        for n, message in enumerate(messages):
-            await self.store.send(record.run_id, f"inline-{n}", json.dumps(message), self.clock())
+        await self._no_earlier_than(await self.store.runs(thread_id=record.thread_id))
+        await self._find_family(record.run_id)
+        if not record.final:
+            for n, message in enumerate(messages):
+                await self.store.send(record.run_id, f"inline-{n}", json.dumps(message), self.clock())
         try:
             record = await self._to_the_end(record.run_id)
         finally:
@@ -197,9 +202,15 @@ class Inline:
         """Nothing is shipped: the very graph is driven here."""
         if isinstance(graph, str):
             return await refer_to(graph)
-        code = locate(graph) or Code(ref=f"{graph.name}:inline")
+        code = locate(graph) or code_here(graph)
         self._graphs[code.text()] = graph
         return code, graph
+
+    async def _graph_of(self, code: Code) -> Graph:
+        """Of a run that another process has started. Raises CodeError."""
+        if is_of_here(code):
+            return named_by(self._graphs.values(), code)
+        return await self._library.graph(code)
 
     async def _refuse_served(self) -> None:
         """A supervisor would take the run away, and has no code for what is defined here."""
@@ -251,7 +262,7 @@ class Inline:
         loaded = await store.load(record.run_id)
         if loaded.run.epoch != record.epoch:
             return
-        graph = self._graphs.get(record.code) or await self._library.graph(Code.read(record.code))
+        graph = self._graphs.get(record.code) or await self._graph_of(Code.read(record.code))
         driver = Driver(store, self.policy, sandboxes, graph.plan(), loaded, self.clock, ship=self._ship)
         renewing = asyncio.ensure_future(self._renew(record, driver))
         try:
@@ -291,6 +302,26 @@ class Inline:
             self._family[run_id] = bool(parent) and await self._is_ours(parent)
         return self._family[run_id]
 
+    async def _find_family(self, run_id: str) -> bool:
+        """Find the children that a process before us has made, or one beside us makes; whether there is a new one.
+
+        A child that waits, or that its owner died with, is never due by itself.
+        """
+        found = False
+        for child in await children_of(self.store, run_id):
+            if child not in self._family:
+                with contextlib.suppress(NotFound):  # on record, but not made yet: its parent makes it
+                    await self._no_earlier_than([await self.store.run(child)])
+                    self._family[child] = found = True
+            found |= child in self._family and await self._find_family(child)
+        return found
+
+    async def _no_earlier_than(self, records: Sequence[RunRecord]) -> None:
+        """A stepped clock begins no earlier than the last thing that was done by another: what that left behind would
+        not be due, for ever."""
+        if isinstance(self.clock, SteppedClock):
+            await self.clock.wait_until(max(record.updated_at for record in records))
+
     async def _unfinished(self) -> list[RunRecord]:
         records = [await self.store.run(run_id) for run_id, ours in self._family.items() if ours]
         return [record for record in records if not record.final]
@@ -325,7 +356,7 @@ class Inline:
                 await self.store.resume(record.run_id, question.interrupt_id, text, self.clock())
                 answered = True
         if not answered and unanswered and not any(record.not_before for record in waiting):
-            if await self._is_one_ready():
+            if await self._is_one_ready() or await self._find_family(next(iter(self._family))):
                 return True
             raise AnswerNeeded(unanswered)
         return answered
@@ -354,7 +385,7 @@ class Inline:
         if times:
             await self.clock.wait_until(min(times))
             return
-        if await self._is_one_ready():
+        if await self._is_one_ready() or await self._find_family(next(iter(self._family))):
             return
         held = waiting[0]
         kinds = ", ".join(sorted({i.kind for i in held.interrupts if not i.settled})) or "another run of its thread"

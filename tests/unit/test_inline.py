@@ -1,6 +1,7 @@
 """`graph.run_inline`: the same engine without Ray, for unit tests and notebooks."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from understudy import (
     tool,
 )
 from understudy.actors.blocking import BlockingContext
-from understudy.actors.errors import CallerError
+from understudy.actors.errors import CallerError, CodeError
 from understudy.actors.memory import MemoryStore
 from understudy.actors.records import Interrupt
 
@@ -287,3 +288,38 @@ def test_a_wait_that_nothing_here_can_end_says_so():
         CallerError, match=r"is waiting for: message, and nothing in this process can end that.*messages="
     ):
         one(hearing).run_inline(messages=["only one"])
+
+
+def test_a_family_that_was_killed_anywhere_is_taken_up_by_another_process(tmp_path: Path):
+    """Also where a stepped clock starts again long before the time that the first process came to."""
+    command = [sys.executable, "-m", "support.inline_lives", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    told = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment).stdout)
+    assert told["undisturbed"] == ["rested", "a word", "well enough", "looked down"]
+    assert {where: end for where, end in told["ends"].items() if end != told["undisturbed"]} == {}
+    assert len(told["ends"]) > 20
+
+
+def test_a_run_that_has_ended_takes_the_same_messages_again():
+    store = MemoryStore()
+    for _ in range(2):
+        assert one(hearing).run_inline(store=store, key="k", messages=["a", "b"]).notes == ["a", "b"]
+
+
+def test_the_graph_of_a_waiting_child_is_found_where_its_parent_sees_it():
+    store, child = MemoryStore(), one(asking, "child")
+
+    async def work(state: Order, ctx: Context) -> dict[str, Any]:
+        return {"notes": (await ctx.run(child)).notes}
+
+    def parent() -> Graph:
+        return one(work, "parent")
+
+    with pytest.raises(AnswerNeeded):
+        parent().run_inline(store=store, key="k")
+    assert parent().run_inline(store=store, key="k", answers={"work": "yes"}).notes == ["paid 3 for A1", "yes"]
+    with pytest.raises(AnswerNeeded):
+        parent().run_inline(store=store, key="other")
+    unseen = one(lambda state: None, "parent")
+    with pytest.raises(CodeError, match=r"run of graph 'child' was started by another process.*0 graphs of that name"):
+        unseen.run_inline(store=store, key="other", answers={"work": "yes"})
