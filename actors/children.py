@@ -21,6 +21,7 @@ from understudy.actors.errors import CallerError, ChildFailed, EffectMismatch, N
 from understudy.actors.events import counters_of
 from understudy.actors.graph import Graph
 from understudy.actors.ledger import Ledger, Place, Wish
+from understudy.actors.names import check_name
 from understudy.actors.outcome import Outcome
 from understudy.actors.records import (
     Event,
@@ -69,13 +70,14 @@ async def start(
     to repeat it; CallerError, CodeError.
     """
     code, loaded = await ship(graph)
-    plain = new_run(loaded.plan(), code, given)
+    check_name("the key of a child", key)
+    plain = new_run(loaded.plan(), code, given, labels={**place.run.labels, **(labels or {})})
     said = call_text(plain.graph, json.loads(plain.input)["values"])
     blank = Wish(place, f"{START}:{key}" if key else START, index, plain.digest, said)
     attempts = [] if key else [replace(blank, attempt=attempt) for attempt in range(place.task.attempt)]
     own = _digest("child", place.run.run_id, key) if key else ""
     for wish in [*attempts, replace(blank, attempt=place.task.attempt)]:
-        wanted = _named(place.run, plain, own or wish.key, labels)
+        wanted = _named(place.run, plain, own or wish.key)
         there = await _there(ledger.store, wanted.run_id) if own or wish in attempts else None
         if there is not None and (own or _is_of_use(there, place.answers)):
             return Born(_same(wish, wanted, there), loaded)
@@ -107,15 +109,14 @@ async def _made(ledger: Ledger, wish: Wish, wanted: NewRun) -> RunRecord:
     return _same(wish, wanted, await create(ledger.store, wanted, ledger.clock()))
 
 
-def _named(parent: RunRecord, wanted: NewRun, name: str, labels: Mapping[str, str] | None) -> NewRun:
-    """The child under its own name: on a thread of the parent's partition, with the parent's policy and labels."""
+def _named(parent: RunRecord, wanted: NewRun, name: str) -> NewRun:
+    """The child under its own name: on a thread of the parent's partition, with the parent's policy."""
     thread_id = next(t for t in _threads(name) if partition_of_thread(t) == partition_of_thread(parent.thread_id))
     return replace(
         wanted,
         run_id=run_id_on(thread_id, name[:16]),
         thread_id=thread_id,
         policy=parent.policy,
-        labels={**parent.labels, **(labels or {})},
         parent=parent.run_id,
         parent_epoch=parent.epoch,
         parent_interrupt="c" + _digest("end of", name)[:15],

@@ -19,6 +19,7 @@ from understudy.actors.code import Code
 from understudy.actors.errors import CallerError
 from understudy.actors.events import counters_of
 from understudy.actors.files import given as files_given
+from understudy.actors.names import check_labels, check_name
 from understudy.actors.plan import Plan
 from understudy.actors.records import Event, NewRun, RunRecord, run_id_on, thread_of_key
 from understudy.actors.step import written
@@ -41,6 +42,9 @@ def new_run(
     `files`: the first of its workspace. `more` are further fields of NewRun.
     Raises CallerError: the input does not fit.
     """
+    check_name("the key", key)
+    check_name("the thread", thread)
+    check_labels(more.get("labels", {}))
     text = input_text(plan, given)
     first = [json.loads(text)["values"]]
     if files:

@@ -27,6 +27,7 @@ from understudy.actors.files import Files, bytes_of, without_files
 from understudy.actors.forks import Beyond, Mode
 from understudy.actors.graph import Graph
 from understudy.actors.mailbox import message_text
+from understudy.actors.names import check_name
 from understudy.actors.process import is_dead, user_name
 from understudy.actors.records import (
     Busy,
@@ -206,8 +207,10 @@ class Run:
             message: JSON values, at most 1 MiB.
             id: names the message: sent again under the same id, it is the same message. Default: a new one.
         Returns its number in the mailbox, from 1.
-        Raises NotFound; Conflict (the run is final, or its mailbox is full); CallerError (it is not JSON).
+        Raises NotFound; Conflict (the run is final, or its mailbox is full); CallerError (it is no
+        JSON, or the id no name).
         """
+        check_name("the message's id", id)
         text = message_text(message)
         return await self._store.send(self.run_id, id or uuid.uuid4().hex, text, time.time())
 

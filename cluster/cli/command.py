@@ -216,6 +216,7 @@ _SHARED = (
 def perform(fn: Body, asked: Mapping[str, Any], values: Mapping[str, Any]) -> int:
     """Run a command's body; its exit status. Errors become one line on stderr."""
     try:
+        _check_text(values)
         return asyncio.run(fn(_here(asked), **values)) or 0
     except KeyboardInterrupt:
         return 130
@@ -234,6 +235,14 @@ def perform(fn: Body, asked: Mapping[str, Any], values: Mapping[str, Any]) -> in
         say_error(f"{type(error).__name__}: {error}")
         say("This is a bug of ours, or of a module that was loaded; --debug shows where.", "dim")
         return 1
+
+
+def _check_text(values: Mapping[str, Any]) -> None:
+    """Raises WrongUsage. What was typed may be any bytes; what is kept and compared is text."""
+    for name, value in values.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and text.encode(errors="ignore").decode() != text:
+                raise WrongUsage(f"{name.rstrip('_')} {text!r} is not UTF-8; other bytes belong in a file")
 
 
 def say_error(text: str) -> None:

@@ -33,6 +33,9 @@ R = TypeVar("R")
 
 ANOTHER_TIME = (errors.DeadlockDetected, errors.SerializationFailure, errors.ReadOnlySqlTransaction)
 """The connection is good, the moment was not (the last one: a standby that is about to be promoted)."""
+CANNOT_HOLD = (psycopg.DataError, errors.ProgramLimitExceeded)
+"""The same will not fit another time either: text with NUL, a name longer than an index takes. (The second is one of
+psycopg's OperationalErrors, and was taken for an outage of 30 s.)"""
 NEVER = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied", "permission denied")
 """Parts of libpq's messages about a connection that will not come about by waiting; it gives no codes for them."""
 
@@ -61,6 +64,8 @@ class Connections:
                 try:
                     async with asyncio.timeout(max(ATTEMPT_S_MIN, left)):
                         return await self._once(do)
+                except CANNOT_HOLD as error:
+                    raise CallerError(f"{self.where} cannot hold this: {_first_line(error)}") from error
                 except (psycopg.OperationalError, psycopg.InterfaceError, *ANOTHER_TIME, TimeoutError) as error:
                     if time.monotonic() + pause_s > until:
                         told = f"{self.where} did not answer for {patience_s:g} s: {_first_line(error)}"

@@ -3,6 +3,7 @@
 import asyncio
 import builtins
 import json
+import random
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
@@ -228,6 +229,21 @@ def test_what_waiting_does_not_mend_is_the_callers(postgres_server: PostgresServ
     assert "secret" not in str(error.value)
     with pytest.raises(CallerError):
         asyncio.run(open_store("postgresql://127.0.0.1/x?no_such_option=1"))
+
+
+def test_what_no_row_can_hold_is_the_callers_at_once(postgres_url: str) -> None:
+    async def check(store: PostgresStore) -> None:
+        run = await owned(store)
+        store.connections.patience_s = 0.0
+        for name in (
+            "a\0b",
+            random.Random(1).randbytes(9000).hex(),
+        ):  # the second fits no index
+            with pytest.raises(CallerError, match="cannot hold this"):
+                await store.send(run.run_id, name, '"hello"', 1.0)
+        assert await store.send(run.run_id, "m1", '"hello"', 1.0) == 1
+
+    using(postgres_url, check)
 
 
 def test_a_role_without_rights_is_the_callers(postgres_server: PostgresServer, postgres_url: str) -> None:

@@ -22,7 +22,7 @@ from understudy.actors.errors import CallerError
 from understudy.actors.events import Event
 from understudy.actors.records import STATUSES
 from understudy.actors.store import Store
-from understudy.cluster.cli import demo, forking, machine, policy, reading, running  # noqa: F401 (they register commands)
+from understudy.cluster.cli import demo, files, forking, machine, policy, reading, running  # noqa: F401 (they register commands)
 from understudy.cluster.cli.command import Here, app
 from understudy.cluster.cli.view import clock, event_line, moment, short, span
 from understudy.cluster.client import Run
@@ -192,8 +192,10 @@ def test_wrong_usage_is_two_and_says_what(cli: Cli, words: list[str]) -> None:
         (["run", "flow:graph", "--input", "@binary"], "it is no text"),
         (["run", "flow:graph", "--input", "[" * 5000], "nested too deep"),
         (["ps", "--store", "redis://:secret@127.0.0.1:99999/0"], "Port out of range"),
+        (["show", "r\udc9b"], "is not UTF-8"),
+        (["run", "flow:graph", "--label", "a=\udc9b"], "is not UTF-8"),
     ],
-    ids=["policy", "input file", "deep input", "port"],
+    ids=["policy", "input file", "deep input", "port", "bytes", "bytes in a list"],
 )
 def test_what_is_wrong_with_an_argument_is_not_called_a_bug_of_ours(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
