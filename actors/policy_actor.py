@@ -24,7 +24,7 @@ from understudy.actors.process import name_of_this_process
 from understudy.actors.run_history import RunHistories
 from understudy.actors.store import Store
 from understudy.actors.verdicts import entry_of, verdict
-from understudy.policies.grant import GRANT_TTL_S, Grant, sign
+from understudy.policies.grant import GRANT_TTL_S, Grant, args_digest, sign
 from understudy.policies.history import History
 from understudy.policies.permission import NO_HISTORY, Allow, Ask, Policy, Request, decide
 from understudy.policies.policy_file import from_canonical
@@ -86,6 +86,7 @@ class PolicyActor:
                 issued_at=now,
                 expires_at=now + GRANT_TTL_S,
                 id=grant_id,
+                args=args_digest(request.args),
             )
             return sign(grant, self._secret)
 

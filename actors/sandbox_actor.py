@@ -25,7 +25,7 @@ from understudy.actors.files import left_by
 from understudy.actors.open import OpenStore
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.process import name_of_this_process
-from understudy.actors.records import Event, Receipt
+from understudy.actors.records import Begun, Event, Receipt
 from understudy.actors.revocations import read_revocations
 from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
 from understudy.actors.sandbox.egress.way_out import WayOut
@@ -77,9 +77,14 @@ class SandboxActor:
                 key=order.receipt.key,
                 tool=order.call.tool,
                 digest=order.receipt.digest,
+                args=order.call.args,
                 code=order.call.code.digest,
                 now=now,
             )
+            if order.receipt.sandbox != self._name:  # whoever waits for it would not find it here
+                raise GrantRefused(
+                    "wrong sandbox", f"it was ordered from {order.receipt.sandbox!r}, not {self._name!r}"
+                )
         except GrantRefused as error:
             return await self._refuse(store, order, error, now)
         # Known here before it is on record there: whoever reads `started` and asks must find it at work.
@@ -190,10 +195,10 @@ class SandboxActor:
         try:
             answer, _ = await asyncio.shield(begin)
         except asyncio.CancelledError:
-            if (await begin)[0].fresh:
+            if _is_begun(receipt, (await begin)[0]):
                 await self._record(store, order, _aborted(0.0))
             raise
-        return None if answer.fresh else answer.receipt
+        return None if _is_begun(receipt, answer) else answer.receipt
 
     async def _isolated(self, order: Order, profile: Profile, way_out: WayOut) -> Outcome:
         call = _granted(order.call, profile)
@@ -282,6 +287,16 @@ async def _end_of(work: "asyncio.Task[Outcome | Receipt]") -> Outcome | Receipt:
     """Wait for a call, without ending it if the one who waits is gone. One that was ended before it started: killed."""
     await asyncio.wait([work])
     return _aborted(0.0) if work.cancelled() else work.result()
+
+
+def _is_begun(receipt: Receipt, answer: Begun) -> bool:
+    """Whether it is this very call, of this process, that is on record now.
+
+    The same order may have come to another actor, or to this one before it was started anew: to the store that is the
+    same write again, as after a reply that was lost; but the moment in it is another one.
+    """
+    there = answer.receipt
+    return answer.fresh and (there.sandbox, there.at) == (receipt.sandbox, receipt.at)
 
 
 def _aborted(seconds: float, reason: str = ENDED_OUTSIDE) -> Outcome:

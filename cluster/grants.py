@@ -80,10 +80,12 @@ async def revoke(
             which = f"no grant in force for call {key!r}" if key else "no grant in force"
             raise NotFound(f"run {run_id} has {which}; `understudy grants {run_id}` lists those that there are")
     keys = {each.key for each in hit} if key else {""}
+    # The policy actor's clock may be ahead of this one: what is meant is what is there, and one grant is meant by name.
+    until = max([now + GRANT_TTL_S if grant else now, *(each.issued_at for each in hit)])
     told: dict[str, Any] = {"by": by or user_name(), "note": note}
     for each in sorted(keys):
         about = {"run": run_id, "key": each, "grant": grant}
         await pen(store, settings).append("revoke", **about, **told, user=user_name())
-        revocation = Revocation(now, run_id=run_id, key=each, grant_id=grant)
+        revocation = Revocation(until, run_id=run_id, key=each, grant_id=grant)
         await write_revocation(store, settings.secret(), revocation, **told)
     return hit

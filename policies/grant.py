@@ -5,21 +5,32 @@ or uses it for another call, holds a piece of paper.
 """
 
 import base64
+import hashlib
 import hmac
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from understudy.policies.profile import Limits, Profile
 
 Reason = Literal[
-    "forged", "altered", "expired", "wrong run", "wrong call", "wrong arguments", "wrong code", "revoked", "replayed"
+    "forged",
+    "altered",
+    "expired",
+    "wrong run",
+    "wrong call",
+    "wrong arguments",
+    "wrong code",
+    "wrong sandbox",
+    "revoked",
+    "replayed",
 ]
 
 GRANT_TTL_S = 600.0
 """A grant that was not used after this long is refused by the sandbox; it covers the wait for a free sandbox."""
 SECRET_MIN_BYTES = 16
-_DOMAIN: Final = b"understudy grant 4\0"
+_DOMAIN: Final = b"understudy grant 5\0"
 """Signed together with the grant: the same secret signs other things (code), and none of them may pass for a grant. The
 number changes with the fields, so that a grant of another version is refused and not misread."""
 
@@ -33,7 +44,7 @@ class Grant:
     """The effect key: names this very call for ever (law 4)."""
     tool: str
     digest: str
-    """Digest of tool, its version and arguments."""
+    """Digest of tool, its version and arguments, as whoever asked has told it: what an approval is bound to."""
     epoch: int
     """Of the run's owner that asked."""
     profile: Profile
@@ -47,6 +58,8 @@ class Grant:
     """Digest of the code that will be executed."""
     id: str
     """Names this very grant: it is used, and can be revoked, under this name."""
+    args: str
+    """`args_digest` of the arguments that were judged, made by whoever judged them."""
 
 
 class GrantRefused(Exception):
@@ -61,13 +74,29 @@ class GrantRefused(Exception):
         return f"{self.reason}: {self.detail}"
 
 
+def args_digest(args: Mapping[str, Any]) -> str:
+    """Of arguments (JSON values, keys in any order)."""
+    return hashlib.sha256(json.dumps(args, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def sign(grant: Grant, secret: bytes) -> str:
     """A token: base64url of the grant's JSON, a dot, and base64url of its HMAC-SHA256."""
     body = _base64(json.dumps(asdict(grant), sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
     return f"{body}.{_mac(body, secret)}"
 
 
-def check(token: str, secret: bytes, *, run_id: str, key: str, tool: str, digest: str, code: str, now: float) -> Grant:
+def check(
+    token: str,
+    secret: bytes,
+    *,
+    run_id: str,
+    key: str,
+    tool: str,
+    digest: str,
+    args: Mapping[str, Any],
+    code: str,
+    now: float,
+) -> Grant:
     """The grant in a token that is good for this call at this time. Raises GrantRefused."""
     body, dot, mac = token.partition(".")
     if not dot or not body or not mac:
@@ -78,13 +107,16 @@ def check(token: str, secret: bytes, *, run_id: str, key: str, tool: str, digest
     grant = _read(body)
     if now >= grant.expires_at:
         raise GrantRefused("expired", f"it ended {now - grant.expires_at:.1f} s ago; ask for a new decision")
+    if grant.issued_at - now > GRANT_TTL_S:  # a clock that was set back would make grants last
+        ahead = f"it was given {grant.issued_at - now:.0f} s from now"
+        raise GrantRefused("expired", f"{ahead}; set the clocks of this node and of the policy actor's")
     if grant.run_id != run_id:
         raise GrantRefused("wrong run", f"it was given to run {grant.run_id!r}, not to {run_id!r}")
     if grant.key != key:
         raise GrantRefused("wrong call", f"it was given for call {grant.key!r}, not for {key!r}")
     if grant.tool != tool:
         raise GrantRefused("wrong call", f"it was given for tool {grant.tool!r}, not for {tool!r}")
-    if grant.digest != digest:
+    if grant.digest != digest or grant.args != args_digest(args):
         raise GrantRefused("wrong arguments", f"the arguments of tool {tool!r} are not those that were judged")
     if grant.code != code:
         raise GrantRefused("wrong code", f"the code of tool {tool!r} is not that which was judged")

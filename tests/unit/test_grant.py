@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from understudy.policies.grant import GRANT_TTL_S, Grant, GrantRefused, check, sign
+from understudy.policies.grant import GRANT_TTL_S, Grant, GrantRefused, args_digest, check, sign
 from understudy.policies.profile import Limits, Profile
 from understudy.policies.spent import REVOKED_MAX, Revocation, Spent
 
@@ -32,6 +32,7 @@ GRANT = Grant(
     issued_at=1000.0,
     expires_at=1600.0,
     id="g" * 32,
+    args=args_digest({"order": "A1", "amount": 3}),
 )
 TOKEN = sign(GRANT, SECRET)
 CALL: dict[str, Any] = {
@@ -39,6 +40,7 @@ CALL: dict[str, Any] = {
     "key": GRANT.key,
     "tool": "pay",
     "digest": GRANT.digest,
+    "args": {"amount": 3, "order": "A1"},
     "code": GRANT.code,
     "now": 1001.0,
 }
@@ -65,6 +67,11 @@ def test_a_grant_is_read_back_as_it_was_given() -> None:
         ({"key": "x" * 32}, "wrong call"),
         ({"tool": "refund"}, "wrong call"),
         ({"digest": "x" * 32}, "wrong arguments"),
+        ({"args": {"order": "A1", "amount": 4}}, "wrong arguments"),
+        ({"args": {"order": "A1", "amount": 3.0}}, "wrong arguments"),
+        ({"args": {"order": "A1", "amount": True}}, "wrong arguments"),
+        ({"args": {}}, "wrong arguments"),
+        ({"now": 1000.0 - GRANT_TTL_S - 1}, "expired"),
         ({"code": "x" * 64}, "wrong code"),
         ({"secret": b"another secret of some length"}, "altered"),
     ],

@@ -17,7 +17,7 @@ from understudy.actors.outcome import Outcome, ToolCall, ToolCode
 from understudy.actors.records import Event, NewRun, Receipt, RunRecord, run_id_on
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox_actor import SandboxActor
-from understudy.policies.grant import Grant, sign
+from understudy.policies.grant import Grant, args_digest, sign
 from understudy.policies.profile import Limits, Profile
 
 SECRET = b"0123456789abcdef"
@@ -39,7 +39,7 @@ class HeldBackend:
 
 def order(run: RunRecord, key: str) -> Order:
     code, profile = ToolCode(ref="x:y"), Profile(limits=Limits(wall_s=7))
-    ends = (code.digest, f"grant {run.epoch} of {key}")
+    ends = (code.digest, f"grant {run.epoch} of {key}", args_digest({}))
     grant = Grant(RUN, key, "pay", "d", run.epoch, profile, "", "r", "allow", 0.0, 2e10, *ends)
     receipt = Receipt(key, RUN, "", "task", "pay", "d", "started", "sandbox-0", f"token of {key}", at=time.time())
     decided = Event("decided", 0.0, {"tool": "pay", "decision": "allow"})

@@ -3,13 +3,14 @@
 import asyncio
 import dataclasses
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from support.stage import Stage
 from support.waiting import run_async
 from understudy import END, START, Graph
+from understudy.actors.audit_log import AuditLog
 from understudy.actors.calls import Order
 from understudy.actors.memory import MemoryStore
 from understudy.actors.outcome import Outcome, ToolCall, ToolCode
@@ -18,7 +19,9 @@ from understudy.actors.revocations import KEPT_S, read_revocations, write_revoca
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox_actor import SandboxActor
 from understudy.cluster.auditing import entries_of
-from understudy.policies.grant import GRANT_TTL_S, Grant, sign
+from understudy.cluster.grants import revoke
+from understudy.cluster.settings import Settings
+from understudy.policies.grant import GRANT_TTL_S, Grant, args_digest, sign
 from understudy.policies.profile import Profile
 from understudy.policies.spent import Revocation
 
@@ -55,13 +58,13 @@ class Scene:
         claimed = await scene.store.claim(run.run_id, "owner", 60.0, time.time())
         scene.run_id, scene.epoch = claimed.run_id, claimed.epoch
 
-        async def opened() -> MemoryStore:
-            return scene.store
-
-        scene.actor = SandboxActor("box", opened, SECRET, at_once)
+        scene.actor = SandboxActor("box", scene.opened, SECRET, at_once)
         scene.walls = Walls()
         scene.actor._tiers = scene.walls
         return scene
+
+    async def opened(self) -> MemoryStore:
+        return self.store
 
     store: MemoryStore
     actor: SandboxActor
@@ -85,6 +88,7 @@ class Scene:
             issued_at=now,
             expires_at=now + GRANT_TTL_S,
             id=f"grant of {key}",
+            args=args_digest({}),
         )
         return dataclasses.replace(grant, **other)
 
@@ -190,6 +194,52 @@ def test_a_grant_is_used_by_one_order_only() -> None:
     run_async(played())
 
 
+def test_other_arguments_than_those_that_were_judged_are_not_executed() -> None:
+    """Whatever digest the one who orders it has told."""
+
+    async def played() -> None:
+        scene = await Scene.made()
+        order = scene.order(sign(scene.grant(), SECRET))
+        call = dataclasses.replace(order.call, args={"amount": 1_000_000})
+        await refused(scene, dataclasses.replace(order, call=call), "wrong arguments")
+
+    run_async(played())
+
+
+def test_one_order_in_two_sandbox_actors_at_once_is_executed_once() -> None:
+    async def played() -> None:
+        one, other = await Scene.made(), await Scene.made()
+        second = SandboxActor("box 2", one.opened, SECRET, 2)
+        second._tiers = other.walls
+        order = one.order(sign(one.grant(), SECRET))
+        moved = dataclasses.replace(order, receipt=dataclasses.replace(order.receipt, sandbox="box 2"))
+        found = await asyncio.gather(one.actor.execute(order), second.execute(moved), second.execute(order))
+        assert sorted(map(kind, found[:2])) == ["ok", "receipt: started"]
+        assert kind(found[2]).startswith("receipt: "), "it was ordered from another one, and is on record"
+        assert len(one.walls.executed) + len(other.walls.executed) == 1
+
+    run_async(played())
+
+
+def test_an_order_is_not_executed_again_by_the_actor_that_comes_after() -> None:
+    """The actor died in the middle of the call; the new one of its name gets the very same order."""
+
+    async def played() -> None:
+        scene, after = await Scene.made(), await Scene.made()
+        scene.walls.open.clear()
+        order = scene.order(sign(scene.grant(), SECRET))
+        dying = asyncio.ensure_future(scene.actor.execute(order))
+        await scene.walls.began.wait()
+        again = SandboxActor("box", scene.opened, SECRET, 2)
+        again._tiers = after.walls
+        assert kind(await again.execute(order)) == "receipt: started"
+        assert after.walls.executed == []
+        scene.walls.open.set()
+        await dying
+
+    run_async(played())
+
+
 def test_a_grant_is_revoked_before_it_is_used_also_while_it_waits_for_room() -> None:
     async def played() -> None:
         scene = await Scene.made(at_once=1)
@@ -250,6 +300,28 @@ def test_a_call_at_work_is_ended_when_its_grant_is_revoked(monkeypatch: pytest.M
         (receipt,) = await scene.store.receipts(scene.run_id)
         assert receipt.state == "done"
         assert not scene.actor._taken_back
+
+    run_async(played())
+
+
+class Secretly:
+    """Settings, as far as they are asked."""
+
+    def secret(self) -> bytes:
+        return SECRET
+
+
+@pytest.mark.parametrize("named", ["run", "call", "grant"])
+def test_who_revokes_may_have_a_clock_that_is_behind(named: str) -> None:
+    async def played() -> None:
+        scene, settings = await Scene.made(), cast(Settings, Secretly())
+        late = scene.grant(issued_at=time.time() + 30.0, expires_at=time.time() + 60.0)
+        ahead = AuditLog(scene.opened, SECRET, lambda: time.time() + 30.0)
+        told = {"key": "k1", "tool": "pay", "call": "pay()", "policy": "p", "rule": "r", "decision": "allow"}
+        await ahead.append("decision", run=scene.run_id, grant="grant of k1", **told)
+        about = {"run": {"run_id": scene.run_id}, "call": {"run_id": scene.run_id, "key": "k1"}}
+        await revoke(scene.store, settings, **about.get(named, {"grant": "grant of k1"}))
+        await refused(scene, scene.order(sign(late, SECRET)), "revoked")
 
     run_async(played())
 
