@@ -13,6 +13,7 @@ good for its name; `http://127.0.0.1:8080` says that it may go there in the clea
 the private pipe of the one call that it is for.
 """
 
+import base64
 import os
 import re
 import stat
@@ -70,8 +71,12 @@ class Secret:
 
     def injections(self) -> Sequence[Injection]:
         """Raises SecretsUnusable."""
-        line = self.template.replace("{value}", self.value()) if self.hosts else ""
-        return [Injection(self.name, host, self.header, line, tls) for host, tls in self.hosts]
+        if not self.hosts:
+            return []
+        value = self.value()
+        line = self.template.replace("{value}", value)
+        hidden = (value, *_password(line))
+        return [Injection(self.name, host, self.header, line, tls, hidden) for host, tls in self.hosts]
 
 
 class SecretFile:
@@ -147,6 +152,18 @@ def _secret(path: Path, name: str, raw: Any) -> Secret:
     except NotCanonical as error:
         raise wrong(f"has a host that is none: {error}") from None
     return Secret(name, sources[0], places, header, template)
+
+
+def _password(line: str) -> tuple[str, ...]:
+    """What a server makes of an Authorization that is basic: it may show that, and not what it was made of."""
+    scheme, _, packed = line.partition(" ")
+    if scheme.lower() != "basic":
+        return ()
+    try:
+        password = base64.b64decode(packed, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ()
+    return (password,) if len(password) >= SHORTEST else ()
 
 
 def _host(text: str) -> tuple[HostPattern, bool]:

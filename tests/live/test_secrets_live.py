@@ -115,7 +115,7 @@ def test_a_planted_secret_is_found_nowhere(store: str, tier: str, folder: Path, 
             run = await cluster.start(secretive.secretive, {"port": port})
             state = await run.result()
             asked, returned, raised, missed = state.said
-            assert "Authorization: Bearer [secret planted_web]" in asked
+            assert f"Authorization: Bearer {'*' * len(web)}\r\n" in asked, "blotted out by the proxy already"
             assert returned["plain"] == returned["quoted"] == "[secret planted_own]"
             assert returned["[secret planted_own]"] == ["Bearer [secret planted_own]"]
             assert "not accepted: [secret planted_own]" in raised
@@ -127,6 +127,7 @@ def test_a_planted_secret_is_found_nowhere(store: str, tier: str, folder: Path, 
                 ("allow", port, ["planted_web"]),
                 ("deny", 1, []),
             ]
+            assert connected[0]["reason"].endswith("its answer held the secret, which was blotted out")
             assert connected[0]["host"] == connected[0]["address"] == "127.0.0.1"
             counters = await cluster.store.counters()
             assert counters['egress_connections_total{decision="allow"}'] == 1.0

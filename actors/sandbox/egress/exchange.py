@@ -6,30 +6,25 @@ then for nobody to guess, and what a tool sends behind its request is never read
 
 import asyncio
 import contextlib
-import re
 from collections.abc import Sequence
-from typing import Final
 
-from understudy.actors.sandbox.egress.request import CHUNK_LINE_MAX, END, Body, Head, chunk_size
+from understudy.actors.sandbox.egress.answer import send_answer
+from understudy.actors.sandbox.egress.masking import Mask
+from understudy.actors.sandbox.egress.request import CHUNK_LINE_MAX, Body, Head, chunk_size
 from understudy.actors.sandbox.egress.wire import CHUNK_BYTES, Ends, Meter
 from understudy.policies.hosts import PORTS
 
-INTERIM_MAX: Final = 8
-"""Answers of the kind 1xx that are skipped."""
 
+async def exchange(head: Head, onward: bytes, tool: Ends, server: Ends, meter: Meter, mask: Mask | None = None) -> None:
+    """Send a request on, with the head `onward`, and its answer back, with what the mask covers blotted out.
 
-class BadAnswer(Exception):
-    """The server's answer cannot be passed on. Says why."""
-
-
-async def exchange(head: Head, onward: bytes, tool: Ends, server: Ends, meter: Meter) -> None:
-    """Send a request on, with the head `onward`, and its answer back. Raises BadRequest where its body is none,
-    BadAnswer, Cut, OSError, TimeoutError."""
+    Raises BadRequest where its body is none, BadAnswer, Cut, OSError, TimeoutError.
+    """
     server.writer.write(onward)
     if head.continues and head.body != 0:
         tool.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     sending = asyncio.ensure_future(_send_body(head.body, tool.reader, server.writer, meter))
-    answering = asyncio.ensure_future(_send_answer(server.reader, tool.writer, meter))
+    answering = asyncio.ensure_future(send_answer(server.reader, tool.writer, meter, mask, head.method != "HEAD"))
     try:
         await asyncio.wait((sending, answering), return_when=asyncio.FIRST_COMPLETED)
         if sending.done():
@@ -94,50 +89,3 @@ async def _pass_on(count: int, reader: asyncio.StreamReader, writer: asyncio.Str
         meter.sent(len(data))
         writer.write(data)
         await writer.drain()
-
-
-# --- the answer ----------------------------------------------------------------------------------------------------
-
-_STATUS: Final = re.compile(r"HTTP/1\.[01] ([1-5][0-9][0-9])(?: [\t -~\x80-\xff]*)?")
-_FIELD: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t ]*([\t -~\x80-\xff]*)")
-_BETWEEN: Final = frozenset(("connection", "keep-alive", "upgrade", "proxy-connection", "proxy-authenticate"))
-
-
-async def _send_answer(server: asyncio.StreamReader, tool: asyncio.StreamWriter, meter: Meter) -> None:
-    for _ in range(INTERIM_MAX):
-        try:
-            status, head = _answer_head(await server.readuntil(END))
-        except asyncio.LimitOverrunError:
-            raise BadAnswer("the head of its answer is too long") from None
-        except asyncio.IncompleteReadError as error:
-            raise BadAnswer("it ended before it had answered" if not error.partial else "its answer is cut") from None
-        meter.alive()
-        if status == 101:
-            raise BadAnswer("it switches protocols; use CONNECT for that")
-        if status >= 200:
-            break
-    else:
-        raise BadAnswer(f"it said more than {INTERIM_MAX} times that it goes on")
-    meter.answered = True
-    tool.write(head)
-    while data := await server.read(CHUNK_BYTES):
-        meter.received(len(data))
-        tool.write(data)
-        await tool.drain()
-    await tool.drain()
-
-
-def _answer_head(data: bytes) -> tuple[int, bytes]:
-    """Its status, and the head as the tool gets it. Raises BadAnswer."""
-    first, *lines = data[: -len(END)].decode("latin-1").split("\r\n")
-    found = _STATUS.fullmatch(first)
-    if found is None:
-        raise BadAnswer("it does not speak HTTP/1.1")
-    kept = [first]
-    for line in lines:
-        field = _FIELD.fullmatch(line)
-        if field is None:
-            raise BadAnswer("its answer holds a line that is no header field")
-        if field[1].lower() not in _BETWEEN:
-            kept.append(line)
-    return int(found[1]), "\r\n".join([*kept, "Connection: close", "", ""]).encode("latin-1")

@@ -21,6 +21,8 @@ class Injection:
     """The whole value of the header."""
     tls: bool = True
     """Sent encrypted, to a server whose certificate is good for the host's name; whatever scheme the tool wrote."""
+    hidden: tuple[str, ...] = field(default=(), repr=False)
+    """What no answer may show; empty: the value of the header."""
 
 
 def for_target(injections: Sequence[Injection], target: Target) -> list[Injection]:

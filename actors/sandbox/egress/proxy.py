@@ -5,10 +5,12 @@ request is read (`request`), judged (`decision`), its host resolved once, the ad
 them connected to; a name is never handed to anything that would resolve it again. An address, not a name, is what is
 connected to, so a name that leads elsewhere a moment later changes nothing.
 
-Two ways: `CONNECT host:port`, a tunnel, in which TLS is the tool's own; and `GET http://host:port/path`, where the
-proxy writes the request anew, and puts in the secrets that go to this host. A host that gets a secret is spoken to
-over TLS by the proxy itself, though the tool says http to the proxy: `http://api.example.org:443/`. So is any host
-on port 443, or with https:// in the request. A redirect is the tool's to follow: it comes back as a request of its own.
+Two ways: `CONNECT host:port`, a tunnel, in which TLS is the tool's own, and what it asks there (of another virtual host
+at the same place, too) is not looked at; and `GET http://host:port/path`, where the proxy writes the request anew, and
+puts in the secrets that go to this host. A host that gets a secret is spoken to over TLS by the proxy itself, though
+the tool says http to the proxy: `http://api.example.org:443/`. So is any host on port 443, or with https:// in the
+request. An answer is looked through for the secrets that were put into its request (`masking`). A redirect is the
+tool's to follow: it comes back as a request of its own.
 
 Everything ends with `close`. It may serve a sandbox that lives for a moment or for days.
 """
@@ -22,10 +24,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from understudy.actors.sandbox.egress.addresses import is_listed, usable
+from understudy.actors.sandbox.egress.answer import BadAnswer
 from understudy.actors.sandbox.egress.decision import Denied, decide, patterns
-from understudy.actors.sandbox.egress.exchange import BadAnswer, exchange, onward_head
+from understudy.actors.sandbox.egress.exchange import exchange, onward_head
 from understudy.actors.sandbox.egress.injection import Injection, for_target, with_injections
 from understudy.actors.sandbox.egress.log import Connection, ConnectionLog, ignore
+from understudy.actors.sandbox.egress.masking import Mask, asked_plainly
 from understudy.actors.sandbox.egress.request import END, HEAD_BYTES_MAX, BadRequest, Head, read_head
 from understudy.actors.sandbox.egress.resolve import Resolve, is_own, resolve
 from understudy.actors.sandbox.egress.wire import CHUNK_BYTES, Allowance, Cut, Ends, Meter, tunnel
@@ -163,6 +167,8 @@ class Proxy:
         if isinstance(decision, Denied):
             raise Refused(decision.reason)
         injections = [] if head.tunnel else for_target(self._injections, target)
+        if injections and head.method == "TRACE":
+            raise Refused("TRACE is answered with what was asked, and this host is asked with a secret")
         addresses = await self._addresses(target)
         attempt.allowed(decision.by, [each.secret for each in injections])
         tls = not head.tunnel and (
@@ -178,7 +184,11 @@ class Proxy:
                 await tunnel(tool, server, attempt.meter)
             else:
                 fields = with_injections(head.fields, injections)
-                await exchange(head, onward_head(head, fields, tls), tool, server, attempt.meter)
+                mask = Mask.over(injections) if injections else None
+                fields = asked_plainly(fields) if mask else fields
+                await exchange(head, onward_head(head, fields, tls), tool, server, attempt.meter, mask)
+                if mask and mask.found:
+                    attempt.ended("its answer held the secret, which was blotted out")
         finally:
             server.writer.transport.abort() if attempt.meter.allowance.spent else server.writer.close()
 
