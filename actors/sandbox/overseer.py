@@ -67,9 +67,12 @@ def close(*fds: int) -> None:
 
 
 class Overseer:
-    """Of one call. `end` is called when an end was decided here; `finish` has to be called once all in it are dead."""
+    """Of one call. `end` is called when an end was decided here, `answered` (if given, in its place) when the call has
+    answered; `finish` has to be called once all in it are dead."""
 
-    def __init__(self, near: NearEnds, limits: Limits, end: Callable[[], None]) -> None:
+    def __init__(
+        self, near: NearEnds, limits: Limits, end: Callable[[], None], answered: Callable[[], None] | None = None
+    ) -> None:
         self.cause: OutcomeKind | None = None
         """Why the call was ended from here; None while it was not."""
         self.sentence = ""
@@ -77,6 +80,7 @@ class Overseer:
         self.cpu_s = 0.0
         self._limits = limits
         self._end = end
+        self._let_go = answered or end
         self._loop = asyncio.get_running_loop()
         self._request_fd = near.request
         self._unsent = memoryview(b"")
@@ -150,7 +154,7 @@ class Overseer:
     def _answered(self) -> None:
         """The call is over when it has answered; what is left of it need not end by itself, and might not."""
         if self.cause is None and not self._finished and len(self.reply.data) > len(STARTED):
-            self._end()
+            self._let_go()
 
     def _full(self, did: str, cap: int) -> None:
         self.stop("output_too_large", f"the tool {did} {cap} bytes (output_bytes)")

@@ -18,6 +18,8 @@ ADDRESS_SPACE_HEADROOM = 512 * 1024 * 1024
 """Over the memory limit. Address space is not memory (thread stacks, arenas, numpy's buffers are reserved, not used);
 this bounds what one process can grab between two looks of the watchdog."""
 LONGEST_MESSAGE = 2000
+CHUNK_BYTES = 1 << 16
+"""What a pipe holds."""
 
 _JSON_TYPES: tuple[Any, ...] = (str, int, float, bool, list, dict, None, type(None), Any)
 _JSON_NAMES = frozenset({"str", "int", "float", "bool", "list", "dict", "None", "Any", "dict[str, Any]", "list[Any]"})
@@ -47,14 +49,9 @@ def serve(reply: int) -> None:
     null = os.open("/dev/null", os.O_RDONLY)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-    request = json.loads(_read_all(0))
+    request = take_up(_read_all(0))
     os.dup2(null, 0)
     os.close(null)
-    bound(request["limits"])
-    sys.path[:] = request["import_paths"]
-    sys.executable = request["python"]
-    os.environ["UNDERSTUDY_EFFECT_KEY"] = request["key"]
-    os.environ.update(request["environment"])
     if request["secrets"]:
         from understudy.actors.secret import entrust
 
@@ -65,6 +62,17 @@ def serve(reply: int) -> None:
     _write_all(reply, answer)
     os.close(reply)  # the end is quicker seen here than by the process's death
     os._exit(0)  # the call is over when the function has returned: no exit hooks, no waiting for threads
+
+
+def take_up(text: bytes) -> dict[str, Any]:
+    """The request, with this process bounded and set up as it says."""
+    request: dict[str, Any] = json.loads(text)
+    bound(request["limits"])
+    sys.path[:] = request["import_paths"]
+    sys.executable = request["python"]
+    os.environ["UNDERSTUDY_EFFECT_KEY"] = request["key"]
+    os.environ.update(request["environment"])
+    return request
 
 
 def bound(limits: dict[str, Any]) -> None:
@@ -214,7 +222,7 @@ def _flush() -> None:
 
 def _read_all(fd: int) -> bytes:
     chunks = []
-    while chunk := os.read(fd, 1 << 20):
+    while chunk := os.read(fd, CHUNK_BYTES):
         chunks.append(chunk)
     return b"".join(chunks)
 

@@ -1,12 +1,17 @@
 """A sandbox that a zygote has made before there was a call for it, as the host sees it. Used once, and thrown away.
 
+When a call has answered, its first process kills all others in it, and says so: none of them executes another
+instruction. What is left is memory and mounts that the kernel takes down, for a millisecond; `buried` waits for that.
+
 It is believed only after a look from outside, while nothing but our own code runs in it: its first process is the first
 of a pid namespace, nobody's on the host, without a capability, and under a filter.
 """
 
 import asyncio
 import os
+import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from understudy.actors.sandbox import watch
@@ -14,9 +19,14 @@ from understudy.actors.sandbox.backend import IsolationUnavailable
 from understudy.actors.sandbox.egress.listener import PORT, distrusted
 from understudy.actors.sandbox.insist import insist, readable, send_kill
 from understudy.actors.sandbox.overseer import CallRequest, NearEnds, Overseer, close, files_most, pipes
+from understudy.actors.sandbox.zygote_inside import HALTED
 from understudy.policies.profile import Limits
 
 _KILLED = 128 + 9
+HALT_WITHIN_S = 0.02
+"""A first process that has not halted the others by then is killed, and they with it."""
+BURIED_AFTER_S = 0.003
+"""To take a process down keeps a core busy: until then, the outcome is told to whoever waits for it."""
 
 
 class Spare:
@@ -28,6 +38,10 @@ class Spare:
         self._first = -1  # pidfd
         self._pid = 0
         self._dead: asyncio.Future[None] | None = None
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._told = b""
+        self._is_halted = False
+        self._overdue: asyncio.TimerHandle | None = None
         self.overseer: Overseer | None = None
         self.listener: socket.socket | None = None
         """Made in its network, where it was made to such terms. Whoever takes it sets None here, and closes it."""
@@ -45,38 +59,63 @@ class Spare:
     def begin(self, request: CallRequest, limits: Limits) -> Overseer:
         """Start the call. Only when `ready`."""
         assert self._near is not None
-        self.overseer = Overseer(self._near, limits, lambda: send_kill(self._first))
+        self.overseer = Overseer(self._near, limits, self._kill, self._halt)
         self._near = None
         self.overseer.begin(request, lambda: watch.sample(self._pid, limits.memory_bytes))
         return self.overseer
 
     async def over(self) -> None:
-        """Returns when its first process is dead, and with it all others in it."""
-        assert self._dead is not None
-        await asyncio.shield(self._dead)
+        """Returns when nothing in it executes any more."""
+        await asyncio.shield(self._over)
 
     async def end(self) -> int:
-        """The runner's exit status (128 and the signal's number), once nothing of it is left; even when cancelled."""
+        """The runner's exit status (128 and the signal's number), once nothing in it executes any more; even when
+        cancelled. `buried` has to be awaited after it."""
         interrupted = await _settled(self._ready)
-        if self._dead is not None:
-            send_kill(self._first)
+        if self._dead is not None and not self._is_halted:
+            self._kill()
             interrupted |= await insist(self._dead)
-        status = self._told()
+        status = self._status_told()
+        if self._overdue is not None:
+            self._overdue.cancel()
         if self.overseer is not None:
             self.overseer.finish()
         if self._near is not None:
             close(self._near.request, self._near.printed, self._near.reply)
             self._near = None
+        asyncio.get_running_loop().remove_reader(self._status.fileno())
         self._status.close()
         if self.listener is not None:
             self.listener.close()
             self.listener = None
+        if interrupted:
+            raise asyncio.CancelledError
+        return status
+
+    async def buried(self) -> None:
+        """Returns when nothing of it is left at all; even when cancelled. After `end`."""
+        interrupted = False
+        if self._is_halted:
+            try:
+                await asyncio.sleep(BURIED_AFTER_S)
+            except asyncio.CancelledError:
+                interrupted = True
+        if self._dead is not None:
+            self._kill()
+            interrupted |= await insist(self._dead)
         if self._first >= 0:
             os.close(self._first)
             self._first = -1
         if interrupted:
             raise asyncio.CancelledError
-        return status
+
+    def _kill(self) -> None:
+        send_kill(self._first)
+
+    def _halt(self) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._first, signal.SIGTERM)
+        self._overdue = asyncio.get_running_loop().call_later(HALT_WITHIN_S, self._kill)
 
     async def _meet(self) -> None:
         await readable(self._status.fileno())
@@ -89,6 +128,8 @@ class Spare:
             raise IsolationUnavailable(f"a spare did not come up: {self._last_words()}", "see the words above")
         self._first = fds[0]
         self._dead = readable(self._first)
+        self._dead.add_done_callback(lambda _: self._end_wait())
+        asyncio.get_running_loop().add_reader(self._status.fileno(), self._hear)
         self._pid = _pid_of(self._first)
         wrong = _distrust(watch.status(self._pid))
         if len(fds) == 2:
@@ -106,13 +147,24 @@ class Spare:
             words = ""
         return words.splitlines()[-1][:300] if words else "it said nothing"
 
-    def _told(self) -> int:
-        """What its first process said of the runner's end; killed, if it could not say it any more."""
-        try:
-            self._status.setblocking(False)
-            return int(self._status.recv(64) or _KILLED)
-        except (OSError, ValueError):
-            return _KILLED
+    def _hear(self) -> None:
+        """Its first process says how the runner has ended, or that it has halted all."""
+        asyncio.get_running_loop().remove_reader(self._status.fileno())
+        with suppress(OSError):
+            self._told = self._status.recv(64, socket.MSG_DONTWAIT)
+        if self._told == HALTED:
+            self._is_halted = True
+            self._end_wait()
+
+    def _end_wait(self) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
+
+    def _status_told(self) -> int:
+        """Killed, if its first process could not say it any more."""
+        if not self._told and self._first >= 0:
+            self._hear()
+        return int(self._told) if self._told.isdigit() else _KILLED
 
 
 def order(zygote: socket.socket, message: bytes) -> Spare:

@@ -46,12 +46,21 @@ class ZygoteBackend:
         """Spares that wait for a call."""
         return self._zygote.waiting if self._zygote is not None else 0
 
+    @property
+    def leaving(self) -> int:
+        """Spares in which nothing executes any more, and that the kernel has not taken down yet."""
+        return self._zygote.leaving if self._zygote is not None else 0
+
     def fits(self, profile: Profile) -> bool:
         """Files of the host cannot be brought into a spare."""
         return not profile.read and not profile.write
 
     async def execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None = None) -> Outcome:
-        """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made."""
+        """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made.
+
+        When it returns or raises, nothing that the call has started executes any more; a millisecond later, nothing of
+        it is there any more (`leaving`).
+        """
         began = time.perf_counter()
         proxy = proxy_of(call, profile, way_out)
         message = json.dumps(terms(profile.limits, proxy is not None)).encode()

@@ -24,6 +24,8 @@ PRELOAD = ("cloudpickle", "pydantic", "asyncio", "typing", "traceback", "underst
 """What tools import most. It costs each zygote some memory, and no call anything."""
 START_S = 20.0
 """Seconds that a zygote or a spare may take until it says that it is ready."""
+LEAVING_MOST = 8
+"""Spares whose calls are over, and whose memory the kernel takes down; with more of them, a call waits (law 8)."""
 _WORDS_BYTES = 8192
 
 
@@ -49,6 +51,11 @@ class Zygote:
         """Spares that are ready, and wait for a call."""
         return sum(1 for _, spare in self._waiting if spare.is_ready)
 
+    @property
+    def leaving(self) -> int:
+        """Spares in which nothing executes any more, and that are not gone yet."""
+        return len(self._tasks)
+
     def is_open(self) -> bool:
         """Whether it takes calls."""
         return not self._retired and not self.dead.done()
@@ -69,12 +76,13 @@ class Zygote:
             self._waiting.append((message, self._make(message)))
 
     async def end(self, spare: Spare) -> int:
-        """The exit status, once nothing of the spare is left; even when cancelled."""
+        """The exit status, once nothing in it executes any more; even when cancelled."""
         try:
             return await spare.end()
         finally:
-            self._open -= 1
-            self._close_if_done()
+            self._spawn(self._bury_spare(spare))
+            if self.leaving > LEAVING_MOST:
+                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
     def retire(self) -> None:
         """No more calls; it ends with the last of its own."""
@@ -119,6 +127,11 @@ class Zygote:
             self._bury()
         elif self._retired:
             self.kill()  # and `dead` buries it
+
+    async def _bury_spare(self, spare: Spare) -> None:
+        await spare.buried()
+        self._open -= 1
+        self._close_if_done()
 
     def _bury(self) -> None:
         if self._pidfd >= 0:

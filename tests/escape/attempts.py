@@ -616,3 +616,25 @@ def b19_closed_folder() -> str:
     os.mkdir("never", 0)
     os.chmod("closed", 0)
     return DONE
+
+
+def b20_halt_the_first() -> None:
+    print("before", flush=True)
+    os.kill(1, signal.SIGTERM)
+    while True:
+        pass
+
+
+def b21_answer_and_work_on(token: str) -> str:
+    """Its child is busy, and knows itself by the token, when the answer is given."""
+    line = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        "import signal\nsignal.signal(15, signal.SIG_IGN)\nprint(flush=True)\nwhile True: pass",
+    ]
+    child = subprocess.Popen([*line, token], stdout=subprocess.PIPE, start_new_session=True)
+    assert child.stdout is not None
+    child.stdout.readline()
+    return "answered"

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 from escape import attempts, tools
-from escape.places import by_value
+from escape.places import by_value, processes_with
 
 from support.processes import is_alive
 from support.waiting import run_async
@@ -66,6 +66,38 @@ def test_calls_of_other_terms_get_a_spare_of_their_own() -> None:
             await backend.close()
 
     assert [outcome.value for outcome in run_async(scenario())] == [8 << 20, 16 << 20, 8 << 20, 16 << 20]
+
+
+def test_a_tool_that_speaks_to_the_first_process_as_the_host_does_ends_itself() -> None:
+    async def scenario() -> tuple[Outcome, Outcome]:
+        backend = ZygoteBackend(spares=1)
+        try:
+            halting = ToolCall("k", "t", by_value(attempts.b20_halt_the_first), {})
+            return await backend.execute(halting, Profile()), await backend.execute(call(), Profile())
+        finally:
+            await backend.close()
+
+    halted, after = run_async(scenario())
+    assert (halted.kind, halted.printed) == ("killed", "before\n")
+    assert after.value == 2
+
+
+def test_what_has_answered_is_gone_soon(token: str) -> None:
+    """A child that ignores what it can, and works on; the call does not wait until the kernel has cleaned up."""
+
+    async def scenario() -> None:
+        backend, at_first = ZygoteBackend(spares=1), set(watch.tree(os.getpid()))
+        try:
+            staying = ToolCall("k", "t", by_value(attempts.b21_answer_and_work_on), {"token": token})
+            outcome = await backend.execute(staying, Profile())
+            assert (outcome.kind, outcome.value) == ("ok", "answered")
+            await until(lambda: not backend.leaving)
+            assert processes_with(token) == []
+        finally:
+            await backend.close()
+        assert set(watch.tree(os.getpid())) <= at_first
+
+    run_async(scenario())
 
 
 def test_a_stopped_zygote_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
