@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -69,6 +69,7 @@ class Context:
         self._clock = clock
         self._known = interrupts
         self._residence = residence
+        self._loop = asyncio.get_running_loop()
         self._places: Counter[str] = Counter()
         self._work: set[asyncio.Task[Any]] = set()
         self.asked: dict[str, Interrupt] = {}
@@ -78,6 +79,7 @@ class Context:
         """Messages that this attempt has received, by n."""
         self.over = False
         """Nobody wants what the node does any more: a cancellation from now on is the run's."""
+        self._ended: Literal["", "returned", "raised"] = ""
         self.lost: Fenced | StoreUnavailable | None = None
         """What made a call impossible that is no fault of the tool: the run's residence ends with it, even if the node
         catches it, as an agent does that tells its model of every error."""
@@ -254,7 +256,7 @@ class Context:
         started = self.start(graph, input, key=key, labels=labels)
 
         async def ran() -> Any:
-            return await (await started).result()
+            return await self._result_of((await started)._born)  # begun already, also if the node has returned by then
 
         return self._begin(ran())
 
@@ -264,16 +266,14 @@ class Context:
         If the task has to run again, what it streamed is marked as withdrawn, and it streams anew.
         Raises CallerError: the chunk is not JSON, or larger than 64 KiB, or the store does not keep up.
         """
-        if not self.over:
+        if not self._unwanted:
+            self._check()
             self._residence.stream.put(self._place.task, chunk_text(chunk, self.node))
 
     # --- inside ---
 
     async def _receive(self, deadline: timedelta | None, index: int) -> Any:
-        if not isinstance(deadline, timedelta | None):
-            raise CallerError(
-                f"the deadline of ctx.receive is a timedelta, not {deadline!r:.80}; write e.g. timedelta(seconds=3)"
-            )
+        check_duration(deadline, "the deadline of ctx.receive")
         place, ledger = self._place, self._caller.ledger
         known = self._known.get(mailbox.interrupt_id(mailbox.key_of(place, index, place.task.attempt)))
         seconds = None if deadline is None else deadline.total_seconds()
@@ -313,13 +313,39 @@ class Context:
         return index
 
     def _begin(self, work: Coroutine[Any, Any, R]) -> "asyncio.Task[R]":
-        if self.over:  # a thread that nobody could stop, e.g. past the node's timeout
+        try:
+            if self._unwanted:
+                raise asyncio.CancelledError("nobody wants what this attempt does any more")
+            self._check()
+        except BaseException:
             work.close()
-            raise asyncio.CancelledError("nobody wants what this attempt does any more")
+            raise
         task = asyncio.ensure_future(work)
         self._work.add(task)
         task.add_done_callback(_mark_seen)
         return task
+
+    @property
+    def _unwanted(self) -> bool:
+        """In a thread that nobody could stop, past the node's timeout; in a task beside one that raised."""
+        return self.over or self._ended == "raised"
+
+    def _check(self) -> None:
+        """Raises CallerError. What a node leaves to others would be part of no step: called in one life of the run, and
+        not in the next."""
+        if self._ended:
+            raise CallerError(
+                f"ctx of node {self.node!r} is used after the node has returned; await in it what it begins"
+            )
+        try:
+            here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            here = False
+        if not here:
+            raise CallerError(
+                f"ctx of node {self.node!r} is used in another thread; write the node as `def` instead of `async def`: "
+                f"its ctx can be used in threads, and its calls return their results"
+            )
 
     async def _asked(self, work: Callable[..., Awaitable[R]], *how: Any) -> R:
         """The question is made here: one that was never begun would be complained about."""
@@ -364,8 +390,10 @@ class Context:
     def _ask(self, interrupt: Interrupt) -> None:
         self.asked[interrupt.interrupt_id] = interrupt
 
-    async def settle(self) -> None:
-        """Wait until everything that the node began has ended: receipts and questions of all of it are known then."""
+    async def settle(self, *, returned: bool) -> None:
+        """The node has ended: it begins nothing any more. Wait until everything that it began has ended: receipts and
+        questions of all of it are known then."""
+        self._ended = "returned" if returned else "raised"
         pending = [task for task in self._work if not task.done()]
         if pending:
             await asyncio.wait(pending)

@@ -55,6 +55,7 @@ from understudy.actors.ship import refer_to
 from understudy.actors.step import Task, result_of
 from understudy.actors.store import Store
 from understudy.actors.streaming import Stream
+from understudy.actors.threads import in_a_thread
 from understudy.actors.values import compact
 from understudy.actors.workspace import TaskFiles
 
@@ -318,7 +319,7 @@ class Driver:
                 failure = TimeoutError(f"the node took longer than its {node.timeout_s:g} s")
                 context.stop()
                 self.dirty = self.dirty or not node.is_async  # its thread goes on
-        await context.settle()
+        await context.settle(returned=failure is None)
         waits = any(not interrupt.settled for interrupt in context.asked.values())
         if context.lost is not None:
             raise context.lost
@@ -353,7 +354,7 @@ class Driver:
         blocking = {node.context_name: BlockingContext(context, loop)} if node.context_name else {}
         # A thread cannot be stopped: count those at work, so that a cancelled one is not forgotten.
         self._threads += 1
-        future = loop.run_in_executor(None, functools.partial(node.fn, *args, **blocking))
+        future = in_a_thread(None, functools.partial(node.fn, *args, **blocking))
         future.add_done_callback(self._thread_ended)
         return await asyncio.shield(future)
 

@@ -6,6 +6,7 @@ There is no isolation here: a tool sees all that this process sees, and no limit
 """
 
 import asyncio
+import functools
 import inspect
 import json
 import os
@@ -30,6 +31,7 @@ from understudy.actors.sandbox.runner import LONGEST_MESSAGE, to_json, validated
 from understudy.actors.secret import entrusted_inline
 from understudy.actors.secret_traces import Traces
 from understudy.actors.store import Store
+from understudy.actors.threads import in_a_thread
 from understudy.actors.tool import Tool
 from understudy.actors.verdicts import verdict
 from understudy.policies.history import ANYTHING, History
@@ -200,9 +202,7 @@ class InlineSandboxes:
         self.calls.append((tool.name, order.call.args))
         try:
             if self._thread is not None:
-                value, files = await asyncio.get_running_loop().run_in_executor(
-                    self._thread, self._in_thread, fn, order
-                )
+                value, files = await in_a_thread(self._thread, functools.partial(self._in_thread, fn, order))
             else:
                 with _effect_key(order.call.key), entrusted_inline(self._secrets), _workspace(order) as look:
                     value = fn(**validated(fn, order.call.args))

@@ -17,6 +17,9 @@ from pydantic import TypeAdapter
 from understudy.actors.errors import CallerError
 from understudy.actors.records import Interrupt
 
+LONGEST = timedelta(days=100 * 365)
+"""A wait that ends beyond the year 9999 could be told to nobody: no date is written for it."""
+
 
 @dataclass(frozen=True)
 class Continue:
@@ -98,8 +101,11 @@ def _check(node: str, asked: Question) -> None:
 
 
 def check_duration(duration: Any, what: str) -> None:
+    """Raises CallerError."""
     if not isinstance(duration, timedelta | None):
         raise CallerError(f"{what} is a timedelta, not {duration!r:.80}; write e.g. timedelta(seconds=3)")
+    if duration is not None and duration > LONGEST:
+        raise CallerError(f"{what} is {duration!r}, which is past any calendar; {LONGEST.days} days are the most")
 
 
 def stored(adapter: TypeAdapter[Any] | None, value: Any) -> Any:

@@ -31,6 +31,7 @@ from understudy.actors.ledger import Ledger, Place, Wish
 from understudy.actors.outcome import Outcome
 from understudy.actors.reconciled import Done, Reconciled, Unsure, read_reconciled
 from understudy.actors.records import Event, Receipt
+from understudy.actors.threads import in_a_thread
 
 RESULT_BYTES_MAX = 8 * 1024 * 1024
 ERROR_CHARS_MAX = 4000
@@ -240,7 +241,7 @@ async def _called(caller: Caller, fn: Callable[..., Any], key: str) -> Any:
     if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
         return await fn(*args)
     try:
-        value = await asyncio.get_running_loop().run_in_executor(_THREADS, lambda: fn(*args))
+        value = await in_a_thread(_THREADS, lambda: fn(*args))
     except asyncio.CancelledError:
         caller.left_behind = True
         raise

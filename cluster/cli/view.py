@@ -30,12 +30,17 @@ class Typed(Protocol):
     def __call__(self, *words: str) -> str: ...
 
 
+LAST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
+"""No date is written for what is later."""
+
 # --- documents -----------------------------------------------------------------------------------------------------
 
 
 def iso(at: float) -> str | None:
     """None for the zero that stands for never."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if at else None
+    if not at:
+        return None
+    return datetime.fromtimestamp(min(at, LAST), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def run_document(record: RunRecord, questions: Sequence[Interrupt], typed: Typed) -> dict[str, Any]:
@@ -120,7 +125,7 @@ def clock(at: float) -> str:
 
 def moment(at: float) -> str:
     """Local date and time."""
-    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(min(at, LAST)).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def span(seconds: float) -> str:

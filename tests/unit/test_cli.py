@@ -24,7 +24,7 @@ from understudy.actors.records import STATUSES
 from understudy.actors.store import Store
 from understudy.cluster.cli import demo, files, forking, machine, policy, reading, running  # noqa: F401 (they register commands)
 from understudy.cluster.cli.command import Here, app
-from understudy.cluster.cli.view import clock, event_line, moment, short, span
+from understudy.cluster.cli.view import clock, event_line, iso, moment, short, span
 from understudy.cluster.client import Run
 from understudy.cluster.settings import read_settings
 from understudy.cluster.stores import open_store
@@ -591,6 +591,12 @@ def test_doctor_tries_what_it_tells(cli: Cli, tmp_path: Path, monkeypatch: pytes
 )
 def test_a_span_has_the_unit_that_fits(seconds: float, text: str) -> None:
     assert span(seconds) == text
+
+
+def test_a_time_beyond_all_dates_is_told_all_the_same() -> None:
+    assert iso(1e15) == "9999-01-01T00:00:00.000Z"
+    assert moment(1e15).startswith(("9999-01", "9998-12"))
+    assert iso(0.0) is None
 
 
 def test_short_is_one_line() -> None:

@@ -144,6 +144,7 @@ def test_what_no_schema_can_say_is_asked_again_with_what_is_wrong():
         ({"payload": object()}, "the payload is not JSON"),
         ({"schema": object()}, "schema is a pydantic model or a type"),
         ({"deadline": 3}, "the deadline of ctx.interrupt is a timedelta, not 3"),
+        ({"deadline": timedelta.max}, "past any calendar; 36500 days are the most"),
         ({"on_timeout": Continue(1)}, "without a deadline would never come"),
         ({"on_timeout": "deny", "deadline": HOUR}, "on_timeout is Continue(value), Escalate(payload, ...) or None"),
         ({"on_timeout": Continue("no"), "deadline": HOUR, "schema": Verdict}, "Continue('no') is no answer to it"),
