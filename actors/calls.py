@@ -9,15 +9,16 @@ Laws kept here:
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar
 
 from understudy.actors.approvals import Submission, submission
-from understudy.actors.effects import call_text, read_outcome
+from understudy.actors.effects import call_text, read_outcome, write_outcome
 from understudy.actors.errors import CallerError, tellable
+from understudy.actors.events import counters_of
 from understudy.actors.files import text_of
-from understudy.actors.ledger import Ledger, Until, Wish, decision_data
+from understudy.actors.ledger import LOST, Ledger, Until, Wish, decision_data
 from understudy.actors.ledger import Place as Place
 from understudy.actors.outcome import Outcome, ToolCall, ToolCode
 from understudy.actors.reconciled import Reconciled, Unsure, read_reconciled
@@ -109,6 +110,9 @@ class SandboxPort(Protocol):
 
 
 T = TypeVar("T")
+LOST_MOST = 3
+"""So often a residence makes an idempotent call whose end the tool does not know: the server that it asks may die of
+this very call. Then that is its outcome."""
 
 
 class SandboxDied(Exception):
@@ -168,6 +172,7 @@ class Caller:
             return replace(blank, attempt=attempt, digest=told.digest, said=call_text(tool.name, told.args))
 
         wish, receipt = await self.ledger.find(place, wish_in)
+        lost = 0
         while True:
             if receipt is not None:
                 outcome = await self._on_record(wish, tool, receipt, submitted(wish.attempt).args)
@@ -184,9 +189,19 @@ class Caller:
             if isinstance(granted, Outcome):
                 return granted
             found = await self._execute(wish, tool, told.args, granted)
-            if isinstance(found, Outcome):
+            if isinstance(found, Outcome) and found.kind != "unknown":
                 return found
-            receipt = found  # somebody else began it meanwhile: attend it
+            if isinstance(found, Outcome):
+                lost += 1
+                if tool.idempotent and lost == LOST_MOST:
+                    return await self.ledger.settle(wish, found, [])
+                found = await self._receipt(wish)
+            receipt = found  # the tool does not know how it ended; or somebody else began it meanwhile: attend it
+
+    async def _receipt(self, wish: Wish) -> Receipt:
+        found = await self.store.receipt(wish.place.run.run_id, wish.key, wish.place.checkpoint_id)
+        assert found is not None, f"the sandbox has put {wish.key} on record"
+        return found
 
     async def _or_abort(self, receipt: Receipt, call: Awaitable[T]) -> T:
         """Wait for a call; end it if the run or its node does not want it any more (law 5: only then)."""
@@ -207,9 +222,9 @@ class Caller:
             raise await self.ledger.mismatch(wish, receipt)
         if receipt.state == "started":
             outcome = await self._or_abort(receipt, self.sandboxes.attend(receipt))
-            if outcome is not None:
+            if outcome is not None and outcome.kind != "unknown":
                 return outcome
-            gone = Event("tool_finished", self.clock(), _end(receipt, "unknown", 0.0, "its sandbox died"))
+            gone = Event("tool_finished", self.clock(), _end(receipt, "unknown", 0.0, LOST))
             receipt = await self.ledger.lost(receipt, wish.place.run, gone)
         if receipt.state == "done":
             return read_outcome(receipt.outcome)
@@ -361,6 +376,17 @@ def _end(receipt: Receipt, outcome: str, seconds: float, error: str) -> dict[str
 
 def _told(tool: str, key: str, outcome: str, seconds: float, error: str) -> dict[str, Any]:
     return {"tool": tool, "key": key, "outcome": outcome, "seconds": seconds, "error": error}
+
+
+async def finish(store: Store, order: Order, outcome: Outcome, events: Sequence[Event], now: float) -> None:
+    """Write the receipt of a call that is over. One whose end the tool itself does not know is not over: it is as if
+    its sandbox had died. Raises StoreUnavailable."""
+    receipt, counters = order.receipt, counters_of(order.graph, events)
+    place = (receipt.run_id, receipt.key, receipt.checkpoint_id, receipt.token)
+    if outcome.kind == "unknown":
+        await store.forget(*place, events, counters)
+    else:
+        await store.finish(*place, write_outcome(outcome), events, counters, now)
 
 
 def finished_event(receipt: Receipt, outcome: Outcome, at: float) -> Event:

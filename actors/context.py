@@ -8,7 +8,7 @@ and answers of its earlier attempt. They are plain functions that return an awai
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -357,21 +357,14 @@ class Context:
         return await self._recorded(self._call_pinned(tool, args, index))
 
     async def _call_pinned(self, tool: Any, args: dict[str, Any], index: int) -> Outcome:
-        """A tool of an MCP server: as it is pinned; and where it turned out to be another, that is put on record."""
-        store = self._caller.store
-        outcome = await self._caller.call(self._place, await tool.resolve(store, self._ask_server), args, index)
-        if outcome.error_type == "ToolChanged":
-            now = await tool.resolve(store, self._ask_server, look=True)
-            outcome = replace(outcome, error=f"{outcome.error}. {now.refused}".rstrip(". "))
-        return outcome
+        from understudy.actors.mcp.look import Look
 
-    async def _ask_server(self, listing: "Tool[..., Any]") -> Outcome:
-        return await self._caller.call(self._place, listing, {}, self._next("call:" + listing.name))
+        return await Look(self._caller, self._place, self._next).call(tool, args, index)
 
     async def _tools(self, server: "McpServer") -> list[dict[str, Any]]:
-        from understudy.actors.mcp.server import accepted_tools
+        from understudy.actors.mcp.look import Look
 
-        return await self._recorded(accepted_tools(self._caller.store, server, self._ask_server))
+        return await self._recorded(Look(self._caller, self._place, self._next).tools(server))
 
     async def _effect(self, asked: OwnEffect, index: int) -> Any:
         return await self._recorded(perform(self._caller, self._place, asked, index))

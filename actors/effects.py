@@ -23,6 +23,8 @@ RECEIVE = "ctx.receive"
 """The name under which a node has received messages."""
 DEADLINE = "ctx.interrupt"
 """Begins the names of what is on record and is no effect: that a question's deadline has passed."""
+SEEN = "#seen"
+"""Ends the name under which it is on record that a run told what tools an MCP server has."""
 SAID_CHARS_MAX = 300
 
 # --- names ---------------------------------------------------------------------------------------------------------
@@ -70,7 +72,7 @@ def call_text(name: str, args: Mapping[str, Any]) -> str:
 def is_effect(name: str) -> bool:
     """Whether something on record under this name is an effect: not that time has passed or a message was received, and
     not a look at another effect."""
-    return not (name.startswith(f"{DEADLINE}:") or name == RECEIVE or name.endswith("#reconcile"))
+    return not (name.startswith(f"{DEADLINE}:") or name == RECEIVE or name.endswith(("#reconcile", SEEN)))
 
 
 # --- outcomes ------------------------------------------------------------------------------------------------------

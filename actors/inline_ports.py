@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from understudy.actors.calls import Granted, Order, SandboxDied, Verdict, finished_event
-from understudy.actors.effects import write_outcome
+from understudy.actors.calls import Granted, Order, SandboxDied, Verdict, finish, finished_event
 from understudy.actors.errors import StoreUnavailable
 from understudy.actors.events import counters_of
 from understudy.actors.files import BYTES_MAX, FILES_MAX, checked, left_by
-from understudy.actors.outcome import Outcome, ToolCode
+from understudy.actors.outcome import Outcome, OutcomeKind, ToolCode
+from understudy.actors.reconciled import EndUnknown
 from understudy.actors.records import Event, Receipt
 from understudy.actors.run_history import RunHistories
 from understudy.actors.sandbox import unpack
@@ -172,25 +172,16 @@ class InlineSandboxes:
             outcome = Outcome("killed", error="ended from outside: the run was cancelled, or its node gave up on it")
         outcome = self._traces.outcome(outcome, LONGEST_PRINTED, LONGEST_MESSAGE)
         outcome = replace(outcome, duration_s=round(time.perf_counter() - began, 6))
-        await self._record(order, receipt, outcome)
+        await self._record(order, outcome)
         return outcome
 
-    async def _record(self, order: Order, receipt: Receipt, outcome: Outcome) -> None:
+    async def _record(self, order: Order, outcome: Outcome) -> None:
         """Write the receipt, however long the store is away: the outcome exists only here until then."""
         while True:
             now = self._clock()
-            events = [finished_event(receipt, outcome, now)]
+            events = [finished_event(order.receipt, outcome, now)]
             try:
-                await self.store.finish(
-                    receipt.run_id,
-                    receipt.key,
-                    receipt.checkpoint_id,
-                    receipt.token,
-                    write_outcome(outcome),
-                    events,
-                    counters_of(order.graph, events),
-                    now,
-                )
+                await finish(self.store, order, outcome, events, now)
                 return
             except StoreUnavailable:
                 await asyncio.sleep(PAUSE_S)
@@ -211,7 +202,8 @@ class InlineSandboxes:
             outcome = Outcome("ok", value=json.loads(to_json(value)), files=files and checked(files))
             return left_by(order.call, outcome)
         except Exception as error:
-            return Outcome("error", error=str(error), error_type=type(error).__name__)
+            kind: OutcomeKind = "unknown" if isinstance(error, EndUnknown) else "error"
+            return Outcome(kind, error=str(error), error_type=type(error).__name__)
 
     def _in_thread(self, fn: Callable[..., Any], order: Order) -> tuple[Any, Any]:
         with _effect_key(order.call.key), entrusted_inline(self._secrets), _workspace(order) as look:

@@ -205,10 +205,7 @@ class Ledger:
         if interrupt_id not in answers:
             # As the log has it: a policy may have kept arguments out of it.
             said = await self.said(receipt.run_id, receipt.digest) or wish.said
-            who = f"the sandbox died during this call ({said})"
-            if not receipt.sandbox:
-                who = f"the run's process died during this effect ({said})"
-            question = f"{who}, so nobody knows whether it took effect; "
+            question = f"{await self._how_lost(receipt)} ({said}), so nobody knows whether it took effect; "
             if why:
                 question += f"its reconcile did not tell either: {why}; "
             payload = {
@@ -227,6 +224,14 @@ class Ledger:
             case _:
                 outcome = Outcome("unknown", error="nobody knows how it ended; a person decided not to call again")
                 return await self.settle(wish, outcome, [self._reconciled(wish, "fail", "person")])
+
+    async def _how_lost(self, receipt: Receipt) -> str:
+        """In words; what the tool has said of it, where it lost sight of its call itself."""
+        if not receipt.sandbox:
+            return "the run's process died during this effect"
+        if told := await told_lost(self.store, receipt):
+            return f"this call lost sight of what it had begun: {told}"
+        return "the sandbox died during this call"
 
     # --- time ---
 
@@ -364,6 +369,21 @@ async def calls_of(store: Store, run_id: str) -> dict[str, str]:
         after = events[-1].n
         calls |= {event.data["digest"]: event.data["call"] for event in events if event.data.get("call")}
     return calls
+
+
+LOST = "its sandbox died"
+"""What the event log has of a call that nobody is at work on any more, and nobody has told the end of."""
+
+
+async def told_lost(store: Store, receipt: Receipt) -> str:
+    """Why a call is unknown, as the log has it of its last start; empty: its sandbox died."""
+    found, after = "", 0
+    while events := await store.events(receipt.run_id, after):
+        after = events[-1].n
+        for event in events:
+            if event.kind == "tool_finished" and event.data["key"] == receipt.key:
+                found = event.data["error"]
+    return "" if found == LOST else found
 
 
 def _kind(name: str) -> str:

@@ -40,6 +40,14 @@ class Unsure:
         return {"unsure": self.why}
 
 
+class EndUnknown(Exception):
+    """Raised by a tool that began something elsewhere, and lost sight of it: how it ended is for its declaration to say
+    (`idempotent`, `reconcile`), else for a person, just as if its sandbox had died."""
+
+    leaves_unknown = True
+    """By this the sandbox knows it, without an import."""
+
+
 Reconciled = Done | NeverHappened | Unsure
 
 

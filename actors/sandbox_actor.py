@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from understudy.actors.audit_log import AuditLog
-from understudy.actors.calls import Order, finished_event
+from understudy.actors.calls import Order, finish, finished_event
 from understudy.actors.effects import write_outcome
 from understudy.actors.entrusted import NOTHING, Entrusted, entrust
 from understudy.actors.errors import Fenced, NotFound, StoreUnavailable
@@ -226,16 +226,7 @@ class SandboxActor:
             connected = entrusted.connected(order.receipt.tool, order.receipt.key, now)
             events = [*connected, finished_event(order.receipt, outcome, now)]
             try:
-                await store.finish(
-                    order.receipt.run_id,
-                    order.receipt.key,
-                    order.receipt.checkpoint_id,
-                    order.receipt.token,
-                    write_outcome(outcome),
-                    events,
-                    counters_of(order.graph, events),
-                    now,
-                )
+                await finish(store, order, outcome, events, now)
                 return
             except StoreUnavailable:
                 await asyncio.sleep(pause_s)

@@ -7,12 +7,14 @@ them. Each call starts the server anew, looks at its tools, and calls one only i
 """
 
 import os
-import sys
 from typing import Any
 
 from understudy.actors.mcp.pins import FIELDS, TOOLS_MAX, digest
+from understudy.actors.mcp.reach import Way, way_to
 
 PAGES_MAX = 100
+EFFECT_KEY = "understudy/effect-key"
+"""In the `_meta` of a call: the same when it is made again because nobody knows how it ended."""
 
 
 class ToolChanged(Exception):
@@ -35,13 +37,14 @@ class Ask:
         self.pinned = pinned
 
     async def __call__(self, /, **args: Any) -> Any:
+        way = way_to(self.server, self.tool)
         try:
-            return await self._asked(args)
-        except BaseExceptionGroup as group:
-            raise _first(group) from None
+            return await self._asked(way, args)
+        except (Exception, BaseExceptionGroup) as error:
+            raise _told(way, _first(error)) from None
 
-    async def _asked(self, args: dict[str, Any]) -> Any:
-        async with _client(self.server) as client:
+    async def _asked(self, way: Way, args: dict[str, Any]) -> Any:
+        async with way.client() as client:
             tools = await _tools(client)
             if not self.tool:
                 return tools
@@ -50,22 +53,9 @@ class Ask:
                 what = "is not there any more" if told is None else "is not what was accepted"
                 raise ToolChanged(f"tool {self.tool!r} of MCP server {self.server['name']!r} {what}; it was not called")
             _fit(told["inputSchema"], args)
-            return _value(await client.call_tool(self.tool, args))
-
-
-def _client(server: dict[str, Any]) -> Any:
-    try:
-        from mcp import Client, StdioServerParameters
-    except ImportError as error:
-        raise ImportError(f"MCP servers need the SDK: pip install 'understudy[mcp]' ({error})") from None
-    if server["url"]:
-        return Client(server["url"], mode=server["mode"], cache=None)
-    program, *words = server["command"]
-    if program == "python":  # the one that has the packages that the worker has
-        program = sys.executable
-    own = {name: os.environ[name] for name in ("TMPDIR", "LANG", "PYTHONDONTWRITEBYTECODE") if name in os.environ}
-    parameters = StdioServerParameters(command=program, args=words, env=own | server["variables"])
-    return Client(parameters, mode=server["mode"], cache=None)
+            way.calling = True
+            key = os.environ.get("UNDERSTUDY_EFFECT_KEY", "")
+            return _value(await client.call_tool(self.tool, args, meta={EFFECT_KEY: key}))
 
 
 async def _tools(client: Any) -> list[dict[str, Any]]:
@@ -105,9 +95,13 @@ def _value(result: Any) -> Any:
     return text if all(part["type"] == "text" for part in parts) else {"content": parts}
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _told(way: Way, error: BaseException) -> BaseException:
+    """What this module has raised itself is as it should be, also where the SDK's task groups are around it."""
+    return error if isinstance(error, ToolChanged | McpError) else way.reason(error)
+
+
+def _first(error: BaseException) -> BaseException:
     """What really went wrong, out of the task groups that it went through."""
-    error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -2,16 +2,20 @@
 
 A policy knows the server as `mcp:NAME` (to start it and to read its list) and its tools as `mcp:NAME/TOOL`. What the
 server may see of files and network, the rule for the call grants, as for any tool; the least tier is `cold`.
+
+No server is kept from one call to the next. A sandbox belongs to one call: to its grant, limits, secrets, workspace and
+end. A server that stayed would carry what it saw under one grant into the next, and outlive a grant that is taken back.
 """
 
 import hashlib
 import json
 import pickle
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 from understudy.actors.errors import CallerError
 from understudy.actors.mcp import pins
@@ -25,7 +29,6 @@ if TYPE_CHECKING:
 Era = Literal["auto", "legacy", "2026-07-28"]
 """How to begin: `legacy` is the handshake of 2025-11-25 and before; the version, the one without a handshake; `auto`
 asks for the new one and falls back to the old."""
-Asks = Callable[[Tool[..., Any]], Awaitable[Outcome]]
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
@@ -40,7 +43,10 @@ class McpServer:
     era: Era = "auto"
 
     def tool(self, name: str, *, idempotent: bool = False) -> "McpTool":
-        """One of its tools. `idempotent`: what you know of it (what the server says of that is not believed)."""
+        """One of its tools. `idempotent`: what you know of it (what the server says of that is not believed).
+
+        The server has the effect's key in the `_meta` of the call, as `understudy/effect-key`.
+        """
         return McpTool(self, name, idempotent)
 
     @property
@@ -73,7 +79,9 @@ def mcp_server(
         name: under which policies know it, as `mcp:NAME` and `mcp:NAME/TOOL`, and its tools are pinned.
         command: of a server over stdio. It is started in the sandbox of each call, where the interpreter's packages
             (`python` is that one), /usr, and what the policy grants can be seen.
-        url: of a server over streamable HTTP.
+        url: of a server over streamable HTTP. The client is in the sandbox of each call, so the rule has to list the
+            place (`network:`), also for `mcp:NAME`; a token is a secret with `hosts`, which the proxy puts into the
+            requests. With https the proxy speaks TLS. A server that is lost while it has a call leaves it `unknown`.
         variables: of the server's environment. Not for secrets: they are part of the code that is on record.
         era: see `Era`.
     """
@@ -85,7 +93,25 @@ def mcp_server(
         raise CallerError(f"MCP server {name!r}: its command is a list of words, not a line: {command.split()!r}")
     if url and not url.startswith(("http://", "https://")):
         raise CallerError(f"MCP server {name!r}: {url!r} is no http:// or https:// address")
+    if "@" in urlsplit(url).netloc or "#" in url:
+        raise CallerError(
+            f"MCP server {name!r}: its url holds a password, or '#', and is on record with the code; let the proxy put "
+            f"a secret into the requests (`hosts:` in the file of secrets)"
+        )
     return McpServer(name, tuple(command), url, dict(variables or {}), era)
+
+
+class Eye(Protocol):
+    """Of a task that looks at servers; see `look.py`."""
+
+    @property
+    def store(self) -> "Store": ...
+
+    async def ask(self, listing: "Listing") -> Outcome:
+        """Start the server, or connect to it, under the policy's decision, and ask what tools it has."""
+
+    async def tell(self, seen: pins.Pins, first: bool) -> None:
+        """Put on record what will be pinned."""
 
 
 class McpTool(Tool[..., Any]):
@@ -111,9 +137,9 @@ class McpTool(Tool[..., Any]):
         # A vanished or unknown tool has no pin; its refusals are on record under the declaration alone.
         self.__dict__["version"] = hashlib.sha256(pinned.encode() + blob).hexdigest()[:16]
 
-    async def resolve(self, store: "Store", asks: Asks, look: bool = False) -> "McpTool":
+    async def resolve(self, eye: Eye, look: bool = False) -> "McpTool":
         """The tool as it is pinned, and why it is not to be called, where it is not. `look`: at the server, anyway."""
-        known = await known_pins(store, self.server, asks, look)
+        known = await known_pins(eye, self.server, look)
         ready = McpTool(self.server, self.tool, self.idempotent, known.accepted.get(self.tool))
         ready.refused = pins.refusal(known, self.tool)
         return ready
@@ -144,14 +170,15 @@ class Listing(McpTool):
         self.name = name or self.judged_as
 
 
-async def known_pins(store: "Store", server: McpServer, asks: Asks, look: bool = False) -> pins.Pins:
+async def known_pins(eye: Eye, server: McpServer, look: bool = False) -> pins.Pins:
     """The server's pins; at first sight, or with `look`, after a look at it. Raises CallerError: it gave no list."""
     from understudy.actors.documents import Overtaken
 
+    store = eye.store
     document = await store.read_document(pins.SHELF, server.name)
     if document is not None and not look:
         return pins.Pins.read(document.data)
-    listing = await _listed(server, asks)
+    listing = await _listed(server, eye)
     while True:
         document = await store.read_document(pins.SHELF, server.name)
         if document is None:
@@ -160,6 +187,7 @@ async def known_pins(store: "Store", server: McpServer, asks: Asks, look: bool =
             after = pins.seen(pins.Pins.read(document.data), listing, server.launch)
             if after.text() == document.data:
                 return after
+        await eye.tell(after, first=document is None)
         try:
             await store.write_document(pins.SHELF, server.name, after.text(), document.version if document else 0)
             return after
@@ -167,15 +195,15 @@ async def known_pins(store: "Store", server: McpServer, asks: Asks, look: bool =
             continue
 
 
-async def accepted_tools(store: "Store", server: McpServer, asks: Asks) -> list[dict[str, Any]]:
+async def accepted_tools(eye: Eye, server: McpServer) -> list[dict[str, Any]]:
     """After a look at the server: what of it may be called, and told to a model."""
-    known = await known_pins(store, server, asks, look=True)
+    known = await known_pins(eye, server, look=True)
     usable = [told for name, told in sorted(known.accepted.items()) if name not in known.waiting]
     return [{name: told.get(name) for name in ("name", "description", "inputSchema")} for told in usable]
 
 
-async def _listed(server: McpServer, asks: Asks) -> list[dict[str, Any]]:
-    outcome = await asks(Listing(server, f"mcp:{server.name}#pin"))
+async def _listed(server: McpServer, eye: Eye) -> list[dict[str, Any]]:
+    outcome = await eye.ask(Listing(server, f"mcp:{server.name}#pin"))
     if outcome.kind != "ok":
         raise CallerError(f"MCP server {server.name!r} told of no tools ({outcome.kind}): {outcome.said}")
     return pins.read_listing(outcome.value)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from understudy.actors.files import BYTES_MAX, FILES_MAX, PATH_BYTES_MAX, BadFiles, checked
-from understudy.actors.outcome import Outcome
+from understudy.actors.outcome import Outcome, OutcomeKind
 from understudy.actors.sandbox.runner import LONGEST_MESSAGE, STARTED
 
 DEEPEST = 100
@@ -78,10 +78,9 @@ def _outcome(answer: Any, output_bytes: int) -> Outcome:
                 return Outcome("error", error=f"the workspace was left as it was: {error}", error_type="BadFiles")
         case {"kind": "ok", "value": value, "peak": int(peak)}:
             return Outcome("ok", value, peak_memory_bytes=max(0, peak))
-        case {"kind": "error", "error": str(error), "error_type": str(kind), "peak": int(peak)}:
-            return Outcome(
-                "error", error=error[:LONGEST_MESSAGE], error_type=kind[:200], peak_memory_bytes=max(0, peak)
-            )
+        case {"kind": "error" | "unknown" as how, "error": str(error), "error_type": str(kind), "peak": int(peak)}:
+            ended: OutcomeKind = "unknown" if how == "unknown" else "error"
+            return Outcome(ended, error=error[:LONGEST_MESSAGE], error_type=kind[:200], peak_memory_bytes=max(0, peak))
         case {"kind": "out_of_memory", "peak": int(peak)}:
             return Outcome("out_of_memory", error="the tool got a MemoryError", peak_memory_bytes=max(0, peak))
         case {"kind": "output_too_large", "size": int(size), "peak": int(peak)}:

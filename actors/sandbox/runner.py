@@ -203,7 +203,8 @@ def _failed(error: BaseException) -> bytes:
         text = str(error)
     except Exception:
         text = "(its message cannot be shown)"
-    return _answer("error", error=text[:LONGEST_MESSAGE], error_type=type(error).__name__[:200])
+    kind = "unknown" if getattr(error, "leaves_unknown", False) is True else "error"
+    return _answer(kind, error=text[:LONGEST_MESSAGE], error_type=type(error).__name__[:200])
 
 
 def _answer(kind: str, **more: Any) -> bytes:

@@ -22,6 +22,7 @@ from understudy.actors.errors import CallerError, NotFound, UnderstudyError
 from understudy.cluster.cli.screen import Screen, json_line
 
 if TYPE_CHECKING:
+    from understudy.actors.audit_log import AuditLog
     from understudy.actors.store import Store
     from understudy.cluster.client import Run
     from understudy.cluster.settings import Settings
@@ -108,6 +109,12 @@ class Here:
             yield store
         finally:
             await store.close()
+
+    def pen(self, store: "Store") -> "AuditLog":
+        """Writes into the audit log what is done with this command."""
+        from understudy.cluster.auditing import pen
+
+        return pen(store, self.settings)
 
     def audited(self, run: "Run") -> "Run":
         """The run, whose answers go into the audit log before they count."""

@@ -6,6 +6,7 @@ import typer
 from rich.text import Text
 
 from understudy.actors.errors import CallerError, NotFound
+from understudy.actors.process import user_name
 from understudy.cluster.cli.command import Here, Json, app, command, print_json, say, stdout
 from understudy.cluster.cli.view import plain_table
 
@@ -118,6 +119,8 @@ async def accept(
             raise CallerError(f"tool {tool!r} of {server} is not {digest} any more; look again: understudy mcp diff")
         after = accepted(pins, tool)
         if after != pins:
+            done = sorted(set(pins.waiting) - set(after.waiting))
+            await here.pen(store).append("mcp_accepted", server=server, tools=_digests(pins, done), user=user_name())
             await store.write_document(SHELF, server, after.text(), document.version)
     done = sorted(set(pins.waiting) - set(after.waiting))
     if as_json:
@@ -135,6 +138,14 @@ async def _found(store: "Store", server: str) -> "tuple[Pins, Document]":
     if document is None:
         raise NotFound(f"no MCP server {server!r} was seen; `understudy mcp list` names those that were")
     return Pins.read(document.data), document
+
+
+def _digests(pins: "Pins", tools: list[str]) -> dict[str, str]:
+    """Of tools that wait, by name; empty: it has vanished."""
+    from understudy.actors.mcp.pins import digest
+
+    waiting = {name: pins.waiting[name] for name in tools}
+    return {name: digest(pins.server, told)[:16] if told else "" for name, told in waiting.items()}
 
 
 def _summary(pins: "Pins") -> dict[str, Any]:

@@ -24,7 +24,7 @@ from understudy.policies.profile import Limits, Profile
 
 pytestmark = [pytest.mark.timeout(120)]
 LIMITS = Limits(wall_s=30.0, output_bytes=256 * 1024)
-SHORT = replace(LIMITS, wall_s=4.0)
+SHORT = replace(LIMITS, wall_s=3.0)
 
 
 @pytest.fixture
@@ -65,12 +65,12 @@ def outcome_of(folder: Path, *how: str) -> Outcome:
     return run_async(called(MemoryStore(), folder, *how))
 
 
-async def called_with_little_time(folder: Path, how: str) -> Outcome:
-    """Only the tool's call has little of it: its list is read before."""
+async def called_pinned(folder: Path, how: str, limits: Limits = LIMITS) -> Outcome:
+    """Only the call itself: what tools there are was seen before."""
     store = MemoryStore()
     listing = [{**hostile_mcp.TOOL, "outputSchema": None, "annotations": None}]
     await store.write_document(pins.SHELF, "s", pins.first_sight("s", listing).text(), 0)
-    return await called(store, folder, how, limits=SHORT)
+    return await called(store, folder, how, limits=limits)
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,27 @@ async def called_with_little_time(folder: Path, how: str) -> Outcome:
         ("nested", "timeout"),
         ("deep", "timeout"),
         ("silent", "timeout"),
-        ("dies", "error"),
     ],
 )
 def test_whatever_it_answers_the_call_ends_in_words_and_nothing_is_left(folder: Path, how: str, kind: str) -> None:
-    outcome = run_async(called_with_little_time(folder, how)) if kind == "timeout" else outcome_of(folder, how)
+    outcome = run_async(called_pinned(folder, how, SHORT if kind == "timeout" else LIMITS))
     assert outcome.kind == kind, outcome
     assert outcome.kind == "ok" or outcome.said
     assert processes_with(str(folder), within=True) == []
+
+
+def test_a_server_that_dies_in_the_middle_of_a_call_is_told_as_that(folder: Path) -> None:
+    outcome = run_async(called_pinned(folder, "dies"))
+    assert (outcome.kind, outcome.error_type) == ("error", "ServerDied")
+    assert "MCP server 's' ended in the middle of the call of 'add', and gave no answer" in outcome.error
+
+
+def test_a_server_that_does_not_start_is_told_as_that(folder: Path) -> None:
+    (folder / "server.py").write_text("raise SystemExit('no such option')")
+    outcome = run_async(called_pinned(folder, "fine"))
+    assert (outcome.kind, outcome.error_type) == ("error", "ServerDied")
+    assert "ended before it had told what tools it has; nothing was called" in outcome.error
+    assert "no such option" in outcome.printed
 
 
 def test_it_finds_no_file_no_network_and_no_variable(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from understudy import open_store
 from understudy.actors.mcp import pins
+from understudy.cluster.auditing import entries_of
 from understudy.cluster.cli import mcp  # noqa: F401 (it registers commands)
 from understudy.cluster.cli.command import app
 
@@ -36,6 +37,17 @@ def typed(url: str, *words: str) -> Result:
     return CliRunner().invoke(app, ["mcp", *words, "--store", url])
 
 
+def audited(url: str) -> list[tuple[str, Any]]:
+    async def read() -> list[tuple[str, Any]]:
+        store = await open_store(url)
+        try:
+            return [entry async for entry in entries_of(store)]
+        finally:
+            await store.close()
+
+    return asyncio.run(read())
+
+
 def documents(url: str, *words: str) -> Any:
     result = typed(url, *words, "--json")
     assert result.exit_code == 0, result.output
@@ -55,6 +67,8 @@ def test_a_change_is_shown_and_accepted(url: str) -> None:
     assert typed(url, "accept", "calc", "add", "--digest", "0" * 16).exit_code == 1
     assert documents(url, "accept", "calc", "add", "--digest", digest[:16])["accepted"] == ["add"]
     assert documents(url, "show", "calc")["accepted"]["add"]["description"] == "Sends."
+    entries = [entry for _, entry in audited(url)]
+    assert [(entry["kind"], entry["tools"]) for entry in entries] == [("mcp_accepted", {"add": digest[:16]})]
     assert documents(url, "accept", "calc") == {"server": "calc", "accepted": [], "waiting": ["sly"]}
 
 

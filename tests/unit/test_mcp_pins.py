@@ -5,10 +5,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from understudy.actors.errors import CallerError
+from support.stage import Stage
+from support.waiting import run_async
+from understudy import END, START, Context, Graph
+from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.mcp import pins
 from understudy.actors.mcp.server import mcp_server, misfit
+from understudy.actors.memory import MemoryStore
 
 ADD = {"name": "add", "description": "Adds.", "inputSchema": {"type": "object"}, "outputSchema": None}
 SUB = {**ADD, "name": "sub"}
@@ -74,6 +79,10 @@ def test_a_digest_tells_every_change_and_no_order(changes: dict[str, Any]) -> No
     assert pins.digest("s", ADD) != pins.digest("t", ADD)
 
 
+class Nothing(BaseModel):
+    """No state."""
+
+
 @given(json_values)
 def test_any_list_is_read_or_refused_in_words(value: Any) -> None:
     try:
@@ -97,6 +106,43 @@ def test_pins_come_back_from_the_store_as_they_were() -> None:
     assert pins.Pins.read(known.text()) == known
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_is_pinned_at_first_sight_is_in_the_runs_log_whoever_dies_in_between(dies: bool) -> None:
+    class Mortal(MemoryStore):
+        dying = dies
+
+        async def write_document(self, shelf: str, name: str, data: bytes, over: int) -> int:
+            if self.dying:
+                raise StoreUnavailable("the process ends here")
+            return await super().write_document(shelf, name, data, over)
+
+    async def played() -> None:
+        graph, store = Graph("first", Nothing), Mortal()
+
+        async def work(state: Nothing, ctx: Context) -> None:
+            assert [tool["name"] for tool in await ctx.tools(mcp_server("s", command=["python"]))] == ["add"]
+
+        graph.node(work, name="work")
+        graph.edge(START, "work").edge("work", END)
+        stage = Stage(store, graph)
+        stage.sandboxes.stand_ins["mcp:s#pin"] = lambda: [ADD, {**SUB, "description": "\u200b"}]
+        run = await stage.start({})
+        if dies:
+            with pytest.raises(StoreUnavailable):
+                await stage.drive(run)
+            assert await store.read_document(pins.SHELF, "s") is None
+            store.dying = False
+            await stage.crash(run)
+        assert await stage.drive(run) == "succeeded"
+        (told,) = [event.data for event in await store.events(run.run_id) if event.kind == "mcp_tools"]
+        assert (told["server"], told["first"], told["launch"]) == ("s", True, '["python"]')
+        assert told["accepted"] == {"add": pins.digest("s", ADD)[:16]}
+        assert list(told["set_aside"]) == ["sub"]
+        assert await store.read_document(pins.SHELF, "s") is not None
+
+    run_async(played())
+
+
 def test_arguments_are_checked_without_following_what_takes_for_ever() -> None:
     schema = {
         "type": "object",
@@ -111,7 +157,13 @@ def test_arguments_are_checked_without_following_what_takes_for_ever() -> None:
 
 
 def test_a_declaration_that_cannot_be_meant_is_refused() -> None:
-    for wrong in ({}, {"command": ["a"], "url": "http://h"}, {"url": "file:///etc"}, {"command": "python -m x"}):
+    for wrong in (
+        {},
+        {"command": ["a"], "url": "http://h"},
+        {"url": "file:///etc"},
+        {"url": "http://u:p@h"},
+        {"command": "python -m x"},
+    ):
         with pytest.raises(CallerError):
             mcp_server("s", **wrong)  # type: ignore[arg-type]
     with pytest.raises(CallerError):

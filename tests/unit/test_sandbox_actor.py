@@ -182,6 +182,27 @@ def test_the_same_order_again_is_the_same_call(monkeypatch: pytest.MonkeyPatch) 
     run_async(played())
 
 
+def test_a_call_whose_end_the_tool_does_not_know_is_unknown_as_if_its_sandbox_had_died(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def played() -> None:
+        store = MemoryStore()
+        actor, backend, run = await actor_with(store, monkeypatch)
+        lost = Outcome("unknown", error="no answer", error_type="ServerLost")
+
+        async def executed(*_: Any) -> Outcome:
+            return lost
+
+        monkeypatch.setattr(backend, "execute", executed)
+        assert await actor.execute(order(run, "k1")) == lost
+        (receipt,) = await store.receipts(RUN)
+        assert (receipt.state, receipt.outcome) == ("unknown", "")
+        told = [event.data for event in await store.events(RUN) if event.kind == "tool_finished"]
+        assert [(each["outcome"], each["error"]) for each in told] == [("unknown", "ServerLost: no answer")]
+
+    run_async(played())
+
+
 def test_a_tool_may_want_a_stronger_tier_than_its_grant_and_gets_no_workspace_without_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -31,6 +31,11 @@ def test_an_exception() -> None:
     assert (outcome.kind, outcome.error, outcome.error_type) == ("error", "no", "KeyError")
 
 
+def test_a_tool_that_lost_sight_of_what_it_began() -> None:
+    outcome = read('{"kind":"unknown","error":"no answer","error_type":"ServerLost","peak":0}')
+    assert (outcome.kind, outcome.error, outcome.error_type) == ("unknown", "no answer", "ServerLost")
+
+
 def test_no_answer() -> None:
     assert decode(b"", LIMIT) == Reply(started=False)
     assert decode(STARTED[:-1], LIMIT) == Reply(started=False)

@@ -7,6 +7,7 @@ from typing import Final
 
 from understudy.actors.sandbox.egress.masking import Mask
 from understudy.actors.sandbox.egress.request import END
+from understudy.actors.sandbox.egress.told import HEADER
 from understudy.actors.sandbox.egress.wire import CHUNK_BYTES, Meter
 
 INTERIM_MAX: Final = 8
@@ -20,7 +21,9 @@ class BadAnswer(Exception):
 _STATUS: Final = re.compile(r"HTTP/1\.[01] ([1-5][0-9][0-9])(?: [\t -~\x80-\xff]*)?")
 _FIELD: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t ]*([\t -~\x80-\xff]*)")
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[\t ]*(?:;[^\n]*)?\r\n")
-_BETWEEN: Final = frozenset(("connection", "keep-alive", "upgrade", "proxy-connection", "proxy-authenticate"))
+_BETWEEN: Final = frozenset(
+    ("connection", "keep-alive", "upgrade", "proxy-connection", "proxy-authenticate", HEADER.lower())
+)
 
 
 async def send_answer(

@@ -32,6 +32,7 @@ from understudy.actors.sandbox.egress.log import Connection, ConnectionLog, igno
 from understudy.actors.sandbox.egress.masking import Mask, asked_plainly
 from understudy.actors.sandbox.egress.request import END, HEAD_BYTES_MAX, BadRequest, Head, read_head
 from understudy.actors.sandbox.egress.resolve import Resolve, is_own, resolve
+from understudy.actors.sandbox.egress.told import BROKEN, HEADER, REFUSED, UNREACHABLE
 from understudy.actors.sandbox.egress.wire import CHUNK_BYTES, Allowance, Cut, Ends, Meter, tunnel
 from understudy.policies.hosts import Address, Target
 from understudy.policies.profile import Limits
@@ -156,7 +157,7 @@ class Proxy:
             attempt.cut = attempt.meter.answered
             if not attempt.cut:
                 status = error.status if isinstance(error, BadRequest) else 403 if isinstance(error, Refused) else 502
-                await _answer(tool.writer, status, str(error))
+                await _answer(tool.writer, status, _WHAT.get(type(error), REFUSED), str(error))
         except Cut as error:
             attempt.ended(str(error))
             attempt.cut = True
@@ -328,11 +329,14 @@ _WORDS: Final = {
 }
 
 
-async def _answer(writer: asyncio.StreamWriter, status: int, words: str) -> None:
+_WHAT: Final = {_Unreachable: UNREACHABLE, BadAnswer: BROKEN}
+
+
+async def _answer(writer: asyncio.StreamWriter, status: int, what: str, words: str) -> None:
     body = f"understudy's proxy: {words}\n".encode("ascii", "backslashreplace")
     head = (
         f"HTTP/1.1 {status} {_WORDS[status]}\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n"
-        "Connection: close\r\n\r\n"
+        f"{HEADER}: {what}\r\nConnection: close\r\n\r\n"
     )
     writer.write(head.encode() + body)
     await writer.drain()
