@@ -8,7 +8,7 @@ from understudy.policies.argv import basename, is_launcher
 from understudy.policies.command_line import REST
 from understudy.policies.condition import Condition
 from understudy.policies.hosts import NotCanonical, read_host_pattern, read_url_pattern
-from understudy.policies.operators import Op, show
+from understudy.policies.operators import MATCHED_TEXT_MAX, Op, show
 from understudy.policies.reading import Reader
 
 PATTERN_MAX = 512
@@ -67,8 +67,14 @@ class ConditionReader(Reader):
         if len(pattern) > PATTERN_MAX:
             self.wrong(at, f"it has {len(pattern)} characters, and {PATTERN_MAX} are the most; split the rule")
             return ""
+        from understudy.policies.backtracking import Runaway, longest_text
+
         try:
             re.compile(pattern)
+            longest_text(pattern, MATCHED_TEXT_MAX)
+        except Runaway as error:
+            remedy = "write a possessive repetition, (a++)+, or put something between"
+            self.wrong(at, f"{show(pattern)} could take for ever on a text made for it: {error}; {remedy}")
         except (re.error, OverflowError, RecursionError) as error:
             self.wrong(at, f"{show(pattern)} is no regular expression: {error}")
         return pattern

@@ -28,8 +28,8 @@ Op = Literal[
 ]
 
 MATCHED_TEXT_MAX = 4096
-"""Characters that `matches` looks at; longer text cannot be judged. It bounds what a pattern with two open ends costs,
-and not one that backtracks exponentially, like `(a+)+b`: patterns come from people who are trusted to write rules."""
+"""Characters that `matches` looks at, and fewer where the pattern could take too long on them (`backtracking`); longer
+text cannot be judged."""
 
 
 class Unclear(Exception):
@@ -37,10 +37,12 @@ class Unclear(Exception):
 
 
 def prepare(op: Op, value: Any, allowing: bool) -> Any:
-    """An operand, made ready. Raises ValueError (re.error, NotCanonical) where it is none."""
+    """An operand, made ready. Raises ValueError (re.error, Runaway, NotCanonical) where it is none."""
     match op:
         case "matches":
-            return re.compile(str(value))
+            from understudy.policies.backtracking import longest_text  # only where a rule has a pattern
+
+            return re.compile(str(value)), longest_text(str(value), MATCHED_TEXT_MAX)
         case "under":
             return tuple(f"{normal_path(each).rstrip('/')}/" for each in listed(value))
         case "host":
@@ -109,10 +111,10 @@ def _text(value: Any) -> str:
     return value
 
 
-def _matches(value: Any, pattern: re.Pattern[str]) -> bool:
-    text = _text(value)
-    if len(text) > MATCHED_TEXT_MAX:
-        raise Unclear(f"it has {len(text)} characters, and 'matches' looks at {MATCHED_TEXT_MAX} at most")
+def _matches(value: Any, ready: tuple[re.Pattern[str], int]) -> bool:
+    text, (pattern, longest) = _text(value), ready
+    if len(text) > longest:
+        raise Unclear(f"it has {len(text)} characters, and 'matches' looks at {longest} at most with this pattern")
     return pattern.fullmatch(text) is not None
 
 

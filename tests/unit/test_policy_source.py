@@ -14,7 +14,7 @@ from understudy.actors.memory import MemoryStore
 from understudy.actors.policy_actor import PolicyActor
 from understudy.actors.policy_source import DeploymentPolicies, PoliciesUnusable, read_policies, source_of
 from understudy.cluster.auditing import entries_of, verify
-from understudy.policies.grant import check
+from understudy.policies.grant import Grant, check
 from understudy.policies.permission import Request
 
 SECRET = b"0123456789abcdef0123456789abcdef"
@@ -141,6 +141,11 @@ def request(tool: str = "pay") -> Request:
     return Request(tool, {}, "r00-a", "refund", "d", code="c")
 
 
+def grant_in(token: str, card: str = "") -> Grant:
+    now, args = time.time(), {"card": card} if card else {}
+    return check(token, SECRET, run_id="r00-a", key="key", tool="pay", digest="d", args=args, code="c", now=now)
+
+
 async def asked(actor: PolicyActor) -> Verdict:
     return await actor.decide(request(), "key", 1, "", False)
 
@@ -158,7 +163,7 @@ def test_the_policy_actor_takes_up_a_change_and_records_which_text_decided(tmp_p
         await actor.ready()
         first = await asked(actor)
         assert isinstance(first, Granted)
-        grant = check(first.token, SECRET, run_id="r00-a", key="key", tool="pay", digest="d", code="c", now=time.time())
+        grant = grant_in(first.token)
         assert grant.rule == "r"
         known = source_of(file)
         report, newer = await actor.report(known)
@@ -195,9 +200,7 @@ def test_a_grant_names_all_the_policies_that_decided(tmp_path: Path) -> None:
         file.write_text(text("allow", version=version))
         verdict = await asked(PolicyActor(opened, SECRET, source_of(file)))
         assert isinstance(verdict, Granted)
-        found = check(
-            verdict.token, SECRET, run_id="r00-a", key="key", tool="pay", digest="d", code="c", now=time.time()
-        )
+        found = grant_in(verdict.token)
         return found.policy_digest
 
     async def played() -> None:
@@ -220,9 +223,7 @@ def test_every_decision_is_in_the_audit_log_before_it_is_told(tmp_path: Path) ->
         actor = PolicyActor(same, SECRET, source_of(file))
         granted = await actor.decide(secretive, "key", 1, "", False)
         assert isinstance(granted, Granted)
-        grant = check(
-            granted.token, SECRET, run_id="r00-a", key="key", tool="pay", digest="d", code="c", now=time.time()
-        )
+        grant = grant_in(granted.token, "4111-1111")
         ((place, entry),) = [found async for found in entries_of(store)]
         assert granted.noted["audit"] == place == "1.0"
         assert (entry["run"], entry["key"], entry["tool"], entry["digest"]) == ("r00-a", "key", "pay", "d")
