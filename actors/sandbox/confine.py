@@ -14,7 +14,8 @@ PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEA
 SECCOMP_MODE_FILTER = 2
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 _INSTRUCTION_BYTES = 8
-_MOST_CAPABILITIES = 64
+_CAPABILITIES = tuple(ctypes.c_ulong(each) for each in range(64))
+"""More than there are. Made here: each spare would make them anew."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -33,8 +34,8 @@ def prctl(option: int, value: int, third: int = 0) -> int:
 
 def drop_capabilities() -> None:
     """All, also those that a program with capabilities of its own could bring back."""
-    for capability in range(_MOST_CAPABILITIES):
-        if libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
+    for capability in _CAPABILITIES:
+        if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             break  # no such capability any more; or no right to, and then no_new_privileges does it
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     header = struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)

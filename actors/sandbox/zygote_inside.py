@@ -196,8 +196,9 @@ def own_ids() -> None:
         ("/proc/self/gid_map", f"{ID} {ID} 1"),
         ("/proc/sys/user/max_user_namespaces", "0"),
     ):
-        with open(name, "w") as file:
-            file.write(text)
+        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC)  # not `open`, which takes five times as long
+        os.write(fd, text.encode())
+        os.close(fd)
 
 
 def own_mounts(order: dict[str, Any], keep: list[str]) -> None:
