@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from understudy.actors.errors import UnderstudyError
 from understudy.actors.process import is_dead
 from understudy.actors.records import FINAL, STATUSES, Interrupt, RunRecord, open_questions
 from understudy.cluster.cli.command import Here, Json, command, print_json, say, stderr, stdout
@@ -67,8 +68,12 @@ async def down(here: Here, as_json: Json = False) -> None:
     from understudy.cluster import daemon as daemons
 
     stopped = await asyncio.to_thread(daemons.stop, here.settings)
-    async with here.store() as store:
-        unfinished = await _unfinished(store)
+    unfinished: int | None = None
+    try:
+        async with here.store() as store:
+            unfinished = await _unfinished(store)
+    except UnderstudyError as error:  # the daemon is down all the same
+        say(f"how many runs are unfinished cannot be told: {error}", "yellow")
     if as_json:
         print_json({"stopped": stopped is not None, "unfinished_runs": unfinished})
         return

@@ -545,6 +545,14 @@ def test_down_without_a_daemon_is_no_error(cli: Cli) -> None:
     assert document(cli("down", "--json")) == {"stopped": False, "unfinished_runs": 0}
 
 
+def test_down_needs_no_store(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "broken.db").write_bytes(b"no database " * 1000)
+    result = cli("down", "--json", "--store", f"sqlite://{tmp_path}/broken.db")
+    assert document(result) == {"stopped": False, "unfinished_runs": None}
+    assert "cannot be told" in result.stderr
+    assert "damaged" in result.stderr
+
+
 def test_doctor_tries_what_it_tells(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = cli("doctor", "--json")
     found = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
