@@ -314,6 +314,11 @@ class RedisClient:
             return CallerError(
                 f"Redis at {where} is a node of a cluster, which has database 0 only; end the URL with /0"
             )
+        if answer.startswith("ERR DB index is out of range"):
+            return CallerError(
+                f"Redis at {where} has no database {self.address.db}; end the URL with a smaller number, "
+                f"or raise `databases`"
+            )
         return AssertionError(f"Redis refused a command of the store: {answer}")
 
 

@@ -639,6 +639,11 @@ def test_info_and_credentials(redis_server: RedisServer, redis_url: str) -> None
         admin.execute_command("ACL", "DELUSER", "managed")
 
 
+def test_a_database_that_there_is_none_of_is_the_callers(redis_url: str) -> None:
+    with pytest.raises(CallerError, match="has no database 99; end the URL with a smaller number"):
+        asyncio.run(RedisStore.open(redis_url.rpartition("/")[0] + "/99"))
+
+
 @pytest.mark.parametrize("url", ["redis://:hush@host/zero", "http://me:hush@host"])
 def test_a_wrong_url_is_told_without_its_password(url: str) -> None:
     with pytest.raises(CallerError, match="store URL") as raised:
