@@ -173,7 +173,9 @@ def load_ref(ref: str, paths: tuple[str, ...] = ()) -> Graph:
                 f"there is no module {module_name!r} in {where}; run from the folder that holds it, or set PYTHONPATH"
             ) from None
         raise CodeError(f"module {module_name!r} cannot be imported: {error}") from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a script that ends with sys.exit() would end its actor, again and again
         raise CodeError(
             f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}{_place_of(error)}"
         ) from error
@@ -191,7 +193,7 @@ def _names_a_file(path: str, attribute: str) -> CodeError:
     return CodeError(f"{path!r} is a file, and modules are named without .py; write {named}:{attribute}")
 
 
-def _place_of(error: Exception) -> str:
+def _place_of(error: BaseException) -> str:
     """Where the user's own code raised it, as ` (flows.py:12)`; a SyntaxError says that by itself."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen importlib")]
     frames = [f for f in frames if "/understudy/actors/" not in f.filename and "/importlib/" not in f.filename]

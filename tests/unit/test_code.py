@@ -80,6 +80,7 @@ def test_a_signature_is_of_these_bytes():
 def test_references_that_lead_nowhere_teach(tmp_path: Path):
     (tmp_path / "flow_of_test_code.py").write_text("from understudy import Graph\nvalue = 3\n")
     (tmp_path / "broken_of_test_code.py").write_text("1 / 0\n")
+    (tmp_path / "script_of_test_code.py").write_text("import sys\nsys.exit(3)\n")
     paths = (str(tmp_path),)
     try:
         for ref, message in (
@@ -88,6 +89,7 @@ def test_references_that_lead_nowhere_teach(tmp_path: Path):
             ("flow_of_test_code:graph", "has no attribute 'graph'; it has no Graph"),
             ("flow_of_test_code:value", "holds a int"),
             ("broken_of_test_code:graph", r"cannot be imported: ZeroDivisionError: .* \(broken_of_test_code.py:1\)"),
+            ("script_of_test_code:graph", r"cannot be imported: SystemExit: 3 \(script_of_test_code.py:2\)"),
             ("flow_of_test_code.py:graph", "is a file, .*; write flow_of_test_code:graph"),
             ("./acme/flows.py:graph", "is a file, .*; write acme.flows:graph"),
             ("understudy.cluster.demo.graph:grahp", "its graphs: graph"),
