@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar
 
-from understudy.actors.approvals import Submission, submission
-from understudy.actors.effects import call_text, read_outcome, write_outcome
+from understudy.actors.accounts import Accounts
+from understudy.actors.approvals import Submission, read_approval, submission
+from understudy.actors.effects import call_digest, call_text, read_outcome, write_outcome
 from understudy.actors.errors import CallerError, tellable
 from understudy.actors.events import counters_of
 from understudy.actors.files import text_of
@@ -26,6 +27,7 @@ from understudy.actors.records import Event, Receipt
 from understudy.actors.store import Store
 from understudy.actors.tool import Tool
 from understudy.actors.workspace import TaskFiles
+from understudy.policies.bill import FREE, Bill
 from understudy.policies.permission import Request
 from understudy.policies.profile import Workspace, least
 from understudy.policies.redact import redacted
@@ -46,6 +48,8 @@ class Granted:
     redact: tuple[str, ...] = ()
     """Paths into the arguments that no event shows."""
     workspace: Workspace = "none"
+    bill: Bill = FREE
+    """Where it is paid from. That of a tool call is in its grant, too, and only that one counts there."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ T = TypeVar("T")
 LOST_MOST = 3
 """So often a residence makes an idempotent call whose end the tool does not know: the server that it asks may die of
 this very call. Then that is its outcome."""
+BUDGET = "BudgetExceeded"
+"""Error type of a refusal that budgets have given."""
 
 
 class SandboxDied(Exception):
@@ -142,9 +148,14 @@ class Caller:
     files: TaskFiles = field(default_factory=lambda: TaskFiles(lambda: ""))
     """The workspace, as the task sees it."""
     ledger: Ledger = field(init=False)
+    accounts: Accounts = field(init=False)
 
     def __post_init__(self) -> None:
+        self.accounts = Accounts(self._opened)
         self.ledger = Ledger(self.store, self.clock, self.token, self.durable)
+
+    async def _opened(self) -> Store:
+        return self.store
 
     async def call(self, place: Place, tool: Tool[Any, Any], args: dict[str, Any], index: int) -> Outcome:
         """The outcome of the call at this place: from its receipt, or made now.
@@ -283,13 +294,16 @@ class Caller:
             labels=run.labels,
             shell=tool.shell,
             code=self.sandboxes.code_of(tool).digest,
+            thread_id=run.thread_id,
+            parent=run.parent,
+            checkpoint_id=wish.place.checkpoint_id,
         )
         approved = approval is not None and approval.approve
         if approval is not None and approval.answered:
             outcome = Outcome("ok", value=approval.value, note=f"answered by {approval.who}")
             reason = f"nothing is executed: {approval.who} gave the answer{approval.noted}"
             return await self.ledger.settle(wish, outcome, self._events(wish, "answer", reason, by=approval.who))
-        verdict = await self.policy.decide(request, wish.key, run.epoch, run.policy, approved)
+        verdict = await self.word_on(wish, request, approved)
         shown = redacted(told.args, verdict.redact)
         wish = replace(wish, said=call_text(tool.name, shown))
         match verdict:
@@ -319,10 +333,28 @@ class Caller:
             case Refused():
                 reason, by = verdict.reason, "policy"
         # A refusal is an outcome with a receipt: the node that runs again gets the same answer.
-        refused = Outcome("denied", error=reason)
+        refused = Outcome("denied", error=reason, error_type=BUDGET if "budgets" in verdict.noted else "")
         noted = {"rule": verdict.rule, "policy": verdict.policy, **verdict.noted}
         events = self._events(wish, "deny", reason, by=by, **noted)
         return await self.ledger.settle(wish, refused, events)
+
+    async def word_on(self, wish: Wish, request: Request, approved: bool) -> Verdict:
+        """What the policy says; and a person, where the call goes beyond a budget that asks. Raises Suspended."""
+        run = wish.place.run
+        verdict = await self.policy.decide(request, wish.key, run.epoch, run.policy, approved)
+        if not isinstance(verdict, Asked) or "budgets" not in verdict.noted:
+            return verdict
+        # About money, and not about the call: so it is a question of its own, whatever was approved before.
+        named = "b" + call_digest(wish.key, "budget", {"digest": wish.digest})[:15]
+        if named not in wish.place.answers:
+            told = {"rule": verdict.rule, "policy": verdict.policy, "reason": verdict.reason, **verdict.noted}
+            shown = {"tool": request.tool, "args": redacted(request.args, verdict.redact), **told}
+            raise self.ledger.question(wish, named, "approval", shown)
+        approval = read_approval(wish.place.answers[named])
+        if not approval.approve:
+            reason = f"{approval.who} said no{approval.noted}; {verdict.reason}"
+            return Refused(verdict.rule, verdict.policy, reason, verdict.noted, verdict.redact)
+        return await self.policy.decide(replace(request, beyond=True), wish.key, run.epoch, run.policy, approved)
 
     def _events(self, wish: Wish, decision: str, reason: str, *, by: str, **noted: Any) -> list[Event]:
         """The decision, and the end of a call that was not made."""

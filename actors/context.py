@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel
@@ -161,6 +162,7 @@ class Context:
         reconcile: Callable[[str], Any] | None = None,
         type: Any = None,
         about: Any = None,
+        cost: Mapping[str, int | float | str | Decimal] | None = None,
     ) -> asyncio.Task[Any]:
         """Do something to the world from the node itself, on record: a model call, an HTTP call. It happens once.
 
@@ -177,9 +179,13 @@ class Context:
             type: of the result, as pydantic knows it; None: JSON values as they are.
             about: JSON values that say what is asked, e.g. the prompt. A node that runs again and asks about something
                 else is stopped (EffectMismatch), instead of getting the old answer.
-        Returns (awaited): the result. Raises EffectFailed (with type and message of what `fn` raised), EffectMismatch.
+            cost: what it costs at most (`seconds`, `bytes`, `tokens`, `money`): with it, even empty, the budgets of the
+                policies count it, by `effect:NAME`. `fn` may tell what it did cost: `return Paid(answer, tokens=812)`.
+                One that raises has cost all.
+        Returns (awaited): the result. Raises EffectFailed (with type and message of what `fn` raised), EffectMismatch,
+        BudgetExceeded.
         """
-        asked = own_effect(name, fn, idempotent, reconcile, type, about)
+        asked = own_effect(name, fn, idempotent, reconcile, type, about, cost)
         return self._begin(self._effect(asked, self._next(asked.ledger_name)))
 
     def interrupt(

@@ -93,6 +93,8 @@ def write_outcome(outcome: Outcome) -> str:
         fields["note"] = outcome.note
     if outcome.files:
         fields["files"] = outcome.files
+    if outcome.cost is not None:
+        fields["cost"] = dict(outcome.cost)
     return json.dumps(fields)  # in ASCII: what a tool answers may hold lone surrogates, which no store can
 
 

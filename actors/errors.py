@@ -115,6 +115,13 @@ class EffectFailed(UnderstudyError):
         return type(self), (self.name, self.outcome)
 
 
+class BudgetExceeded(EffectFailed):
+    """An effect of a node would go beyond a budget, so it was not performed. `error` names the budget and the remedy.
+
+    A tool call in its place raises ToolDenied, whose outcome has the `error_type` BudgetExceeded.
+    """
+
+
 class InterruptExpired(UnderstudyError):
     """Nobody answered an interrupt before its deadline."""
 

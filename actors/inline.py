@@ -187,8 +187,12 @@ class Inline:
         if not record.final:
             for n, message in enumerate(messages):
                 await self.store.send(record.run_id, f"inline-{n}", json.dumps(message), self.clock())
+        if isinstance(self.policy, RulesPolicy):
+            await self.policy.mend()
         try:
             record = await self._to_the_end(record.run_id)
+            if isinstance(self.policy, RulesPolicy):
+                await self.policy.mend()
         finally:
             for residence in self._residences.values():
                 residence.cancel()

@@ -12,16 +12,20 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from understudy.actors.accounts import Accounts, charged, settled
+from understudy.actors.budget_sweep import sweep_all
+from understudy.actors.budgets import Budgets, own_effect_allowed
 from understudy.actors.calls import Granted, Order, SandboxDied, Verdict, finish, finished_event
 from understudy.actors.errors import StoreUnavailable
 from understudy.actors.events import counters_of
 from understudy.actors.files import BYTES_MAX, FILES_MAX, checked, left_by
+from understudy.actors.memory import MemoryStore
 from understudy.actors.outcome import Outcome, OutcomeKind, ToolCode
 from understudy.actors.reconciled import EndUnknown
 from understudy.actors.records import Event, Receipt
@@ -34,10 +38,13 @@ from understudy.actors.store import Store
 from understudy.actors.threads import in_a_thread
 from understudy.actors.tool import Tool
 from understudy.actors.verdicts import verdict
+from understudy.policies.bill import FREE, Bill, bill_in
 from understudy.policies.history import ANYTHING, History
 from understudy.policies.permission import NO_HISTORY, Policy, Request, decide
 
 PAUSE_S = 0.5
+BILL = "bill:"
+"""Begins the token of a grant here."""
 LONGEST_PRINTED = 1024 * 1024
 
 
@@ -49,7 +56,7 @@ class YesPolicy:
 
 
 class RulesPolicy:
-    """Real rules, judged as the policy actor does; the grant is not signed, as nobody but this process reads it.
+    """Real rules, judged as the policy actor does; the grant is a mere bill, as nobody but this process reads it.
 
     Args:
         store: where the runs' histories are; without one, a rule that asks for the past takes it as the worst.
@@ -60,16 +67,27 @@ class RulesPolicy:
         self, policies: Sequence[Policy], store: Store | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         self._policies = tuple(policies)
+        self._store = store
         self._histories = RunHistories(store) if store is not None else None
+        held = store or MemoryStore()  # where there is none, accounts live as long as this object
+        self._budgets = Budgets(_given(held))
         self._clock = clock
 
+    async def mend(self) -> None:
+        """Settle what a process before this one has left held, which nobody else does where no supervisor is."""
+        if self._store is not None and any(policy.budgets for policy in self._policies):
+            await sweep_all(self._store, Accounts(_given(self._store)), self._clock(), mend_after_s=0.0)
+
     async def decide(self, request: Request, key: str, epoch: int, policy: str, approved: bool) -> Verdict:
-        history = NO_HISTORY
+        now, history = self._clock(), NO_HISTORY
         if any(each.compiled.asks_history(request.tool) for each in self._policies):
             unknown = History(inherited=ANYTHING)
             history = await self._histories.of(request.run_id) if self._histories is not None else unknown
-        decision = decide(self._policies, request, self._clock(), history)
-        return verdict(self._policies, request, decision, approved, lambda _: "")
+        own = request.effect is not None
+        decision = own_effect_allowed(request) if own else decide(self._policies, request, now, history)
+        layers = [("run", policy) for policy in self._policies]
+        judged = await self._budgets.judge(layers, request, decision, key, epoch, approved, now)
+        return verdict(self._policies, request, judged, lambda _: BILL + judged.bill.text())
 
 
 class InlineSandboxes:
@@ -103,6 +121,7 @@ class InlineSandboxes:
         self._clock = clock
         self._secrets = dict(secrets or {})
         self._traces = Traces(self._secrets)
+        self._accounts = Accounts(_given(store))
         self._tools: dict[str, Tool[Any, Any]] = {}
         self._work: dict[tuple[str, str], asyncio.Task[Outcome | Receipt]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inline-tools") if in_thread else None
@@ -172,7 +191,10 @@ class InlineSandboxes:
             outcome = Outcome("killed", error="ended from outside: the run was cancelled, or its node gave up on it")
         outcome = self._traces.outcome(outcome, LONGEST_PRINTED, LONGEST_MESSAGE)
         outcome = replace(outcome, duration_s=round(time.perf_counter() - began, 6))
+        bill = _bill_of(order.token)
+        outcome = charged(outcome, bill)
         await self._record(order, outcome)
+        await settled(self._accounts, bill, receipt.key, outcome)
         return outcome
 
     async def _record(self, order: Order, outcome: Outcome) -> None:
@@ -239,6 +261,19 @@ def _effect_key(key: str) -> Iterator[None]:
             os.environ.pop("UNDERSTUDY_EFFECT_KEY", None)
         else:
             os.environ["UNDERSTUDY_EFFECT_KEY"] = before
+
+
+def _bill_of(token: str) -> Bill:
+    """Other policies' tokens are other things."""
+    text = token.removeprefix(BILL)
+    return bill_in(json.loads(text)) if text and text != token else FREE
+
+
+def _given(store: Store) -> Callable[[], Awaitable[Store]]:
+    async def opened() -> Store:
+        return store
+
+    return opened
 
 
 async def _awaited(value: Any) -> Any:

@@ -4,6 +4,7 @@ Pure values; both cross process borders as JSON or as plain dataclasses, never a
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -41,6 +42,8 @@ class Outcome:
     """Where it comes from, if nothing was executed for it: `answered by a person`, `reused from run ...`."""
     files: Any = None
     """How it changed the workspace, as `files.checked` gives it; None: not at all. Only with `ok`."""
+    cost: Mapping[str, str] | None = None
+    """What its budgets are charged, by unit; None: nobody counts."""
 
     @property
     def said(self) -> str:

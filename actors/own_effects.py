@@ -16,22 +16,28 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
+from understudy.actors.accounts import settled
 from understudy.actors.alike import difference
-from understudy.actors.calls import Caller
+from understudy.actors.calls import BUDGET, Caller, Granted
 from understudy.actors.channels import reason_of
 from understudy.actors.effects import OWN, call_digest, call_text, place_of, read_outcome, write_outcome
-from understudy.actors.errors import CallerError, EffectFailed, StoreUnavailable, tellable
+from understudy.actors.errors import BudgetExceeded, CallerError, EffectFailed, StoreUnavailable, tellable
 from understudy.actors.events import counters_of
-from understudy.actors.ledger import Ledger, Place, Wish
+from understudy.actors.ledger import Ledger, Place, Wish, decision_data
 from understudy.actors.outcome import Outcome
+from understudy.actors.paid import Paid, costs_of
 from understudy.actors.reconciled import Done, Reconciled, Unsure, read_reconciled
 from understudy.actors.records import Event, Receipt
 from understudy.actors.threads import in_a_thread
+from understudy.policies.bill import FREE, Bill, cost_of_effect
+from understudy.policies.budget import Cost, Unit
+from understudy.policies.permission import Request
 
 RESULT_BYTES_MAX = 8 * 1024 * 1024
 ERROR_CHARS_MAX = 4000
@@ -52,13 +58,17 @@ class OwnEffect:
     reconcile: Callable[[str], Any] | None
     adapter: TypeAdapter[Any]
     about: Any
+    costs: tuple[Cost, ...] | None = None
+    """What it may cost; None: no budget counts it."""
 
     @property
     def ledger_name(self) -> str:
         return OWN + self.name
 
 
-def own_effect(name: str, fn: Any, idempotent: bool, reconcile: Any, type_: Any, about: Any) -> OwnEffect:
+def own_effect(
+    name: str, fn: Any, idempotent: bool, reconcile: Any, type_: Any, about: Any, cost: Any = None
+) -> OwnEffect:
     """Raises CallerError: what was given cannot be meant."""
     if not isinstance(name, str) or not name:
         raise CallerError(f"ctx.effect wants a name for what it does, not {name!r:.80}; write ctx.effect('ask', fn)")
@@ -73,7 +83,8 @@ def own_effect(name: str, fn: Any, idempotent: bool, reconcile: Any, type_: Any,
         json.dumps(about, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise CallerError(f"ctx.effect({name!r}): about= is not JSON ({error}); use .model_dump(mode='json')") from None
-    return OwnEffect(name, fn, idempotent, reconcile, _ANY if type_ is None else TypeAdapter(type_), about)
+    adapter = _ANY if type_ is None else TypeAdapter(type_)
+    return OwnEffect(name, fn, idempotent, reconcile, adapter, about, costs_of(name, cost))
 
 
 async def perform(caller: Caller, place: Place, effect: OwnEffect, index: int) -> Any:
@@ -98,9 +109,12 @@ async def perform(caller: Caller, place: Place, effect: OwnEffect, index: int) -
         settled = await ledger.in_fork(wish)
         if settled is not None:
             return _result(effect, settled)
+        bill = FREE if effect.costs is None else await _paid_for(caller, wish, effect.costs)
+        if isinstance(bill, Outcome):
+            return _result(effect, bill)
         begun = await _begin(ledger, wish, effect)
         if begun.fresh:
-            return await _perform(caller, wish, effect, begun.receipt)
+            return await _perform(caller, wish, effect, begun.receipt, bill)
         receipt = begun.receipt
 
 
@@ -143,14 +157,40 @@ async def _begin(ledger: Ledger, wish: Wish, effect: OwnEffect) -> Any:
     return await ledger.store.begin(receipt, run.epoch, events, counters_of(run.graph, events), now)
 
 
-async def _perform(caller: Caller, wish: Wish, effect: OwnEffect, receipt: Receipt) -> Any:
+async def _paid_for(caller: Caller, wish: Wish, costs: tuple[Cost, ...]) -> Bill | Outcome:
+    """Where it is paid from; or the outcome, if it may not be. Raises Suspended where a person has to say."""
+    run, ledger = wish.place.run, caller.ledger
+    request = Request(
+        tool=wish.name,
+        args={},
+        run_id=run.run_id,
+        graph=run.graph,
+        digest=wish.digest,
+        labels=run.labels,
+        thread_id=run.thread_id,
+        parent=run.parent,
+        checkpoint_id=wish.place.checkpoint_id,
+        effect=costs,
+    )
+    verdict = await caller.word_on(wish, request, False)
+    if isinstance(verdict, Granted):
+        return verdict.bill
+    refused = Outcome("denied", error=verdict.reason, error_type=BUDGET)
+    told = decision_data(wish, "deny", reason=verdict.reason, policy=verdict.policy, **verdict.noted)
+    return await ledger.settle(wish, refused, [Event("decided", ledger.clock(), told)])
+
+
+async def _perform(caller: Caller, wish: Wish, effect: OwnEffect, receipt: Receipt, bill: Bill) -> Any:
     ledger = caller.ledger
     began = time.perf_counter()
     cause: BaseException | None = None
     value: Any = None
+    told: dict[Unit, Decimal] = {}
     try:
         returned = await _called(caller, effect.fn, wish.key)
         try:
+            if isinstance(returned, Paid):
+                told, returned = returned.told(), returned.value
             value = _jsonable(effect, returned)
         except Exception as error:
             raise ValueError(f"it was performed, but its result cannot be kept: {reason_of(error)}") from error
@@ -162,7 +202,11 @@ async def _perform(caller: Caller, wish: Wish, effect: OwnEffect, receipt: Recei
         cause = error
         outcome = Outcome("error", error=tellable(_text(error), ERROR_CHARS_MAX), error_type=type(error).__name__)
     outcome = replace(outcome, duration_s=round(time.perf_counter() - began, 6))
+    if bill:
+        size = len(json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass"))
+        outcome = replace(outcome, cost=cost_of_effect(bill, outcome.duration_s, size, told))
     await _finish(ledger, wish, effect, receipt, outcome)
+    await settled(caller.accounts, bill, receipt.key, outcome)
     if cause is not None:
         raise EffectFailed(effect.name, outcome) from cause
     return effect.adapter.validate_json(json.dumps(value))
@@ -203,6 +247,8 @@ async def _finish(ledger: Ledger, wish: Wish, effect: OwnEffect, receipt: Receip
 
 def _result(effect: OwnEffect, outcome: Outcome) -> Any:
     """An outcome on record, as the node gets it."""
+    if outcome.error_type == BUDGET and outcome.kind == "denied":
+        raise BudgetExceeded(effect.name, outcome)
     if outcome.kind != "ok":
         raise EffectFailed(effect.name, outcome)
     return _typed(effect, outcome.value)

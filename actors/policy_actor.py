@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from understudy.actors.audit_log import AuditLog
+from understudy.actors.budgets import Budgets, own_effect_allowed
 from understudy.actors.calls import Granted, Refused, Verdict
 from understudy.actors.code import digest_of, open_blob
 from understudy.actors.errors import CodeError
@@ -45,6 +46,7 @@ class PolicyActor:
         self._policies: dict[str, Policy] = {}
         self._looking: asyncio.Task[None] | None = None
         self._audit = AuditLog(self._store, secret)
+        self._budgets = Budgets(self._store)
 
     async def decide(self, request: Request, key: str, epoch: int, policy: str, approved: bool) -> Verdict:
         """The verdict on one call.
@@ -54,6 +56,8 @@ class PolicyActor:
             policy: digest of the run's own policy, or empty.
             approved: a person has approved this very digest; turns ask into a grant, never a denial.
         """
+        if request.effect is not None and not await self._has_budgets(policy):
+            return Granted("", "", "")
         found, grant_id = await self._verdict(request, key, epoch, policy, approved)
         place = await self._audit.append("decision", **entry_of(request, key, found, approved, grant_id))
         return dataclasses.replace(found, noted={**found.noted, "audit": place})
@@ -64,11 +68,16 @@ class PolicyActor:
         """What is decided, and the id of the grant, if one was given."""
         own = await self._policy(policy)
         layers = self._deployment.layers if own is None else (*self._deployment.layers, own)
-        if not layers:
+        if not layers and request.effect is None:
             no = f"there is no policy, and no rule means no; write one that allows tool {request.tool!r} and name it "
             return Refused("", "", no + "with --policy FILE, UNDERSTUDY_POLICY, or connect(policy=...)"), ""
-        history = await self._history(layers, request)
         now, grant_id = time.time(), uuid.uuid4().hex
+        if request.effect is None:
+            decision = decide(layers, request, now, await self._history(layers, request))
+        else:
+            decision = own_effect_allowed(request)
+        named = [("run" if layer is own else layer.layer, layer) for layer in layers]
+        judged = await self._budgets.judge(named, request, decision, key, epoch, approved, now)
 
         def token(decision: Allow | Ask) -> str:
             deciding = [layer.digest for layer in layers if layer.compiled.concerns(request.graph)]
@@ -87,11 +96,18 @@ class PolicyActor:
                 expires_at=now + GRANT_TTL_S,
                 id=grant_id,
                 args=args_digest(request.args),
+                bill=judged.bill,
             )
             return sign(grant, self._secret)
 
-        found = verdict(layers, request, decide(layers, request, now, history), approved, token)
+        if request.effect is not None:  # nobody but the run's own process acts on it, and no sandbox may
+            return verdict(layers, request, judged, lambda _: ""), ""
+        found = verdict(layers, request, judged, token)
         return found, grant_id if isinstance(found, Granted) else ""
+
+    async def _has_budgets(self, policy: str) -> bool:
+        own = await self._policy(policy)
+        return any(layer.budgets for layer in (*self._deployment.layers, *([own] if own else [])))
 
     async def report(self, known: PolicySource) -> tuple[dict[str, Any], PolicySource | None]:
         """What is in force, for `status`; and where it comes from, if that is not what the caller knows."""

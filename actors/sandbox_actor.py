@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from understudy.actors.accounts import Accounts, charged, settled
 from understudy.actors.audit_log import AuditLog
 from understudy.actors.calls import Order, finish, finished_event
 from understudy.actors.effects import write_outcome
@@ -32,6 +33,7 @@ from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.tiers import Tiers, all_tiers
 from understudy.actors.secret_file import SecretFile, SecretsUnusable
 from understudy.actors.store import Store
+from understudy.policies.bill import FREE, Bill
 from understudy.policies.grant import GRANT_TTL_S, Grant, GrantRefused, check
 from understudy.policies.profile import TIERS, Profile, strongest
 from understudy.policies.spent import Revocation, Spent
@@ -59,6 +61,7 @@ class SandboxActor:
         self._work: dict[tuple[str, str], asyncio.Task[Outcome | Receipt]] = {}
         self._spent = Spent(GRANT_TTL_S)
         self._audit = AuditLog(self._ready, secret)
+        self._accounts = Accounts(self._ready)
         self._taken_back: dict[str, str] = {}
         """Why a call is being ended, by the id of its grant."""
 
@@ -98,28 +101,32 @@ class SandboxActor:
         if not work.cancelled():
             work.exception()  # seen, also if whoever ordered it is gone
 
-    async def _refuse(self, store: Store, order: Order, error: GrantRefused, now: float) -> Outcome | Receipt:
+    async def _refuse(
+        self, store: Store, order: Order, error: GrantRefused, now: float, bill: Bill = FREE
+    ) -> Outcome | Receipt:
         reason = f"the sandbox refused the grant: {error}"
         await self._audit.append("grant_refused", **_entry(order), refused=error.reason, reason=error.detail)
-        outcome = Outcome("denied", error=reason)
+        outcome = charged(Outcome("denied", error=reason), bill)
         receipt = dataclasses.replace(order.receipt, state="done", outcome=write_outcome(outcome), at=now)
         told = {"decision": "deny", "reason": reason, "refused": error.reason}
         denied = Event("decided", now, {**order.decided.data, **told})
         events = [denied, finished_event(receipt, outcome, now)]
         answer = await store.begin(receipt, order.epoch, events, counters_of(order.graph, events), now)
+        if answer.receipt.outcome == receipt.outcome:  # else another call is on record, and paid for with what is held
+            await settled(self._accounts, bill, receipt.key, outcome)
         return outcome if answer.fresh else answer.receipt
 
     async def _perform(self, store: Store, order: Order, grant: Grant) -> Outcome | Receipt:
         """Wait for room, use the grant, put the call on record, make it, and write its receipt. Raises Fenced."""
         profile = grant.profile
-        async with self._room:
+        async with self._room_for(order, grant):
             try:
                 reason = await self._revoked(store, grant)
                 if reason:
                     raise GrantRefused("revoked", reason)
                 self._spent.use(grant, order.receipt.token, time.time())
             except GrantRefused as error:  # revoked while it waited, or used by another order
-                return await self._refuse(store, order, error, time.time())
+                return await self._refuse(store, order, error, time.time(), grant.bill)
             on_record = await self._begin(store, order, grant)
             if on_record is not None:
                 return on_record
@@ -133,11 +140,25 @@ class SandboxActor:
             finally:
                 watching.cancel()
                 self._taken_back.pop(grant.id, None)
-        outcome = entrusted.told(outcome)
+        outcome = charged(entrusted.told(outcome), grant.bill)
         if profile.network:
             await self._audit_rest(order, entrusted)
         await self._record(store, order, outcome, entrusted)
+        await settled(self._accounts, grant.bill, order.receipt.key, outcome)
         return outcome
+
+    @contextlib.asynccontextmanager
+    async def _room_for(self, order: Order, grant: Grant) -> AsyncIterator[None]:
+        """One that nobody wants any more while it waits never starts, and so costs nothing."""
+        try:
+            await self._room.acquire()
+        except asyncio.CancelledError:
+            await self._accounts.release(grant.bill.accounts, order.receipt.key)
+            raise
+        try:
+            yield
+        finally:
+            self._room.release()
 
     def _entrust(self, order: Order, profile: Profile) -> tuple[Entrusted, Outcome | None]:
         """The secrets that the grant names, and the way out; or the end of a call that cannot have them."""
@@ -196,7 +217,9 @@ class SandboxActor:
             answer, _ = await asyncio.shield(begin)
         except asyncio.CancelledError:
             if _is_begun(receipt, (await begin)[0]):
-                await self._record(store, order, _aborted(0.0))
+                outcome = charged(_aborted(0.0), grant.bill)
+                await self._record(store, order, outcome)
+                await settled(self._accounts, grant.bill, order.receipt.key, outcome)
             raise
         return None if _is_begun(receipt, answer) else answer.receipt
 

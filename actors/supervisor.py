@@ -24,6 +24,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from understudy.actors.accounts import Accounts
+from understudy.actors.budget_sweep import PAGES, sweep
 from understudy.actors.errors import Conflict, Fenced, NotFound, StoreUnavailable
 from understudy.actors.events import counters_of
 from understudy.actors.open import OpenStore
@@ -93,6 +95,9 @@ class Supervisor:
         self._turns = Turns()
         self._grace = Grace(config.lease_s)
         self._last_beat = self._last_sweep = 0.0
+        self._accounts = Accounts(self._opened)
+        self._swept = ""
+        """The account of a budget that was looked at last."""
         self._host = socket.gethostname()
         self.name = name_of_this_process()
         self._isolation: dict[str, Any] = {}
@@ -133,6 +138,10 @@ class Supervisor:
     async def status(self) -> dict[str, Any]:
         """`report`, asked directly."""
         return self.report()
+
+    async def _opened(self) -> Store:
+        assert self._store is not None
+        return self._store
 
     # --- starting ---
 
@@ -230,10 +239,19 @@ class Supervisor:
                 self._last_beat = now
             if now - self._last_sweep >= 60.0:
                 await self._store.sweep(now)
+                await self._sweep_budgets(now)
                 self._last_sweep = now
         except StoreUnavailable:
             await asyncio.sleep(0.5)
         self._grace.asked(began, time.monotonic())
+
+    async def _sweep_budgets(self, now: float) -> None:
+        """A bounded part of them: where it stopped, it goes on next time."""
+        assert self._store is not None
+        for _ in range(PAGES):
+            self._swept = await sweep(self._store, self._accounts, now, self._swept)
+            if not self._swept:
+                return
 
     async def _tick(self, now: float) -> None:
         assert self._store is not None

@@ -3,26 +3,28 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from understudy.actors.budgets import Judged
 from understudy.actors.calls import Asked, Granted, Refused, Verdict
 from understudy.actors.effects import call_text
-from understudy.policies.permission import Allow, Ask, Decision, Deny, Policy, Request
+from understudy.policies.permission import Allow, Ask, Deny, Policy, Request
 from understudy.policies.redact import redacted
 
 
 def verdict(
     layers: Sequence[Policy],
     request: Request,
-    decision: Decision,
-    approved: bool,
+    judged: Judged,
     token: Callable[[Allow | Ask], str],
 ) -> Verdict:
     """What follows from a decision, with the name, version and digest of every policy that had a say in it.
 
     Args:
-        approved: a person has approved this very call; turns ask into a grant, never a denial.
+        judged: a decision; that a person has approved this very call turns ask into a grant, never a denial.
         token: signs the grant.
     """
+    decision, approved = judged.decision, judged.approved
     noted: dict[str, Any] = {"policies": [layer.told() for layer in layers if layer.compiled.concerns(request.graph)]}
+    noted |= judged.noted
     match decision:
         case Deny(rule=rule, policy=name, reason=reason):
             if decision.managed:
@@ -42,6 +44,7 @@ def verdict(
                 noted=noted,
                 redact=decision.redact,
                 workspace=decision.profile.workspace,
+                bill=judged.bill,
             )
 
 
@@ -61,6 +64,9 @@ def entry_of(request: Request, key: str, found: Verdict, approved: bool, grant_i
         "reason": found.reason,
         "policies": found.noted.get("policies", []),
     }
+    for name in ("budgets", "beyond"):
+        if name in found.noted:
+            entry[name] = found.noted[name]
     if approved:
         entry["approved"] = True
     if grant_id:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
+from understudy.policies.bill import FREE, Bill, bill_in
 from understudy.policies.profile import Limits, Profile
 
 Reason = Literal[
@@ -30,7 +31,7 @@ Reason = Literal[
 GRANT_TTL_S = 600.0
 """A grant that was not used after this long is refused by the sandbox; it covers the wait for a free sandbox."""
 SECRET_MIN_BYTES = 16
-_DOMAIN: Final = b"understudy grant 5\0"
+_DOMAIN: Final = b"understudy grant 6\0"
 """Signed together with the grant: the same secret signs other things (code), and none of them may pass for a grant. The
 number changes with the fields, so that a grant of another version is refused and not misread."""
 
@@ -60,6 +61,8 @@ class Grant:
     """Names this very grant: it is used, and can be revoked, under this name."""
     args: str
     """`args_digest` of the arguments that were judged, made by whoever judged them."""
+    bill: Bill = FREE
+    """Where the call is paid from."""
 
 
 class GrantRefused(Exception):
@@ -133,11 +136,11 @@ def _read(body: str) -> Grant:
     """Only after the signature is found good: what is read here was written by `sign`."""
     fields = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     profile = fields.pop("profile")
+    bill = fields.pop("bill")
     limits = Limits(**profile["limits"])
     lists = {name: tuple(profile[name]) for name in ("read", "write", "network", "secrets")}
-    return Grant(
-        **fields, profile=Profile(**lists, limits=limits, tier=profile["tier"], workspace=profile["workspace"])
-    )
+    walls = Profile(**lists, limits=limits, tier=profile["tier"], workspace=profile["workspace"])
+    return Grant(**fields, profile=walls, bill=bill_in((bill["accounts"], bill["most"], bill["told"])))
 
 
 def _base64(data: bytes) -> str:

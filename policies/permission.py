@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from understudy.policies.argv import Unreadable, read_line, read_words
+from understudy.policies.budget import Cost, dearest
 from understudy.policies.condition import Finding, judge
 from understudy.policies.history import History
 from understudy.policies.profile import Profile, intersect
@@ -39,6 +40,8 @@ class Allow:
     """Paths into the arguments that no event shows."""
     marks: tuple[str, ...] = ()
     """What the call leaves in the run's history."""
+    cost: tuple[Cost, ...] = ()
+    """What it may cost at most, besides what is counted."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Ask:
     deadline_s: float | None = None
     """Seconds for the answer; None: no end."""
     on_timeout: OnTimeout = "deny"
+    cost: tuple[Cost, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,11 +113,13 @@ def _together(granted: list[Allow | Ask]) -> Allow | Ask:
     """One decision of several layers, none of which denies. The last is the run's own: the most telling name."""
     profile = _intersected(tuple([decision.profile for decision in granted]))
     redact, marks = _redact(granted), _union([decision.marks for decision in granted])
+    costs = [cost for decision in granted for cost in decision.cost]
+    cost = dearest(costs) if costs else ()
     asks = [decision for decision in granted if isinstance(decision, Ask)]
     if not asks:
-        return Allow(granted[-1].rule, granted[-1].policy, profile, redact, marks)
+        return Allow(granted[-1].rule, granted[-1].policy, profile, redact, marks, cost)
     until = _until([(ask.deadline_s, ask.on_timeout) for ask in asks])
-    return Ask(asks[0].rule, asks[0].policy, asks[0].reason, profile, redact, marks, *until)
+    return Ask(asks[0].rule, asks[0].policy, asks[0].reason, profile, redact, marks, *until, cost)
 
 
 @lru_cache(maxsize=REMEMBERED_MAX)
@@ -186,13 +192,13 @@ def _layer(policy: Policy, request: Request, now: float | None, history: History
         return _denied(policy, request, denies, hidden)
     if not asks and not allows:
         return Deny("", policy.name, _no_rule(policy, request, now, history), redact=hidden)
-    profile, marks = compiled.granted((*asks, *allows))
+    profile, marks, cost = compiled.granted((*asks, *allows))
     if asks:  # named by the smallest id, so that the order of rules does not change even the words
         rule = asks[0].rule
         reason = rule.reason or f"rule {rule.id!r} wants a person to approve tool {request.tool!r}"
         until = _until([(ready.rule.deadline_s, ready.rule.on_timeout) for ready in asks])
-        return Ask(rule.id, policy.name, reason, profile, hidden, marks, *until)
-    return Allow(allows[0].rule.id, policy.name, profile, hidden, marks)
+        return Ask(rule.id, policy.name, reason, profile, hidden, marks, *until, cost)
+    return Allow(allows[0].rule.id, policy.name, profile, hidden, marks, cost)
 
 
 def _denied(policy: Policy, request: Request, denies: Sequence[tuple[Ready, Finding]], hidden: Sequence[str]) -> Deny:
@@ -231,7 +237,8 @@ def _asked_about_shell(decision: Decision, request: Request) -> Decision:
                 read_words(value if isinstance(value, list) else [value])
         except Unreadable as error:
             reason = f"argument {name!r} is no plain command: {error}"
-            return Ask(decision.rule, decision.policy, reason, decision.profile, decision.redact, decision.marks)
+            granted = (decision.profile, decision.redact, decision.marks)
+            return Ask(decision.rule, decision.policy, reason, *granted, cost=decision.cost)
     return decision
 
 

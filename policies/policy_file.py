@@ -5,6 +5,18 @@ YAML or JSON. An example with every key there is:
     policy: demo                              # a name: letters, digits, . _ -
     version: 1                                # a whole number or text
     layer: deployment                         # or organisation, or graph (then with `graph: NAME`, a glob or a list)
+    budgets:                                  # what the calls are paid from; see below
+      - id: each-run
+        scope: run                            # each run and its children; or thread, or tenant
+        limits: {calls: 100, seconds: 10m, bytes: 64MiB, tokens: 2000000, money: "2.50"}      # one or more of these
+        at_limit: stop                        # refuse the call; or ask a person, call by call
+      - id: each-customer
+        scope: tenant
+        label: customer                       # the label of the run that names the tenant; without it, `tenant`
+        per: day                              # anew each hour, day, week or month (UTC); without it, never
+        limits: {money: 100}
+        at_limit: degrade                     # go on beyond the limit with less:
+        degrade: {deny: ["search*"], limits: {wall: 2s}}      # without these tools, and with these limits of a call
     rules:
       - id: metadata                          # once in the file
         effect: allow                         # allow, ask (a person approves) or deny
@@ -26,6 +38,7 @@ YAML or JSON. An example with every key there is:
         tier: zygote                          # the weakest isolation that will do: landlock, zygote, cold or gvisor
         workspace: write                      # the files of the run: none, read or write
         redact: [options.key]                 # arguments whose values no event and no message shows
+        cost: {tokens: 4000, money: {most: "0.05", told: usage.price}}    # of one call, at most; see below
         marks: [metadata-seen]                # what the call leaves in the run's history
         reason: reading metadata harms nobody
         alternative: ""                       # told together with a refusal
@@ -56,6 +69,14 @@ caller gives and from nothing else; in a glob or a regular expression it stands 
 has to be listed itself (`"10.0.0.7:5432"`, beside the name that leads to it; or `"localhost:8080"`). `secrets: [name]`
 names secrets of the deployment's (UNDERSTUDY_SECRETS).
 
+A budget counts the calls that were made, the seconds they took, the bytes that they answered and printed, and the
+tokens and money that `cost` says. Before a call, the most that it may cost is held: one call, the `wall` and twice the
+`output` of its limits, and its `cost`; where that is more than is left, the budget is at its limit. Afterwards what it
+did cost is settled. Of tokens and money that is all that `cost` says, or with `told` what stands there in its result
+(all, if nothing does). Effects of nodes are counted when they say what they may cost: `ctx.effect(..., cost=...)`. A
+call whose end nobody knows has cost all. Children pay out of the budgets of the run that they come from; every layer's
+budgets count.
+
 How rules decide is told in `permission`. What is stored with a run is `canonical(policy)`, found by its digest; it says
 the same in JSON, with variables replaced and without examples.
 """
@@ -67,6 +88,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from understudy.policies.budget_reader import budget_data, cost_data
 from understudy.policies.policy_reader import ENFORCED, LIMITS, PolicyReader
 from understudy.policies.profile import DEFAULT_TIER
 from understudy.policies.reading import PolicyError as PolicyError  # this is where its callers look for it
@@ -103,6 +125,8 @@ def canonical(policy: Policy) -> str:
         data["layer"] = policy.layer
     if policy.graphs:
         data["graph"] = list(policy.graphs)
+    if policy.budgets:
+        data["budgets"] = [budget_data(budget) for budget in policy.budgets]
     data["rules"] = [_rule_data(rule) for rule in policy.rules]
     return json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
@@ -144,7 +168,7 @@ def _rule_data(rule: Rule) -> dict[str, Any]:
     data["workspace"] = rule.workspace or ""
     data["files"] = {"read": list(rule.read), "write": list(rule.write)} if rule.read or rule.write else {}
     data |= {"network": list(rule.network), "secrets": list(rule.secrets), "redact": list(rule.redact)}
-    data |= {"marks": list(rule.marks), "deadline": rule.deadline_s}
+    data |= {"marks": list(rule.marks), "deadline": rule.deadline_s, "cost": cost_data(rule.cost)}
     data["on_timeout"] = rule.on_timeout if rule.on_timeout != "deny" else ""
     return {key: value for key, value in data.items() if value}
 

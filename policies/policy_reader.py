@@ -6,47 +6,37 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, cast, get_args
 
-from understudy.policies.condition_reader import ConditionReader
+from understudy.policies.budget_reader import LIMITS as LIMITS
+from understudy.policies.budget_reader import BudgetReader
 from understudy.policies.example import Example, try_out
 from understudy.policies.history import NOTHING, Earlier, Past
 from understudy.policies.hosts import NotCanonical, read_host_pattern
 from understudy.policies.operators import show
 from understudy.policies.profile import DEFAULT_TIER, TIERS, WORKSPACES, Tier, Workspace
-from understudy.policies.reading import Kind, is_name
+from understudy.policies.reading import is_name
 from understudy.policies.rule import LAYERS, Effect, Layer, OnTimeout, Policy, Rule
 from understudy.policies.window import DAY_MIN, DAYS, Window, zone_of
 
 RULES_MAX = 1000
 EFFECTS: Final[tuple[Effect, ...]] = get_args(Effect)
 TIMEOUTS: Final[tuple[OnTimeout, ...]] = get_args(OnTimeout)
-ENFORCED: Final = frozenset(("files", "limits", "tier", "workspace", "network", "secrets", "redact", "marks"))
+ENFORCED: Final = frozenset(("files", "limits", "tier", "workspace", "network", "secrets", "redact", "marks", "cost"))
 """Obligations that are carried out. A grant of another one would promise what nothing keeps, so it is refused."""
-POLICY_KEYS: Final = ("policy", "version", "layer", "graph", "rules")
+POLICY_KEYS: Final = ("policy", "version", "layer", "graph", "budgets", "rules")
 ASKED_KEYS: Final = ("tool", "graph", "labels", "time", "after", "not_after", "when")
-GRANT_KEYS: Final = ("files", "limits", "tier", "workspace", "network", "secrets", "marks")
+GRANT_KEYS: Final = ("files", "limits", "tier", "workspace", "network", "secrets", "marks", "cost")
 RULE_KEYS: Final = (
     *("id", "effect", *ASKED_KEYS, *GRANT_KEYS, "redact", "deadline", "on_timeout", "managed"),
     *("reason", "alternative", "match", "not_match"),
 )
 CALL_KEYS: Final = ("tool", "args", "graph", "labels", "at", "after")
 WINDOW_KEYS: Final = ("zone", "days", "from", "to", "since", "until")
-LIMITS: Final[Mapping[str, tuple[str, Kind]]] = {
-    "wall": ("wall_s", "duration"),
-    "cpu": ("cpu_s", "duration"),
-    "memory": ("memory_bytes", "size"),
-    "processes": ("processes", "count"),
-    "open_files": ("open_files", "count"),
-    "disk": ("disk_bytes", "size"),
-    "output": ("output_bytes", "size"),
-    "network": ("network_bytes", "size"),
-    "connections": ("connections", "count"),
-}
 _TIME: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])|24:00")
 _ADDRESSES: Final = re.compile(r".*/[0-9]+")
 
 
 @dataclass
-class PolicyReader(ConditionReader):
+class PolicyReader(BudgetReader):
     """The parts of a policy file."""
 
     enforced: Collection[str] = ENFORCED
@@ -66,6 +56,7 @@ class PolicyReader(ConditionReader):
         if bool(graphs) != (layer == "graph") and not self.problems:
             said = "names no graph" if layer == "graph" else f"is for the layer {layer!r}, and names a graph"
             self.wrong("graph", f"the policy {said}; write both 'layer: graph' and 'graph: NAME', or neither")
+        budgets = self.budgets(top.get("budgets", []))
         listed = top.get("rules", [])
         if not isinstance(listed, list) or len(listed) > RULES_MAX:
             self.wrong("rules", f"{show(listed)} is no list of rules (of {RULES_MAX} at most); begin each with '- id:'")
@@ -75,7 +66,7 @@ class PolicyReader(ConditionReader):
         ids = [rule.id for rule in rules]
         for twice in sorted({id for id in ids if ids.count(id) > 1 and id}):
             self.wrong("rules", f"the id {twice!r} is there {ids.count(twice)} times; give every rule its own")
-        policy = Policy(name, str(version), tuple(rules), layer=layer, graphs=graphs)
+        policy = Policy(name, str(version), tuple(rules), layer=layer, graphs=graphs, budgets=budgets)
         self.try_examples(policy)
         return policy
 
@@ -102,7 +93,7 @@ class PolicyReader(ConditionReader):
             alternative=self.text("alternative", raw.get("alternative", "")),
             read=self.paths("files.read", files.get("read", [])),
             write=self.paths("files.write", files.get("write", [])),
-            limits=dict(self.limits(raw.get("limits", {}))),
+            limits=dict(self.call_limits("limits", raw.get("limits", {}))),
             tier=cast(Tier, self.word("tier", raw.get("tier", DEFAULT_TIER), "tier", TIERS, DEFAULT_TIER)),
             workspace=(
                 cast(Workspace, self.word("workspace", raw["workspace"], "workspace", WORKSPACES, "none"))
@@ -113,6 +104,7 @@ class PolicyReader(ConditionReader):
             secrets=self.names("secrets", raw.get("secrets", [])),
             redact=self.redact(raw.get("redact", [])),
             marks=self.names("marks", raw.get("marks", [])),
+            cost=tuple(self.cost(raw.get("cost", {}))),
             deadline_s=self.amount("deadline", raw["deadline"], "duration") if "deadline" in raw else None,
             on_timeout=cast(OnTimeout, self.word("on_timeout", raw.get("on_timeout", "deny"), "end", TIMEOUTS)),
         )
@@ -202,11 +194,6 @@ class PolicyReader(ConditionReader):
         return found
 
     # --- what it grants ---
-
-    def limits(self, data: Any) -> Iterable[tuple[str, float]]:
-        for name, value in self.mapping("limits", data, tuple(LIMITS)).items():
-            kept, kind = LIMITS[name]
-            yield kept, self.amount(f"limits.{name}", value, kind)
 
     def network(self, data: Any) -> Iterable[str]:
         for text in self.texts("network", data, "['api.example.org:443']") if data != [] else ():

@@ -7,6 +7,7 @@ in `policy_file`.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, Final, Literal
@@ -30,6 +31,13 @@ _REMEDY: Final[Mapping[Kind, str]] = {
     "duration": "write e.g. 500ms, 10s, 2m, 1h, 2d or a number of seconds, 30 days at most",
     "size": "write e.g. 64KiB, 512MiB, 1GiB or a number of bytes, 100TiB at most",
     "count": "write a whole number from 1 to 1000000",
+}
+QUANTITY_MAX: Final = 10**15
+_QUANTITY: Final[Mapping[Kind | None, str]] = {
+    "duration": "write e.g. 10s, 2m, 1h, 2d or a number of seconds",
+    "size": "write e.g. 512MiB, 1GiB or a number of bytes",
+    "count": "write a whole number",
+    None: 'write e.g. 25 or "0.05"',
 }
 _AMOUNT: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
@@ -98,6 +106,21 @@ class Reader:
         if not 0 < amount <= _MOST[kind] or (kind != "duration" and not amount.is_integer()):
             self.wrong(at, f"{show(value)} is no {kind} that can be kept; {_REMEDY[kind]}")
         return amount if kind == "duration" else int(amount)
+
+    def quantity(self, at: str, value: Any, kind: Kind | None) -> Decimal:
+        """An amount of a budget: many durations, sizes or counts together, or (None) money. Exact."""
+        found = None
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            found = _AMOUNT.fullmatch(f"{value:.9f}" if isinstance(value, float) else str(value).strip())
+        units = _UNITS[kind] if kind else {"": 1}
+        amount = Decimal(-1)
+        if found and found[2] in units:
+            amount = round(Decimal(found[1]) * Decimal(str(units[found[2]])), 9)
+        whole = kind in ("size", "count")
+        if not 0 < amount <= QUANTITY_MAX or (whole and amount != int(amount)):
+            self.wrong(at, f"{show(value)} is no amount that can be counted; {_QUANTITY[kind]}, {QUANTITY_MAX} at most")
+            return Decimal(1)
+        return amount.normalize() + 0 if not whole else Decimal(int(amount))
 
     def mapping(
         self, at: str, value: Any, keys: tuple[str, ...] | None = None, required: tuple[str, ...] = ()

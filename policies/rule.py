@@ -11,6 +11,7 @@ from fnmatch import translate
 from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
+from understudy.policies.budget import Budget, Cost, dearest
 from understudy.policies.condition import Condition, Finding, Truth, judge, make_ready
 from understudy.policies.history import Earlier, History
 from understudy.policies.operators import JSON
@@ -50,6 +51,15 @@ class Request:
     """Arguments that a shell will read. A call is asked about at least, unless each of them is a plain command."""
     code: str = ""
     """Digest of the code that will be executed; what a grant is bound to."""
+    thread_id: str = ""
+    parent: str = ""
+    """Id of the run that started this one as its child: it pays out of that one's budgets."""
+    checkpoint_id: str = ""
+    """The head that the call stands on."""
+    effect: tuple[Cost, ...] | None = None
+    """It is an effect of the node's own (`ctx.effect`) that may cost this: no rule speaks of it, but budgets do."""
+    beyond: bool = False
+    """A person has agreed that it goes beyond budgets that ask."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,8 @@ class Rule:
     deadline_s: float | None = None
     """How long a person may take to answer."""
     on_timeout: OnTimeout = "deny"
+    cost: tuple[Cost, ...] = ()
+    """What a call may cost at most, in what only the policy knows; of several rules that fit, the highest counts."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +121,8 @@ class Policy:
     """Where it comes from, when it comes from a file of the deployment's; a run's own policy is always of the run."""
     graphs: tuple[str, ...] = ()
     """Globs: the graphs that it is a layer for; empty: all."""
+    budgets: tuple[Budget, ...] = ()
+    """What its calls are paid from."""
 
     @cached_property
     def compiled(self) -> "Compiled":
@@ -120,7 +134,7 @@ class Policy:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The compiled form stays where it was made.
-        return Policy, (self.name, self.version, self.rules, self.digest, self.layer, self.graphs)
+        return Policy, (self.name, self.version, self.rules, self.digest, self.layer, self.graphs, self.budgets)
 
 
 class Ready:
@@ -179,7 +193,7 @@ class Compiled:
         self._by_id = sorted(self.rules, key=lambda ready: ready.rule.id)
         self.graphs = globs_pattern(policy.graphs) if policy.graphs else None
         self._by_tool: dict[str, tuple[tuple[Ready, ...], tuple[str, ...]]] = {}
-        self._granted: dict[tuple[Ready, ...], tuple[Profile, tuple[str, ...]]] = {}
+        self._granted: dict[tuple[Ready, ...], tuple[Profile, tuple[str, ...], tuple[Cost, ...]]] = {}
 
     def concerns(self, graph: str) -> bool:
         return self.graphs is None or self.graphs.fullmatch(graph) is not None
@@ -200,14 +214,15 @@ class Compiled:
         """Whether what it says of a tool depends on what the run has done before."""
         return any(ready.rule.after or ready.rule.not_after for ready in self.for_tool(tool)[0])
 
-    def granted(self, matched: tuple[Ready, ...]) -> tuple[Profile, tuple[str, ...]]:
-        """The profile and the marks of rules that fit together."""
+    def granted(self, matched: tuple[Ready, ...]) -> tuple[Profile, tuple[str, ...], tuple[Cost, ...]]:
+        """The profile, the marks and the cost of rules that fit together."""
         found = self._granted.get(matched)
         if found is None:
             if len(self._granted) >= REMEMBERED_MAX:
                 self._granted.clear()
             marks = {mark for ready in matched for mark in ready.rule.marks}
-            found = self._granted[matched] = (granted([r.rule for r in matched]), tuple(sorted(marks)))
+            cost = dearest([each for ready in matched for each in ready.rule.cost])
+            found = self._granted[matched] = (granted([r.rule for r in matched]), tuple(sorted(marks)), cost)
         return found
 
 

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from understudy.policies.budget import AT_LIMIT, SCOPES
+from understudy.policies.budget_reader import BUDGET_KEYS, BUDGETS_MAX, COST_UNITS, KINDS
+from understudy.policies.budget_window import PERS
 from understudy.policies.condition_reader import COMMAND_KEYS, OPS, PATTERN_MAX
 from understudy.policies.operators import Op
 from understudy.policies.policy_reader import CALL_KEYS, EFFECTS, LIMITS, RULES_MAX, TIMEOUTS
@@ -26,6 +29,7 @@ _BOOLEAN: Final = {"type": "boolean"}
 _GLOB: Final = {"type": "string", "minLength": 1, "maxLength": 256}
 _CLOCK: Final = {"type": "string", "pattern": "^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$"}
 _MOMENT: Final = {"type": "string", "description": "With its offset: 2026-01-31T12:00:00+01:00"}
+_QUANTITY: Final = {"type": ["string", "number"], "description": "As in limits; money as 25 or '0.05'"}
 _AMOUNTS: Final[Mapping[Kind, Any]] = {
     "duration": {"type": ["string", "number"], "description": "500ms, 10s, 2m, 1h, 2d, or seconds"},
     "size": {"type": ["string", "number"], "description": "64KiB, 512MiB, 1GiB, 1MB, or bytes"},
@@ -50,11 +54,22 @@ def schema() -> dict[str, Any]:
                 "version": {"type": ["integer", "string"], "description": "Recorded with every decision."},
                 "layer": {"enum": list(LAYERS), "description": "Every layer has to allow. Default: deployment."},
                 "graph": {**_globs(), "description": "With layer: graph, the graphs that it is for."},
+                "budgets": {
+                    **_list({"$ref": "#/$defs/budget"}),
+                    "maxItems": BUDGETS_MAX,
+                    "description": "What the calls are paid from.",
+                },
                 "rules": {"type": "array", "maxItems": RULES_MAX, "items": {"$ref": "#/$defs/rule"}},
             },
             ("policy", "version", "rules"),
         ),
-        "$defs": {"rule": _rule(), "condition": _condition(), "window": _window(), "earlier": _earlier()},
+        "$defs": {
+            "rule": _rule(),
+            "budget": _budget(),
+            "condition": _condition(),
+            "window": _window(),
+            "earlier": _earlier(),
+        },
     }
 
 
@@ -97,6 +112,7 @@ def _rule() -> dict[str, Any]:
                 "description": "Hosts that may be reached, each with its port; see `policies.hosts`.",
             },
             "secrets": {**_names(), "description": "Names of the deployment's secrets."},
+            "cost": _cost(),
             "marks": {**_names(), "description": "What a call leaves in the run's history, for after and not_after."},
             "redact": {
                 **_list({"type": "string", "pattern": _PATH}),
@@ -112,6 +128,28 @@ def _rule() -> dict[str, Any]:
         },
         ("id", "effect", "tool"),
     )
+
+
+def _budget() -> dict[str, Any]:
+    limits = {name: _AMOUNTS[kind] for name, (_, kind) in LIMITS.items()}
+    shapes = {
+        "id": {"type": "string", "pattern": _NAME, "description": "Once in the file."},
+        "scope": {"enum": list(SCOPES), "description": "Each run (with its children), thread or tenant has its own."},
+        "label": {**_TEXT, "description": "With scope: tenant, the label that names it. Default: tenant."},
+        "per": {"enum": list(PERS), "description": "Anew in each, in UTC. Default: never."},
+        "limits": {**_object(dict.fromkeys(KINDS, _QUANTITY)), "minProperties": 1},
+        "at_limit": {"enum": list(AT_LIMIT), "description": "Default: stop."},
+        "degrade": {**_object({"deny": _globs(), "limits": _object(limits)}), "minProperties": 1},
+    }
+    return _object({key: shapes[key] for key in BUDGET_KEYS}, ("id", "scope", "limits"))
+
+
+def _cost() -> dict[str, Any]:
+    told = _object({"most": _QUANTITY, "told": {"type": "string", "pattern": _PATH}}, ("most", "told"))
+    return {
+        **_object({unit: {"anyOf": [_QUANTITY, told]} for unit in COST_UNITS}),
+        "description": "What one call costs at most; with `told`, the path in its result that says what it did cost.",
+    }
 
 
 def _condition() -> dict[str, Any]:

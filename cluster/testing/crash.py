@@ -122,8 +122,8 @@ async def crash_points_async(
     Raises what the undisturbed play raises, AssertionError: two undisturbed plays differ (nodes that are not a function
     of their state), TimeoutError: a play hangs.
     """
-    script = Script(graph, input, answers, messages, tools, policy_port(policy), world)
     opened: Store = await (open_store(store) if isinstance(store, str) else store())
+    script = Script(graph, input, answers, messages, tools, policy_port(policy, opened), world)
     try:
         expected = await play(script, opened, slow=slow_commits)
         assert not expected.broken, f"graph {graph.name!r}, undisturbed: {expected.broken[0]}"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from understudy.actors.context import Context
     from understudy.actors.errors import (
         AnswerNeeded,
+        BudgetExceeded,
         CallerError,
         ChildFailed,
         EffectFailed,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from understudy.actors.interrupts import Continue, Escalate
     from understudy.actors.mcp.server import mcp_server
     from understudy.actors.outcome import Outcome
+    from understudy.actors.paid import Paid
     from understudy.actors.plan import END, START, Command, Send
     from understudy.actors.programs import python, shell
     from understudy.actors.reconciled import Done, NeverHappened, Unsure
@@ -48,6 +50,7 @@ _HOMES = {
     "actors.context": ("Context",),
     "actors.errors": (
         "AnswerNeeded",
+        "BudgetExceeded",
         "CallerError",
         "EffectFailed",
         "EffectMismatch",
@@ -62,6 +65,7 @@ _HOMES = {
     "actors.interrupts": ("Continue", "Escalate"),
     "actors.mcp.server": ("mcp_server",),
     "actors.outcome": ("Outcome",),
+    "actors.paid": ("Paid",),
     "actors.plan": ("END", "START", "Command", "Send"),
     "actors.programs": ("python", "shell"),
     "actors.reducers": (
@@ -96,6 +100,7 @@ __all__ = [
     "All",
     "AnswerNeeded",
     "BlockingContext",
+    "BudgetExceeded",
     "CallerError",
     "ChildFailed",
     "Cluster",
@@ -114,6 +119,7 @@ __all__ = [
     "NeverHappened",
     "NoSuchSecret",
     "Outcome",
+    "Paid",
     "Remove",
     "Retry",
     "Run",

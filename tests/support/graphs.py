@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel
 
-from understudy import END, START, Context, Graph, append, tool
+from understudy import END, START, Context, Graph, Paid, append, tool
 
 POLICY = """
 policy: test
@@ -362,3 +362,26 @@ async def walk_on(state: Walk) -> dict[str, int]:
 
 walk.edge(START, walk_on)
 walk.branch(walk_on, lambda state: "walk_on" if state.at < state.steps else END, ["walk_on", END])
+
+
+class Spent(BaseModel):
+    calls: int
+    seen: Annotated[list[str], append] = []
+
+
+@tool
+def counted(n: int) -> dict[str, int]:
+    """Says what it has used, as a model's answer does."""
+    return {"n": n, "tokens": 10}
+
+
+spending = Graph("spending", Spent)
+
+
+@spending.node
+async def spend(state: Spent, ctx: Context) -> dict[str, Any]:
+    thought = await ctx.effect("think", lambda: Paid("thought", tokens=20), cost={"tokens": 50})
+    return {"seen": [thought, *[str((await ctx.call(counted, n=n))["n"]) for n in range(state.calls)]]}
+
+
+spending.edge(START, "spend").edge("spend", END)

@@ -303,7 +303,7 @@ rules:
         "demo.yaml:15: rule no. 3: tool: True names none; write a name, a glob or a list of them, in quotes if need be",
         "demo.yaml:18: rule no. 4: 'just text' is no mapping; write 'key: value' pairs with the keys id, "
         "effect, tool, graph, labels, time, after, not_after, when, files, limits, tier, workspace, network, secrets, "
-        "marks, redact, deadline, on_timeout, managed, reason, alternative, match, not_match",
+        "marks, cost, redact, deadline, on_timeout, managed, reason, alternative, match, not_match",
         "demo.yaml:5: rules: the id 'a' is there 2 times; give every rule its own",
     ]
 
@@ -470,8 +470,28 @@ RULES = st.fixed_dictionaries(
         for key in RULE_KEYS
     },
 )
+AMOUNTS = st.dictionaries(
+    st.sampled_from(["calls", "seconds", "bytes", "tokens", "money", "wall"]),
+    JSON_VALUES | st.sampled_from([1, "2", "0.001ms", "3GiB", 1e-9, "1e5"]),
+    max_size=3,
+)
+BUDGETS = st.fixed_dictionaries(
+    {"id": st.sampled_from(["a", "b"]), "scope": st.sampled_from(["run", "tenant"]), "limits": AMOUNTS},
+    optional={
+        "label": JSON_VALUES,
+        "per": st.sampled_from(["day", "x", None]),
+        "at_limit": st.sampled_from(["ask", "degrade"]),
+        "degrade": st.fixed_dictionaries({}, optional={"deny": JSON_VALUES, "limits": AMOUNTS}),
+    },
+)
 FILES = st.fixed_dictionaries(
-    {}, optional={"policy": JSON_VALUES | st.just("p"), "version": JSON_VALUES, "rules": st.lists(RULES, max_size=3)}
+    {},
+    optional={
+        "policy": JSON_VALUES | st.just("p"),
+        "version": JSON_VALUES,
+        "rules": st.lists(RULES, max_size=3),
+        "budgets": st.lists(BUDGETS, max_size=2) | JSON_VALUES,
+    },
 )
 
 
@@ -539,11 +559,12 @@ RULE_VALUES: st.SearchStrategy[Any] = st.fixed_dictionaries(
         "files": st.just({"read": ["/a/./b", "/c/"]}),
         "limits": st.fixed_dictionaries({"wall": st.floats(0.001, 86400), "memory": st.integers(1, 2**46)}),
         "graph": st.just("g*"),
+        "cost": st.just({"tokens": {"most": 3, "told": "usage.0.n"}, "money": "0.000000001"}) | AMOUNTS,
     },
 )
 
 
-@given(st.lists(RULE_VALUES, max_size=4))
-def test_a_policy_survives_being_stored(rules: list[dict[str, Any]]) -> None:
+@given(st.lists(RULE_VALUES, max_size=4), st.lists(BUDGETS, max_size=2))
+def test_a_policy_survives_being_stored(rules: list[dict[str, Any]], budgets: list[dict[str, Any]]) -> None:
     listed = [{"id": f"r{n}", **rule} for n, rule in enumerate(rules)]
-    reads_or_refuses(json.dumps({"policy": "p", "version": "1", "rules": listed}))
+    reads_or_refuses(json.dumps({"policy": "p", "version": "1", "rules": listed, "budgets": budgets}))
