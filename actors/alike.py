@@ -3,10 +3,13 @@
 import dataclasses
 import datetime
 import decimal
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
+
+PLAIN = frozenset({str, int, bool, bytes, type(None)})
+"""Types that are alike if they are equal, which most of what is written consists of."""
 
 
 def difference(written: Any, back: Any) -> str | None:
@@ -15,8 +18,11 @@ def difference(written: Any, back: Any) -> str | None:
     A time with a zone is alike if it is the same wall time at the same offset: JSON keeps the offset, not the zone's
     name. What is equal but another type (True and 1, a tuple and a list, a model and its subclass) differs.
     """
-    if written.__class__ is not back.__class__:  # not type(): a state that is not read yet is of a subclass
+    kind = written.__class__  # not type(): a state that is not read yet is of a subclass
+    if kind is not back.__class__:
         return ""
+    if kind in PLAIN:
+        return None if written == back else ""
     match written:
         case BaseModel():
             return _first(_model_parts(written), _model_parts(back))
@@ -31,7 +37,11 @@ def difference(written: Any, back: Any) -> str | None:
         case list() | tuple():
             if len(written) != len(back):
                 return ""
-            return _first(_numbered(written), _numbered(back))
+            for index, (item, other) in enumerate(zip(written, back, strict=True)):
+                inner = difference(item, other)
+                if inner is not None:
+                    return f"{index}.{inner}" if inner else str(index)
+            return None
         case set() | frozenset():
             others = {(type(item), item): item for item in back}
             for item in written:
@@ -66,10 +76,6 @@ def _model_parts(model: BaseModel) -> dict[str, Any]:
     parts = dict(model.__dict__) | (model.__pydantic_extra__ or {})
     private = model.__pydantic_private__ or {}
     return parts | private
-
-
-def _numbered(items: Iterable[Any]) -> dict[str, Any]:
-    return {str(index): item for index, item in enumerate(items)}
 
 
 def _fields(thing: Any) -> dict[str, Any]:

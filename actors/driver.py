@@ -24,7 +24,7 @@ from understudy.actors.blocking import BlockingContext
 from understudy.actors.calls import Caller, Place, PolicyPort, SandboxPort
 from understudy.actors.checkpoint import Checkpoint
 from understudy.actors.children import Ship, cancel_children
-from understudy.actors.context import Context, Residence
+from understudy.actors.context import Context, Residence, Unaided
 from understudy.actors.errors import CallerError, EffectFailed, Fenced, NotFound, ToolError, tellable
 from understudy.actors.events import COMMIT_BUCKETS_S, histogram
 from understudy.actors.files import CHANNEL
@@ -93,7 +93,7 @@ class Driver:
     """The next effect is one that takes time, and drive()'s to do; or there is an error for it to raise."""
     _error: BaseException | None = None
     _over: bool = False
-    _work: dict[asyncio.Task[None], Context] = field(default_factory=dict)
+    _work: dict[asyncio.Task[None], Context | Unaided] = field(default_factory=dict)
     _threads: int = 0
     _reminders: list[asyncio.TimerHandle] = field(default_factory=list)
     _checkpoints: int = 0
@@ -238,7 +238,7 @@ class Driver:
             self.cancel()
         if self._full and not self._flight.out:
             self._full = False
-            self._go_on()
+            self._around.copy().run(self._go_on)  # a node's task may be what has written it
 
     def _count_checkpoint(self, commit: Commit) -> None:
         """A long residence prunes now and then, beside its commits."""
@@ -266,6 +266,13 @@ class Driver:
     # --- tasks ---
 
     def _start(self, task: Task, checkpoint: Checkpoint) -> None:
+        context = self._context(task, checkpoint) if self.plan.nodes[task.node].context_name else Unaided()
+        self._residence.stream.begin(task, again=self._again)
+        work = asyncio.ensure_future(self._attempt(task, checkpoint, context))
+        self._work[work] = context
+        work.add_done_callback(functools.partial(self._ended, task))
+
+    def _context(self, task: Task, checkpoint: Checkpoint) -> Context:
         assert self._run is not None
         record = self.loaded.run
         place = Place(
@@ -285,11 +292,7 @@ class Driver:
             files=TaskFiles(lambda: checkpoint.values.get(CHANNEL, "")),
         )
         mine = {i.interrupt_id: i for i in record.interrupts if i.task_id == task.task_id}
-        self._residence.stream.begin(task, again=self._again)
-        context = Context(place, caller, self.clock, mine, self._residence)
-        work = asyncio.ensure_future(self._attempt(task, checkpoint, context))
-        self._work[work] = context
-        work.add_done_callback(functools.partial(self._ended, task))
+        return Context(place, caller, self.clock, mine, self._residence)
 
     def _ended(self, task: Task, work: "asyncio.Task[None]") -> None:
         context = self._work.pop(work)
@@ -302,45 +305,60 @@ class Driver:
             # A lost lease, the store, or a bug of ours: the supervisor decides what comes.
             self._fail(error)
 
-    async def _attempt(self, task: Task, checkpoint: Checkpoint, context: Context) -> None:
-        """One try of a task: call the node, wait for all it began, and tell the run how it ended."""
+    async def _attempt(self, task: Task, checkpoint: Checkpoint, context: Context | Unaided) -> None:
+        """One try of a task: call the node, wait for all it began, tell the run how it ended, write what it says."""
         node = self.plan.nodes[task.node]
         began = time.perf_counter()
         failure: BaseException | None = None
         returned: Any = None
+        limit: asyncio.Timeout | None = None
         try:
-            async with asyncio.timeout(node.timeout_s) as limit:
+            if node.timeout_s is None:
                 returned = await self._call(node, task, checkpoint, context)
+            else:
+                async with asyncio.timeout(node.timeout_s) as limit:
+                    returned = await self._call(node, task, checkpoint, context)
         except BaseException as error:  # also Suspended, and SystemExit, which would end the whole actor from here
             if isinstance(error, asyncio.CancelledError) and context.over:
                 raise
             failure = error  # a CancelledError of the node's own, e.g. of something it awaited, is its failure
-            if limit.expired():
+            if limit is not None and limit.expired():
                 failure = TimeoutError(f"the node took longer than its {node.timeout_s:g} s")
                 context.stop()
                 self.dirty = self.dirty or not node.is_async  # its thread goes on
-        await context.settle(returned=failure is None)
-        waits = any(not interrupt.settled for interrupt in context.asked.values())
-        if context.lost is not None:
-            raise context.lost
-        if waits:
-            self._tell(Paused(self.clock(), task, tuple(context.asked.values())))
-        elif failure is not None:
-            self._tell(Failed(self.clock(), task, describe(failure), types_of(failure)))
-        else:
-            try:
-                result = result_of(self.plan, node, returned)
-                if left := context.files.change():
-                    result = replace(result, writes={**result.writes, CHANNEL: compact(left)})
-            except CallerError as error:
-                self._tell(Failed(self.clock(), task, str(error)))
-            except Exception as error:  # of the user's own model: its validators may raise anything
-                self._tell(Failed(self.clock(), task, describe(error), types_of(error)))
-            else:
-                seconds = time.perf_counter() - began
-                self._tell(Finished(self.clock(), task, result, seconds, tuple(context.taken)))
+        if isinstance(context, Context):
+            await context.settle(returned=failure is None)
+            if context.lost is not None:
+                raise context.lost
+        told = self._end_of(task, node, context, returned, failure, time.perf_counter() - began)
+        await self._flight.write_what(lambda: self._tell(told))
 
-    async def _call(self, node: Node, task: Task, checkpoint: Checkpoint, context: Context) -> Any:
+    def _end_of(
+        self,
+        task: Task,
+        node: Node,
+        context: Context | Unaided,
+        returned: Any,
+        failure: BaseException | None,
+        seconds: float,
+    ) -> Input:
+        """How an attempt ended, as the run is told of it."""
+        asked = context.asked.values()
+        if asked and any(not interrupt.settled for interrupt in asked):
+            return Paused(self.clock(), task, tuple(asked))
+        if failure is not None:
+            return Failed(self.clock(), task, describe(failure), types_of(failure))
+        try:
+            result = result_of(self.plan, node, returned)
+            if left := context.files_left():
+                result = replace(result, writes={**result.writes, CHANNEL: compact(left)})
+        except CallerError as error:
+            return Failed(self.clock(), task, str(error))
+        except Exception as error:  # of the user's own model: its validators may raise anything
+            return Failed(self.clock(), task, describe(error), types_of(error))
+        return Finished(self.clock(), task, result, seconds, tuple(context.taken))
+
+    async def _call(self, node: Node, task: Task, checkpoint: Checkpoint, context: Context | Unaided) -> Any:
         args: list[Any] = []
         if node.takes_state:
             if task.arg is not None:
@@ -351,7 +369,7 @@ class Driver:
             named = {node.context_name: context} if node.context_name else {}
             return await node.fn(*args, **named)
         loop = asyncio.get_running_loop()
-        blocking = {node.context_name: BlockingContext(context, loop)} if node.context_name else {}
+        blocking = {node.context_name: BlockingContext(context, loop)} if isinstance(context, Context) else {}
         # A thread cannot be stopped: count those at work, so that a cancelled one is not forgotten.
         self._threads += 1
         future = in_a_thread(None, functools.partial(node.fn, *args, **blocking))

@@ -46,13 +46,27 @@ def state_of(model: type[BaseModel], channels: Mapping[str, Channel], values: Ma
     if model.__pydantic_post_init__ and model.model_post_init.__name__ != "init_private_attributes":
         # The model wants to see all of its fields at once.
         return model.model_construct(**{name: channels[name].decode(values[name]) for name in given})
-    state = model.model_construct(_fields_set=set(given))
-    fields = _dict_of(state)
-    for name in given:
-        fields.pop(name, None)
+    if len(given) == _fields_of_a_simple(model):  # as model_construct does where there is nothing left for it to find
+        state = model.__new__(model)
+        object.__setattr__(state, "__pydantic_fields_set__", set(given))
+        object.__setattr__(state, "__pydantic_extra__", None)
+        object.__setattr__(state, "__pydantic_private__", None)
+        fields = _dict_of(state)
+    else:
+        state = model.model_construct(_fields_set=set(given))
+        fields = _dict_of(state)
+        for name in given:
+            fields.pop(name, None)
     fields[_PENDING] = {name: (channels[name], values) for name in given}
     object.__setattr__(state, "__class__", _lazy(model))
     return state
+
+
+@functools.lru_cache(maxsize=256)
+def _fields_of_a_simple(model: type[BaseModel]) -> int:
+    """How many fields a model has that is nothing else but those; -1 for another."""
+    more = model.__pydantic_post_init__ or model.__pydantic_root_model__ or model.model_config.get("extra") == "allow"
+    return -1 if more else len(model.model_fields)
 
 
 def _read(state: Any, name: str) -> Any:

@@ -131,6 +131,8 @@ class Leave:
 Effect = Execute | Remind | Save | Abandon | CancelChildren | Leave
 RESIDENT_S = 5.0
 """A wait for the next try that is longer is none in the actor: the run leaves, and comes back."""
+OBSERVED_S = 1.0
+"""How old what the shell has observed may get before it is counted. With each commit, it would be 3 more counters."""
 Phase = Literal["loaded", "stepping", "over"]
 
 
@@ -145,7 +147,9 @@ class Run:
     seq: int = field(init=False)
     mailbox: Mailbox = field(init=False)
     _observed: dict[str, float] = field(default_factory=dict)
-    """Counters that the shell wants to go with the next commit."""
+    """Counters of the shell, about no event: they go with a commit now and then, and with the last one."""
+    _observed_at: float = 0.0
+    """When some went last."""
     _open: dict[str, Task] = field(default_factory=dict)
     """Tasks at work."""
     _tasks: tuple[Task, ...] = ()
@@ -440,8 +444,10 @@ class Run:
             self._recovered_at = 0.0
         events, self._held = [*self._held, *events], []
         taken, self._taken = self._taken, ()
-        counters = counters_of(self.plan.name, events) | self._observed
-        self._observed = {}
+        counters = counters_of(self.plan.name, events)
+        if self._observed and (status != "running" or at - self._observed_at >= OBSERVED_S):
+            counters |= self._observed
+            self._observed, self._observed_at = {}, at
         self.seq += 1
         return Save(
             Commit(
@@ -468,7 +474,7 @@ class Run:
     # --- for the shell ---
 
     def observe(self, counters: Mapping[str, float]) -> None:
-        """Add to the counters of the next commit."""
+        """Add to the counters that go with a commit of the next OBSERVED_S, or with the last one."""
         for name, amount in counters.items():
             self._observed[name] = self._observed.get(name, 0.0) + amount
 

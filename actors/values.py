@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from understudy.actors.spelling import compact as compact
+
 Op = Literal["set", "unset", "append", "union", "merge", "messages"]
 Growing = Literal["append", "union", "merge", "messages"]
-
-_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 GROWING: frozenset[str] = frozenset(get_args(Growing))
 
@@ -47,11 +47,6 @@ def joined(old: str, new: str) -> str:
     if len(first) == 2:  # [] or {}
         return second
     return first if len(second) == 2 else f"{first[:-1]},{second[1:]}"
-
-
-def compact(value: Any) -> str:
-    """JSON text, as short as it gets; numbers, strings and the order of keys as they were read."""
-    return _encoder.encode(value)
 
 
 def folded(op: Op, writes: Sequence[str]) -> str:

@@ -45,7 +45,7 @@ from understudy.actors.refusals import (
     thread_went_on,
 )
 from understudy.actors.store import OPENING_S, StoreInfo
-from understudy.cluster.stores.redis_base import PAGE, Home
+from understudy.cluster.stores.redis_base import OPENINGS_REMEMBERED, PAGE, Home
 from understudy.cluster.stores.redis_codec import (
     Keys,
     all_shared,
@@ -69,7 +69,7 @@ from understudy.cluster.stores.redis_codec import (
     token_text,
 )
 from understudy.cluster.stores.redis_documents import RedisDocuments
-from understudy.cluster.stores.redis_link import Arg, pack
+from understudy.cluster.stores.redis_link import Arg, Opening, pack
 from understudy.cluster.stores.redis_mail import RedisMail
 from understudy.cluster.stores.redis_moves import RedisMoves
 from understudy.cluster.stores.redis_safety import check_safety, read_info
@@ -192,7 +192,24 @@ class RedisStore(RedisMail, RedisUpkeep, RedisMoves, RedisDocuments):
 
     async def commit(self, *commits: Commit) -> Committed:
         run_id = commits[0].run_id
-        home = await self._home_of(run_id)
+        home = self._homes.get(run_id) or await self._home_of(run_id)
+        leaves = any(commit.status != "running" for commit in commits)
+        opening = None if leaves else self._openings.get(run_id)
+        if opening is None:
+            opening = self._opening_of(run_id, home, leaves)
+        args: list[Arg] = []
+        for commit in commits:
+            args += counted(_commit_args(commit))
+        [[tag, *told]] = await self._redis.ask(opening.then(args))
+        if tag == "fenced":
+            raise fenced(run_id, int(told[1]), "commit")
+        if tag == "gap":
+            refused = next(commit for commit in commits if commit.seq == int(told[0]))
+            raise AssertionError(seq_gap(refused, int(told[1])))
+        return Committed(duplicate=tag == "duplicate", cancel_asked=told[0] == "1")
+
+    def _opening_of(self, run_id: str, home: Home, leaves: bool) -> Opening:
+        """What the commits of a run all begin with; remembered for those after which it goes on."""
         keys = Keys.of_run(run_id, home.thread_id)
         names = [
             *keys.own(),
@@ -200,18 +217,16 @@ class RedisStore(RedisMail, RedisUpkeep, RedisMoves, RedisDocuments):
             *keys.thread("checkpoints", "history"),
             *keys.shared("heads", "counters"),
         ]
-        if any(commit.status != "running" for commit in commits):
+        if leaves:
             names += [*keys.parents(home.parent), *keys.place()]
-        args: list[Arg] = [run_id, home.thread_id]
-        for commit in commits:
-            args += counted(_commit_args(commit))
-        tag, *told = await self._call("commit", names, args)
-        if tag == "fenced":
-            raise fenced(run_id, int(told[1]), "commit")
-        if tag == "gap":
-            refused = next(commit for commit in commits if commit.seq == int(told[0]))
-            raise AssertionError(seq_gap(refused, int(told[1])))
-        return Committed(duplicate=tag == "duplicate", cancel_asked=told[0] == "1")
+        opening = SCRIPTS["commit"].opening(names, [run_id, home.thread_id])
+        if leaves:
+            self._openings.pop(run_id, None)
+        elif home.thread_id:
+            if len(self._openings) >= OPENINGS_REMEMBERED:
+                self._openings.clear()
+            self._openings[run_id] = opening
+        return opening
 
     async def renew(self, leases: Sequence[tuple[str, int]], lease_s: float, now: float) -> Renewed:
         by_partition: dict[str, list[int]] = {}

@@ -16,10 +16,11 @@ from understudy.actors.refusals import no_run
 from understudy.cluster.stores.redis_address import Address
 from understudy.cluster.stores.redis_client import RedisClient
 from understudy.cluster.stores.redis_codec import Keys, read_run
-from understudy.cluster.stores.redis_link import Arg, Link, pack
+from understudy.cluster.stores.redis_link import Arg, Link, Opening, pack
 from understudy.cluster.stores.redis_scripts import CHANNEL, SCRIPTS
 
 HOMES_REMEMBERED = 10_000
+OPENINGS_REMEMBERED = 2_000
 PAGE = 200
 """So many rows at a time where an answer may be long: Redis serves nobody else meanwhile."""
 
@@ -36,6 +37,7 @@ class RedisBase:
     def __init__(self, url: str) -> None:
         self._redis = RedisClient(Address.of_url(url), tuple(SCRIPTS.values()))
         self._homes: dict[str, Home] = {}
+        self._openings: dict[str, Opening] = {}
         self._calls = (f"{secrets.token_hex(6)}-{n}" for n in itertools.count())
         self._bell = Bell()
         self._news: Link | None = None

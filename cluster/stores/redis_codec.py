@@ -38,8 +38,10 @@ from understudy.actors.records import (
     partition_of_run,
     partition_of_thread,
 )
+from understudy.actors.spelling import compact
 from understudy.cluster.stores.redis_link import Arg
 
+to_json = compact
 _TAGS = tuple(f"u:{{p{partition:02x}}}:" for partition in range(PARTITIONS))
 BEATS = "u:{p00}:beats"
 _FRACTION = " (fraction)"
@@ -108,9 +110,6 @@ def all_shared(name: str) -> list[str]:
 # --- values --------------------------------------------------------------------------------------------------------
 
 
-to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps makes one for each call
-
-
 def counted(items: Sequence[Arg]) -> list[Arg]:
     """A list as the scripts read it: how many, then the items."""
     return [len(items), *items]
@@ -143,7 +142,8 @@ def read_counters(flats: Iterable[Sequence[str]]) -> dict[str, float]:
 
 
 def event_text(event: Event) -> str:
-    return to_json({"kind": event.kind, "at": event.at, "data": dict(event.data)})
+    data = event.data
+    return to_json({"kind": event.kind, "at": event.at, "data": data if type(data) is dict else dict(data)})
 
 
 def read_event(text: str, n: int) -> Event:

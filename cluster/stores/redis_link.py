@@ -38,6 +38,27 @@ class Script:
         """The request that runs it. Every key that it touches has to be among `keys`."""
         return pack("EVALSHA", self.sha, len(keys), *keys, *args)
 
+    def opening(self, keys: Sequence[str], args: Sequence[Arg]) -> "Opening":
+        """The beginning of requests that run it on these keys, with these as their first arguments."""
+        return Opening(*_counted("EVALSHA", self.sha, len(keys), *keys, *args))
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The words that many requests begin with, packed once: names of a dozen keys are half of what a commit says."""
+
+    count: int
+    words: bytes
+
+    def then(self, args: Sequence[Arg]) -> bytes:
+        """The whole request."""
+        count, words = _counted(*args)
+        return b"*%d\r\n%b%b" % (self.count + count, self.words, words)
+
+
+def _counted(*words: Arg) -> tuple[int, bytes]:
+    return len(words), pack(*words).partition(b"\r\n")[2]
+
 
 def pack(*command: Arg) -> bytes:
     """A command as Redis reads it."""
@@ -61,7 +82,7 @@ class Link(asyncio.Protocol):
         self._watch: asyncio.TimerHandle | None = None
         self._gathered: list[bytes] | None = None
         """What hundreds of runs ask in one turn of the loop goes out in one piece, and Redis syncs its file once for
-        it. The first does not wait for them: where there is only one, that is its time."""
+        it. One that comes while nothing is owed does not wait for them: where there is only one, that is its time."""
 
     def request(self, payload: bytes, answers: int, text: bool = True) -> asyncio.Future[list[Any]]:
         """Send commands; the future brings their answers, errors among them as values."""
@@ -69,13 +90,15 @@ class Link(asyncio.Protocol):
         if self.closed:
             future.set_exception(ConnectionResetError("connection is closed"))
             return future
+        is_first = not self._owed
         self._owed.append((future, answers, [], text, self.loop.time()))
         if self._watch is None:
             self._watch = self.loop.call_later(1.0, self._look)
-        if self._gathered is None:  # the first in this turn of the loop
-            self._gathered = []
-            self.loop.call_soon(self._send_gathered)
+        if is_first:
             self._transport.write(payload)
+        elif self._gathered is None:
+            self._gathered = [payload]
+            self.loop.call_soon(self._send_gathered)
         else:
             self._gathered.append(payload)
         return future

@@ -10,7 +10,9 @@ from dataclasses import fields
 from typing import Any, Protocol
 
 from understudy.actors.records import CheckpointRow, Chunk, Event, Interrupt, Message, Receipt, RunDump, RunRecord
+from understudy.actors.spelling import to_ascii
 
+to_json = to_ascii
 RUN = tuple(field.name for field in fields(RunRecord))
 RECEIPT = tuple(field.name for field in fields(Receipt))
 CHUNK = tuple(field.name for field in fields(Chunk))
@@ -21,9 +23,6 @@ class Row(Protocol):
     """A row whose columns are found by name."""
 
     def __getitem__(self, column: str, /) -> Any: ...
-
-
-to_json = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder at each call
 
 
 def interrupts_json(interrupts: Sequence[Interrupt]) -> str:

@@ -86,3 +86,35 @@ def test_an_effect_waits_for_the_commit_that_it_stands_on(fails: bool):
         assert stage.sandboxes.calls == [("mail", {"to": "Ada"})]
 
     run_async(played())
+
+
+def test_a_task_that_a_node_has_kept_does_not_take_the_commits_with_it():
+    """What writes them may be the task of a node that has ended. Whoever has kept that cancels no commit with it."""
+
+    async def played() -> None:
+        kept: list[asyncio.Task[Any] | None] = []
+        store, graph = Delayed(), Graph("kept", Tale)
+
+        @graph.node
+        async def first(state: Tale) -> dict[str, Any]:
+            kept.append(asyncio.current_task())
+            return {"told": ["first"]}
+
+        @graph.node
+        async def second(state: Tale) -> dict[str, Any]:
+            await store.sent.wait()
+            store.sent.clear()
+            assert kept[0] is not None
+            kept[0].cancel()
+            await store.sent.wait()  # once more
+            store.go.set()
+            return {"told": ["second"]}
+
+        graph.edge(START, first).edge(first, second).edge(second, END)
+        stage = Stage(store, graph)
+        run = await stage.start()
+        assert await stage.drive(run) == "succeeded"
+        assert (await run.result(1.0)).told == ["first", "second"]
+        assert (await stage.kinds(run)).count("node_finished") == 2
+
+    run_async(played())

@@ -486,6 +486,16 @@ def test_a_context_variable_of_one_node_is_no_other_nodes():
     speaker.set("whoever drives")
     assert play(graph).seen == ["whoever drives"] * 3
 
+    async def one_by_one() -> None:
+        stage = Stage(MemoryStore(), graph)
+        run = await stage.start()
+        driver = await stage.driver(run)
+        driver.in_flight_max = 0  # the task of one node then starts the next
+        assert await driver.drive() == "succeeded"
+        assert (await run.result(1.0)).seen == ["whoever drives"] * 3
+
+    run_async(one_by_one())
+
 
 def test_a_crash_in_node_seven_resumes_at_node_seven():
     async def played() -> None:
