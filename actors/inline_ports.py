@@ -10,7 +10,6 @@ import functools
 import inspect
 import json
 import os
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,13 +23,13 @@ from understudy.actors.budgets import Budgets, own_effect_allowed
 from understudy.actors.calls import Granted, Order, SandboxDied, Verdict, finish, finished_event
 from understudy.actors.errors import StoreUnavailable
 from understudy.actors.events import counters_of
-from understudy.actors.files import BYTES_MAX, FILES_MAX, checked, left_by
+from understudy.actors.files import checked, left_by
+from understudy.actors.inline_folder import apart, workspace
 from understudy.actors.memory import MemoryStore
 from understudy.actors.outcome import Outcome, OutcomeKind, ToolCode
 from understudy.actors.reconciled import EndUnknown
 from understudy.actors.records import Event, Receipt
 from understudy.actors.run_history import RunHistories
-from understudy.actors.sandbox import unpack
 from understudy.actors.sandbox.runner import LONGEST_MESSAGE, to_json, validated
 from understudy.actors.secret import entrusted_inline
 from understudy.actors.secret_traces import Traces
@@ -214,39 +213,30 @@ class InlineSandboxes:
         fn = self.stand_ins.get(tool.name, tool.fn)
         self.calls.append((tool.name, order.call.args))
         try:
-            if self._thread is not None:
-                value, files = await in_a_thread(self._thread, functools.partial(self._in_thread, fn, order))
-            else:
-                with _effect_key(order.call.key), entrusted_inline(self._secrets), _workspace(order) as look:
-                    value = fn(**validated(fn, order.call.args))
-                    value = await value if inspect.isawaitable(value) else value
-                    files = look()
+            value, files = await self._value(fn, order)
             outcome = Outcome("ok", value=json.loads(to_json(value)), files=files and checked(files))
             return left_by(order.call, outcome)
         except Exception as error:
             kind: OutcomeKind = "unknown" if isinstance(error, EndUnknown) else "error"
             return Outcome(kind, error=str(error), error_type=type(error).__name__)
 
+    async def _value(self, fn: Callable[..., Any], order: Order) -> tuple[Any, Any]:
+        """What the tool returns, and what it changed in its workspace."""
+        in_thread = functools.partial(self._in_thread, fn, order)
+        if order.call.files is not None:
+            in_thread = functools.partial(apart, in_thread)
+        if self._thread is not None:
+            return await in_a_thread(self._thread, in_thread)
+        if order.call.files is not None:
+            return in_thread()  # the loop waits, as it does for any plain function that it calls
+        with _effect_key(order.call.key), entrusted_inline(self._secrets):
+            value = fn(**validated(fn, order.call.args))
+            return await value if inspect.isawaitable(value) else value, None
+
     def _in_thread(self, fn: Callable[..., Any], order: Order) -> tuple[Any, Any]:
-        with _effect_key(order.call.key), entrusted_inline(self._secrets), _workspace(order) as look:
+        with _effect_key(order.call.key), entrusted_inline(self._secrets), workspace(order) as look:
             value = fn(**validated(fn, order.call.args))
             return asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value, look()
-
-
-@contextmanager
-def _workspace(order: Order) -> Iterator[Callable[[], Any]]:
-    """A folder with the files of the run, as long as the call; it gives what has changed there."""
-    if order.call.files is None:
-        yield lambda: None
-        return
-    items, before = json.loads(order.call.files), os.getcwd()
-    with tempfile.TemporaryDirectory(prefix="understudy-inline-") as folder:
-        unpack.lay_out(items, folder)
-        os.chdir(folder)
-        try:
-            yield lambda: unpack.changed(items, folder, FILES_MAX, BYTES_MAX) if order.call.keeps else None
-        finally:
-            os.chdir(before)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """A workspace is part of the state: it moves with the step, and what untrusted code says of it is checked."""
 
+import asyncio
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +10,7 @@ from hypothesis import given, strategies
 from pydantic import BaseModel
 
 from understudy import END, START, Context, Graph, append, tool
-from understudy.actors import files
+from understudy.actors import files, inline_folder
 from understudy.actors.errors import CallerError, RunFailed
 from understudy.actors.files import BadFiles, applied, change_between, checked, item_of, together
 from understudy.actors.outcome import Outcome
@@ -76,6 +78,41 @@ def chain() -> Graph:
 def test_calls_and_nodes_see_what_those_before_them_left() -> None:
     found = chain().run_inline({}, files={"given": b"x"})
     assert found.seen == [["a", "given", "own/b"], "error", ["a", "given", "own/b"], "12", "mine!"]
+
+
+@tool(workspace="write")
+async def places(again: bool) -> list[str]:
+    """Where the call is, what it starts is, and the process is, meanwhile."""
+    started = await asyncio.create_subprocess_exec("pwd", stdout=asyncio.subprocess.PIPE)
+    said = (await started.communicate())[0].decode().strip()
+    return [os.getcwd(), said, os.readlink(f"/proc/self/task/{os.getpid()}/cwd")]
+
+
+def asking_twice() -> Graph:
+    graph = Graph("asking-twice", Work)
+
+    @graph.node
+    async def ask(state: Work, ctx: Context) -> dict[str, Any]:
+        return {"seen": [await ctx.call(places, again=False), await ctx.call(places, again=True)]}
+
+    return graph.edge(START, "ask").edge("ask", END)
+
+
+def test_a_call_is_in_a_folder_of_its_own_and_the_process_stays_where_it_is() -> None:
+    here = os.getcwd()
+    first, second = asking_twice().run_inline().seen
+    assert first[0] == first[1] != second[0] == second[1]
+    assert {first[2], second[2], os.getcwd()} == {here}
+    assert not Path(first[0]).exists()
+
+
+def test_where_no_thread_may_have_a_folder_the_process_comes_back_from_the_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = os.getcwd()
+    monkeypatch.setattr(inline_folder, "part_with_the_folder", lambda: False)
+    first, _second = asking_twice().run_inline().seen
+    assert first[0] == first[1] == first[2] != here == os.getcwd()
 
 
 def test_a_death_at_every_boundary_leaves_the_same_files() -> None:
