@@ -8,8 +8,8 @@
 
 First the graph is played undisturbed, and its N durable operations are counted. Then, for every k below N and both
 sides of it (just before, just after; and between two commits that travel in one call), a process dies there, another
-one takes the run over, and the play has to end as if nothing had happened: the same final state of the run and its
-children, every effect exactly once, every node finished once, no checkpoint lost. Four plays for each k:
+one takes the run over, and the play has to end as if nothing had happened: the same final state and files of the run
+and its children, every effect exactly once, every node finished once, no checkpoint lost. Four plays for each k:
 
     run      the run's actor dies; its tool calls go on (law 5)
     sandbox  the process that executes tools dies: calls in it are unknown, and a person who knows answers for them

@@ -12,14 +12,17 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from understudy.actors.calls import PolicyPort
+from understudy.actors.checkpoint import restore
 from understudy.actors.children import children_of
 from understudy.actors.errors import Fenced, RunFailed
 from understudy.actors.events import counters_of
+from understudy.actors.files import text_of
 from understudy.actors.graph import Graph
 from understudy.actors.inline import LEASE_S, Answers, Inline, SteppedClock
 from understudy.actors.inline_ports import YesPolicy
 from understudy.actors.records import Event, Interrupt, RunRecord, ThreadDump
 from understudy.actors.results import with_result
+from understudy.actors.step import files_of
 from understudy.actors.store import Store
 from understudy.cluster.testing.mortal import Crash, Fault, Ledger, MortalSandboxes, MortalStore, Process, Stagehand
 
@@ -57,6 +60,8 @@ class Played:
     """How often each node finished, by run."""
     steps: Mapping[str, tuple[int, ...]]
     """The supersteps that have a checkpoint, by run."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """The workspace at the end, by run: text of it, in the order of its paths."""
     lost: tuple[str, ...] = ()
     """Checkpoints that were acknowledged, and are not there."""
     broken: tuple[str, ...] = ()
@@ -79,6 +84,7 @@ class Played:
             world=Counter(dict(told["world"])),
             nodes={run: Counter(nodes) for run, nodes in told["nodes"].items()},
             steps={run: tuple(steps) for run, steps in told["steps"].items()},
+            files=dict(told["files"]),
             lost=tuple(told["lost"]),
             broken=tuple(told["broken"]),
             operations=tuple(told["operations"]),
@@ -88,7 +94,11 @@ class Played:
         """The first thing in which another play differs from this one, in words; empty if there is none."""
         for text in (*other.broken, *(f"checkpoint {name} was acknowledged, and is lost" for name in other.lost)):
             return text
-        for name, what in (("endings", "run {} ended as"), ("nodes", "run {}: finished nodes are")):
+        for name, what in (
+            ("endings", "run {} ended as"),
+            ("nodes", "run {}: finished nodes are"),
+            ("files", "run {}: the files of its workspace are"),
+        ):
             for run, expected in getattr(self, name).items():
                 found = getattr(other, name).get(run, "nowhere")
                 if found != expected:
@@ -283,6 +293,7 @@ class Theatre(Inline):
                 names[run_id]: tuple(sorted(row.step for row in rows if row.run_id == run_id))
                 for run_id, rows in history.items()
             },
+            files={names[r.run_id]: await _files(self.store, r) for r in records},
             lost=tuple(sorted(self.hand.ledger.durable() - kept)),
             broken=(*self.hand.broken, *self.broken),
             operations=tuple(self.hand.names),
@@ -332,6 +343,13 @@ def _names(records: Sequence[RunRecord]) -> dict[str, str]:
         seen[record.graph] += 1
         names[record.run_id] = record.graph if not record.parent else f"{record.graph} (child {seen[record.graph]})"
     return names
+
+
+async def _files(store: Store, record: RunRecord) -> str:
+    """What anybody finds who looks at the run's workspace later."""
+    chain = await store.chain(record.thread_id, record.head) if record.head else []
+    found = files_of(restore(chain).values) if chain else {}
+    return text_of(dict(sorted(found.items())))
 
 
 def _without_ids(text: str, names: Mapping[str, str]) -> str:

@@ -4,12 +4,19 @@ The story (tests/support/stories.py) has parallel nodes, a loop, tools, an effec
 child that asks, too, and messages. That the kit finds what it is there to find is shown in test_kit.py.
 """
 
+import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from support.stories import PLAYED, story
+from support.stories import PLAYED, diary, story
+from understudy.actors.files import CHANNEL
+from understudy.actors.records import Commit, Committed, Loaded
+from understudy.actors.store import Store
+from understudy.actors.values import compact
+from understudy.cluster.stores import open_store
 from understudy.cluster.testing.crash import VICTIMS, Victim, crash_points
 from understudy.cluster.testing.killed import kill_points
 
@@ -47,3 +54,52 @@ def test_nor_does_a_real_kill(name: str, request: pytest.FixtureRequest, tmp_pat
     report = kill_points("support.stories:story", **PLAYED, store=url, folder=tmp_path, sample=2)
     assert report.ok, report
     assert report.plays == 4
+
+
+class Losing:
+    """A store that drops files of a run that crashed."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+class OfCheckpoints(Losing):
+    async def commit(self, *commits: Commit) -> Committed:
+        return await self._store.commit(*(self._kept(c) if c.epoch > 1 else c for c in commits))
+
+    def _kept(self, commit: Commit) -> Commit:
+        made = commit.checkpoint
+        return replace(commit, checkpoint=made and replace(made, body=without(made.body, CHANNEL)))
+
+
+class OfFinishedTasks(Losing):
+    async def load(self, run_id: str) -> Loaded:
+        loaded = await self._store.load(run_id)
+        return replace(loaded, writes={task: without(body, CHANNEL) for task, body in loaded.writes.items()})
+
+
+class OfFinishedCalls(Losing):
+    async def load(self, run_id: str) -> Loaded:
+        loaded = await self._store.load(run_id)
+        kept = {key: replace(r, outcome=without(r.outcome, "files")) for key, r in loaded.receipts.items() if r.outcome}
+        return replace(loaded, receipts={**loaded.receipts, **kept})
+
+
+def without(body: str, name: str) -> str:
+    def cut(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: value for key, value in pairs if key != name}
+
+    return compact(json.loads(body, object_pairs_hook=cut))
+
+
+@pytest.mark.parametrize("losing", [OfCheckpoints, OfFinishedTasks, OfFinishedCalls])
+def test_files_that_a_store_loses_are_missed(url: str, losing: type[Losing]) -> None:
+    async def opened() -> Store:
+        return cast(Store, losing(await open_store(url)))
+
+    report = crash_points(diary, store=opened, victims=["run"], sides=["after"])
+    assert not report.ok
+    assert "the files of its workspace are" in str(report)

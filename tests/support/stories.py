@@ -1,6 +1,7 @@
 """A graph that has a bit of everything, for the crash kit: in a module, as processes that are killed import it."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel
@@ -25,6 +26,16 @@ def look(where: str) -> str:
     return f"looked {where}"
 
 
+@tool(workspace="write", idempotent=True)
+def note(path: str, text: str) -> str:
+    """Appends to a file: what a call left twice, or found missing, stands there."""
+    place = Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("a") as file:
+        file.write(text)
+    return place.read_text()
+
+
 errand = Graph("errand", Story)
 
 
@@ -44,20 +55,22 @@ async def left(state: Story, ctx: Context) -> dict[str, Any]:
 
 
 @story.node
-async def right(state: Story) -> dict[str, Any]:
-    return {"seen": ["right"]}
+async def right(state: Story, ctx: Context) -> dict[str, Any]:
+    ctx.write_file("right.txt", "right")
+    return {"seen": [await ctx.call(note, path="right.txt", text=", noted")]}
 
 
 @story.node
 async def again(state: Story, ctx: Context) -> dict[str, Any]:
-    return {"seen": [await ctx.call(act, what=f"round {state.rounds}")], "rounds": state.rounds + 1}
+    seen = [await ctx.call(note, path="rounds.txt", text=f"round {state.rounds}\n")]
+    return {"seen": seen, "rounds": state.rounds + 1}
 
 
 @story.node
 async def ask(state: Story, ctx: Context) -> dict[str, Any]:
     first = await ctx.call(act, what="before the question")
     answer = await ctx.interrupt("go on?")
-    second = await ctx.call(act, what="after the question")
+    second = await ctx.call(note, path="asked/answer", text=f"{answer}\n")
     return {"seen": [first, second], "answer": answer}
 
 
@@ -82,8 +95,9 @@ async def hear(state: Story, ctx: Context) -> dict[str, Any]:
 
 
 @story.node
-async def sum_up(state: Story) -> dict[str, Any]:
-    return {"answer": f"{state.answer}, {len(state.seen)} lines"}
+async def sum_up(state: Story, ctx: Context) -> dict[str, Any]:
+    rounds = ctx.read_file("rounds.txt").decode().splitlines()
+    return {"answer": f"{state.answer}, {len(state.seen)} lines, {len(rounds)} rounds"}
 
 
 @story.node
@@ -102,3 +116,27 @@ story.edge(ask, rest).edge(rest, send).edge(rest, hear).edge([send, hear], sum_u
 story.edge(sum_up, once_more).edge(once_more, at_last).edge(at_last, END)
 PLAYED = {"answers": {"ask": "yes", "go": "not far"}, "messages": ["first", "second"]}
 """How it is played."""
+
+
+diary = Graph("diary", Story)
+"""Nothing but files: whoever loses one does not see it in the state."""
+
+
+@diary.node
+async def morning(state: Story, ctx: Context) -> None:
+    await ctx.call(note, path="morning", text="coffee")
+    await ctx.call(look, where="out")
+
+
+@diary.node
+async def noon(state: Story, ctx: Context) -> None:
+    ctx.write_file("noon", "lunch")
+    await ctx.call(look, where="up")
+
+
+@diary.node
+async def evening(state: Story, ctx: Context) -> None:
+    await ctx.call(note, path="evening", text="tea")
+
+
+diary.edge(START, morning).edge(START, noon).edge([morning, noon], evening).edge(evening, END)
