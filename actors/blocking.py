@@ -42,9 +42,9 @@ class BlockingContext:
         """See Context.read_file."""
         return self._context.read_file(path)
 
-    def write_file(self, path: str, data: bytes | str) -> None:
+    def write_file(self, path: str, data: bytes | str, *, executable: bool = False) -> None:
         """See Context.write_file."""
-        self._context.write_file(path, data)
+        self._context.write_file(path, data, executable=executable)
 
     def tools(self, server: "McpServer") -> list[dict[str, Any]]:
         """See Context.tools."""

@@ -121,6 +121,9 @@ BUDGET = "BudgetExceeded"
 """Error type of a refusal that budgets have given."""
 
 
+FILES_ARE_LOST = "; what it changed in the workspace is lost, and with a value the files stay as they were before it"
+
+
 class SandboxDied(Exception):
     """The sandbox actor went away during the call."""
 
@@ -242,7 +245,8 @@ class Caller:
         if tool.idempotent:
             return None
         told = await self._reconcile(wish, tool, receipt, args)
-        return await self.ledger.reconciled(wish, receipt, told, tool.decode)
+        caution = FILES_ARE_LOST if tool.workspace == "write" else ""
+        return await self.ledger.reconciled(wish, receipt, told, tool.decode, caution)
 
     async def _reconcile(self, wish: Wish, tool: Tool[Any, Any], receipt: Receipt, args: dict[str, Any]) -> Reconciled:
         """Ask the outside how a call ended, in a sandbox, under the policy's decision on the same call."""

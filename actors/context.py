@@ -140,10 +140,10 @@ class Context:
         """A file of the run's workspace, as the calls before have left it. Raises CallerError: there is none."""
         return bytes_of(self.files.now, path)
 
-    def write_file(self, path: str, data: bytes | str) -> None:
+    def write_file(self, path: str, data: bytes | str, *, executable: bool = False) -> None:
         """Put a file into the run's workspace, for the calls that follow. Raises CallerError."""
         raw = data.encode() if isinstance(data, str) else data
-        self.files.take(checked([item_of(path, raw)]))
+        self.files.take(checked([item_of(path, raw, executable=executable)]))
 
     def tools(self, server: "McpServer") -> "asyncio.Task[list[dict[str, Any]]]":
         """What an MCP server can do, for a model: name, description and inputSchema of the tools that are accepted.

@@ -36,6 +36,8 @@ Item = Mapping[str, Any]
 Folders are listed where nothing is in them."""
 Files = Mapping[str, Item]
 """By path."""
+Given = Mapping[str, bytes | str | Item]
+"""What somebody hands in, by path: what is in a file, or an item."""
 Change = Sequence[Any]
 """Items, and `[path]` for what is gone."""
 
@@ -190,9 +192,12 @@ def together(before: Files, changes: Sequence[tuple[str, Change]]) -> list[Any]:
         raise InvalidWrite(f"the files that nodes {', '.join(sorted({n for n, _ in changes}))} left: {error}") from None
 
 
-def given(files: Mapping[str, bytes | str]) -> list[Any]:
-    """Files that somebody hands in, by path. Raises BadFiles."""
-    items = [item_of(path, data.encode() if isinstance(data, str) else data) for path, data in files.items()]
+def given(files: Given) -> list[Any]:
+    """Files that somebody hands in. Raises BadFiles."""
+    items = [
+        each if isinstance(each, Mapping) else item_of(path, each.encode() if isinstance(each, str) else each)
+        for path, each in files.items()
+    ]
     return list(applied({}, checked(items)).values())
 
 

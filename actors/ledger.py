@@ -170,12 +170,12 @@ class Ledger:
         return await self.store.receipt(run.run_id, receipt.key, receipt.checkpoint_id) or receipt
 
     async def reconciled(
-        self, wish: Wish, receipt: Receipt, told: Reconciled, fits: Callable[[Any], Any]
+        self, wish: Wish, receipt: Receipt, told: Reconciled, fits: Callable[[Any], Any], caution: str = ""
     ) -> Outcome | None:
         """What the outside told of an unknown effect: its outcome, or None where it is to be made.
 
-        `fits` raises CallerError for a value that cannot be its result. Raises Suspended where the outside cannot tell
-        either, and nobody has answered.
+        `caution`: what the person who is asked has to know of a value. `fits` raises CallerError for a value that
+        cannot be its result. Raises Suspended where the outside cannot tell either, and nobody has answered.
         """
         if isinstance(told, Done):
             try:
@@ -189,9 +189,11 @@ class Ledger:
             case NeverHappened():
                 return None
             case Unsure(why):
-                return await self._ask_unknown(wish, receipt, why, fits)
+                return await self._ask_unknown(wish, receipt, why, fits, caution)
 
-    async def _ask_unknown(self, wish: Wish, receipt: Receipt, why: str, fits: Callable[[Any], Any]) -> Outcome | None:
+    async def _ask_unknown(
+        self, wish: Wish, receipt: Receipt, why: str, fits: Callable[[Any], Any], caution: str
+    ) -> Outcome | None:
         """What a person told of an unknown effect. A value that cannot be its result is asked for again."""
         interrupt_id, problem = "u" + receipt.token[:15], ""
         answers = wish.place.answers
@@ -210,7 +212,7 @@ class Ledger:
                 question += f"its reconcile did not tell either: {why}; "
             payload = {
                 "tool": wish.name,
-                "question": question + 'look, and answer "retry", "fail" or {"value": ...}',
+                "question": question + 'look, and answer "retry", "fail" or {"value": ...}' + caution,
             }
             if problem:
                 payload["problem"] = problem

@@ -18,6 +18,7 @@ from understudy.actors.channels import Channel
 from understudy.actors.code import Code
 from understudy.actors.errors import CallerError
 from understudy.actors.events import counters_of
+from understudy.actors.files import Given
 from understudy.actors.files import given as files_given
 from understudy.actors.names import check_labels, check_name
 from understudy.actors.plan import Plan
@@ -34,7 +35,7 @@ def new_run(
     *,
     key: str = "",
     thread: str = "",
-    files: Mapping[str, bytes | str] | None = None,
+    files: Given | None = None,
     **more: Any,
 ) -> NewRun:
     """A run as `create` takes it; on the thread that its key names, or one of its own, unless one is given.

@@ -200,7 +200,8 @@ def tool(
             it, unless each of them is a plain command line (see `policies.argv`).
         workspace: "read" or "write": its working folder has the files of the run, if the policy grants it; with
             "write", what it leaves there is what the next call finds, once this one has gone well. They are part of
-            the checkpoints.
+            the checkpoints. What a call has left is lost if nobody knows how it ended: where a person or `reconcile`
+            gives its value, the files stay as they were before it; "retry", or `idempotent`, makes them again.
     """
     if workspace not in ("none", "read", "write"):
         raise CallerError(f"workspace={workspace!r} is none of none, read, write")

@@ -23,7 +23,7 @@ from understudy.actors.children import cancel_children, children_of
 from understudy.actors.code import Code, CodeMode, load_ref
 from understudy.actors.errors import CallerError, NotFound, StoreUnavailable
 from understudy.actors.errors import RunFailed as RunFailed
-from understudy.actors.files import Files, bytes_of, without_files
+from understudy.actors.files import Files, Given, bytes_of, without_files
 from understudy.actors.forks import Beyond, Mode
 from understudy.actors.graph import Graph
 from understudy.actors.mailbox import message_text
@@ -237,15 +237,19 @@ class Run:
         except NotFound:  # the thread went on, and its graph keeps only some checkpoints
             return dict(json.loads(record.result or "{}"))
 
-    async def files(self, checkpoint_id: str = "") -> dict[str, bytes]:
-        """The files of the run's workspace at its newest checkpoint, or at another one of its thread. Links and empty
-        folders are left out. Raises NotFound.
+    async def workspace(self, checkpoint_id: str = "") -> Files:
+        """The workspace at the run's newest checkpoint, or at another one of its thread: files, links and empty
+        folders, by path. Raises NotFound.
         """
         record = await self.record()
         checkpoint = checkpoint_id or record.head
-        found: Files = {item["id"]: item for item in json.loads(record.input).get("files", [])}
         if checkpoint:
-            found = files_of(restore(await self._store.chain(record.thread_id, checkpoint)).values)
+            return files_of(restore(await self._store.chain(record.thread_id, checkpoint)).values)
+        return {item["id"]: item for item in json.loads(record.input).get("files", [])}
+
+    async def files(self, checkpoint_id: str = "") -> dict[str, bytes]:
+        """What is in the files of `workspace`, by path. Links and empty folders are left out. Raises NotFound."""
+        found = await self.workspace(checkpoint_id)
         return {path: bytes_of(found, path) for path, item in found.items() if item["kind"] == "file"}
 
     async def history(self) -> list[CheckpointRow]:
@@ -308,7 +312,7 @@ class Cluster:
         policy: Path | str | Policy | None = None,
         labels: Mapping[str, str] | None = None,
         code: CodeMode = "migrate",
-        files: Mapping[str, bytes | str] | None = None,
+        files: Given | None = None,
     ) -> Run:
         """Start a run. It is durable when this returns.
 
@@ -325,7 +329,7 @@ class Cluster:
             code: how the run follows the code that is deployed. `migrate`: the deployed version, with the migrations
                 that it declares; `latest`: the deployed version, refused if the run's state would have to be migrated;
                 `pin`: the very code that there is now, kept with the run, whatever is deployed later.
-            files: the first files of the workspace, by path; see `@tool(workspace=...)`.
+            files: the first files of the workspace, by path (see `actors.files.Given`); see `@tool(workspace=...)`.
         Raises GraphError, InvalidWrite, Conflict (the key belongs to another input; the thread is busy), CallerError.
         """
         shipped, loaded = await ship_graph(graph, store=self.store, secret=self.settings.secret(), mode=code)

@@ -144,6 +144,15 @@ async def find_run(store: "Store", text: str) -> "Run":
     return Run(store, found[0])
 
 
+async def find_checkpoint(here: Here, run: "Run", text: str) -> str:
+    """The checkpoint of the run's thread whose id begins with `text`. Raises CallerError if there is not just one."""
+    found = [row.checkpoint_id for row in await run.history() if row.checkpoint_id.startswith(text)]
+    if len(found) != 1:
+        problem = "several checkpoints begin" if found else "no checkpoint begins"
+        raise CallerError(f"{problem} with {text!r}; {here.command('history', run.run_id)} lists them")
+    return found[0]
+
+
 def parse_json(text: str, what: str, example: Any = None) -> Any:
     """Raises WrongUsage that shows how to quote: the text itself, or an example of what is wanted instead."""
     try:

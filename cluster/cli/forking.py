@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from understudy.actors.effects import is_effect
-from understudy.actors.errors import CallerError
 from understudy.actors.forks import MODES, Beyond
 from understudy.actors.ledger import calls_of
 from understudy.actors.records import Receipt
@@ -20,6 +19,7 @@ from understudy.cluster.cli.command import (
     RunId,
     WrongUsage,
     command,
+    find_checkpoint,
     find_run,
     parse_json,
     print_json,
@@ -108,20 +108,16 @@ async def fork(
     sys.path.insert(0, os.getcwd())
     async with here.store() as store:
         found = await find_run(store, run)
-        rows = await found.history()
-        matching = [row.checkpoint_id for row in rows if row.checkpoint_id.startswith(at)]
-        if len(matching) != 1:
-            problem = "several checkpoints begin" if matching else "no checkpoint begins"
-            raise CallerError(f"{problem} with {at!r}; {here.command('history', found.run_id)} lists them")
-        beyond = await found.beyond(matching[0])
+        checkpoint = await find_checkpoint(here, found, at)
+        beyond = await found.beyond(checkpoint)
         if dry_run and as_json:
-            print_json({"checkpoint_id": matching[0], "effects": [_beyond_document(told) for told in beyond]})
+            print_json({"checkpoint_id": checkpoint, "effects": [_beyond_document(told) for told in beyond]})
         elif dry_run:
             _list(beyond, mode)
         if dry_run:
             return
-        forked = await found.fork(matching[0], values, effects=mode)
-        await report(here, store, forked, as_json, f"forked at {matching[0]}")
+        forked = await found.fork(checkpoint, values, effects=mode)
+        await report(here, store, forked, as_json, f"forked at {checkpoint}")
         if not as_json:
             print_line(forked.run_id)
             if beyond and mode == "ask":

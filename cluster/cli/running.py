@@ -12,9 +12,11 @@ import typer
 from rich.text import Text
 
 from understudy.actors.errors import NotFound
+from understudy.actors.files import BYTES_MAX, FILES_MAX, Files
 from understudy.actors.process import user_name
 from understudy.actors.records import BUSY, RETRYABLE, Interrupt, RunRecord, open_questions
 from understudy.actors.results import with_result
+from understudy.actors.sandbox import unpack
 from understudy.cluster.answering import ANSWERABLE
 from understudy.cluster.cli.command import (
     Here,
@@ -53,12 +55,14 @@ CallId = Annotated[
 ]
 
 
-def _read_folder(folder: Path) -> dict[str, bytes]:
-    """Its files, by path; links are left out."""
+def _read_folder(folder: Path) -> Files:
+    """What is in it, by path: files, links as they are, and empty folders."""
     if not folder.is_dir():
         raise WrongUsage(f"--files {str(folder)!r} is no folder")
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    try:
+        return unpack.collect(str(folder), FILES_MAX, BYTES_MAX)
+    except (unpack.TooLarge, OSError) as error:
+        raise WrongUsage(f"--files {str(folder)!r}: {error}") from None
 
 
 @command(panel=PANEL)

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, strategies
 from pydantic import BaseModel
 
-from understudy import END, START, Context, Graph, append, tool
+from understudy import END, START, AnswerNeeded, Context, Graph, append, tool
 from understudy.actors import files, inline_folder
 from understudy.actors.errors import CallerError, RunFailed
 from understudy.actors.files import BadFiles, applied, change_between, checked, item_of, together
+from understudy.actors.memory import MemoryStore
 from understudy.actors.outcome import Outcome
 from understudy.actors.secret_traces import Traces
 from understudy.cluster.testing.crash import crash_points
@@ -113,6 +114,41 @@ def test_where_no_thread_may_have_a_folder_the_process_comes_back_from_the_calls
     monkeypatch.setattr(inline_folder, "part_with_the_folder", lambda: False)
     first, _second = asking_twice().run_inline().seen
     assert first[0] == first[1] == first[2] != here == os.getcwd()
+
+
+@tool(workspace="write")
+def replace(path: str, text: str) -> str:
+    """Not to be done twice."""
+    Path(path).write_text(text)
+    return text
+
+
+class Deadly(MemoryStore):
+    """The first sandbox that has an outcome to tell dies of it."""
+
+    told = 0
+
+    async def finish(self, *args: Any) -> bool:
+        self.told += 1
+        if self.told == 1:
+            raise asyncio.CancelledError
+        return await super().finish(*args)
+
+
+def test_a_person_who_gives_a_value_is_told_that_the_files_are_lost() -> None:
+    graph = Graph("lost", Work)
+
+    @graph.node
+    async def work(state: Work, ctx: Context) -> dict[str, Any]:
+        ctx.write_file("a", "before")
+        return {"seen": [await ctx.call(replace, path="a", text="after"), ctx.read_file("a").decode()]}
+
+    graph.edge(START, "work").edge("work", END)
+    for answer, seen in (({"value": "it was done"}, ["it was done", "before"]), ("retry", ["after", "after"])):
+        store = Deadly()
+        with pytest.raises(AnswerNeeded, match="with a value the files stay as they were before it"):
+            graph.run_inline(store=store, key="k")
+        assert graph.run_inline(store=store, key="k", answers={"work": answer}).seen == seen
 
 
 def test_a_death_at_every_boundary_leaves_the_same_files() -> None:
