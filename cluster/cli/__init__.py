@@ -13,6 +13,7 @@ preflight preflight
 machine   up, down, status, doctor, metrics
 policy    policy check, policy explain, policy schema
 grants    grants, revoke
+budgets   budgets
 audit     audit verify, audit head, audit show, audit prune
 store     store info, store migrate
 mcp       mcp list, mcp show, mcp diff, mcp accept
@@ -32,6 +33,7 @@ def main() -> None:
         files,
         sending,
         grants,
+        budgets,
         preflight,
         machine,
         policy,

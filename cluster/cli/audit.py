@@ -145,6 +145,8 @@ WORDS = {
     "grant_refused": "red",
     "grant_ended": "red",
     "revoke": "red",
+    "budget_raised": "yellow",
+    "budget_reset": "yellow",
     "answer": "cyan",
     "connection": "blue",
 }
@@ -163,6 +165,8 @@ def _gist(entry: Entry) -> list[str]:
     match entry["kind"]:
         case "decision":
             by = f"by rule {entry['rule']!r} of {entry['policy']!r}" if entry["rule"] else "by the lack of a rule"
+            if "budgets" in entry:
+                by = f"by a budget of {entry['policy']!r}"
             said = [entry["decision"], entry["call"], by, entry["reason"]]
         case "grant_used" | "grant_refused" | "grant_ended":
             said = [entry["tool"], entry.get("refused", ""), entry.get("reason", ""), entry.get("grant", "")]

@@ -68,6 +68,7 @@ async def check(
     Example:
     [bold]understudy policy check policy.yaml --var environment=/srv/app[/]
     """
+    from understudy.policies.budget_reader import budget_data
     from understudy.policies.policy_file import PolicyError, load_policy
 
     variables = parse_pairs(var or [], "--var")
@@ -78,7 +79,8 @@ async def check(
             print_json({"good": False, "problems": [asdict(problem) for problem in error.problems]})
             return 1
         rules = [{"id": rule.id, "effect": rule.effect, "tools": list(rule.tools)} for rule in policy.rules]
-        print_json({"good": True, **policy.told(), "rules": rules, "problems": []})
+        counted = [budget_data(budget) for budget in policy.budgets]
+        print_json({"good": True, **policy.told(), "rules": rules, "budgets": counted, "problems": []})
         return 0
     policy = read_policy(file, variables)
     screen = stdout()
@@ -87,6 +89,10 @@ async def check(
     for rule in policy.rules:
         table.add_row(rule.id, Text(rule.effect, COLOURS[rule.effect]), ", ".join(rule.tools))
     screen.print(table)
+    for budget in policy.budgets:
+        limits = ", ".join(f"{amount} {unit}" for unit, amount in budget_data(budget)["limits"].items())
+        per = f" a {budget.per}" if budget.per else ""
+        screen.print(Text(f"budget {budget.id}: each {budget.scope} {limits}{per}, then {budget.at_limit}"))
     return 0
 
 
