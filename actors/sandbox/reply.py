@@ -44,7 +44,7 @@ def decode(data: bytes, output_bytes: int) -> Reply:
     if not body:
         return Reply(started=True)
     try:
-        return Reply(started=True, outcome=_outcome(_parse(body), output_bytes))
+        return Reply(started=True, outcome=_outcome(_parse(body), output_bytes, len(body)))
     except _Malformed as error:
         return Reply(started=True, outcome=Outcome("error", error=f"the tool's result {error}", error_type="BadResult"))
 
@@ -66,18 +66,19 @@ def _parse(body: bytes) -> Any:
     return answer
 
 
-def _outcome(answer: Any, output_bytes: int) -> Outcome:
+def _outcome(answer: Any, output_bytes: int, room: int) -> Outcome:
+    """`room`: bytes that all of it took."""
     match answer:
-        case {"kind": "ok", "value": value, "peak": int(peak), "files": files}:
-            size = len(json.dumps(value))
+        case {"kind": "ok", "value": value, "peak": int(peak), **more}:
+            # There was room for files, and who wrote this need not have asked the runner.
+            size = 0 if room <= output_bytes else len(json.dumps(value, separators=(",", ":")))
             if size > output_bytes:
-                return _outcome({"kind": "output_too_large", "size": size, "peak": peak}, output_bytes)
+                return _outcome({"kind": "output_too_large", "size": size, "peak": peak}, output_bytes, 0)
             try:
-                return Outcome("ok", value, peak_memory_bytes=max(0, peak), files=checked(files) or None)
+                files = checked(more["files"]) if "files" in more else None
+                return Outcome("ok", value, peak_memory_bytes=max(0, peak), files=files or None)
             except BadFiles as error:
                 return Outcome("error", error=f"the workspace was left as it was: {error}", error_type="BadFiles")
-        case {"kind": "ok", "value": value, "peak": int(peak)}:
-            return Outcome("ok", value, peak_memory_bytes=max(0, peak))
         case {"kind": "error" | "unknown" as how, "error": str(error), "error_type": str(kind), "peak": int(peak)}:
             ended: OutcomeKind = "unknown" if how == "unknown" else "error"
             return Outcome(ended, error=error[:LONGEST_MESSAGE], error_type=kind[:200], peak_memory_bytes=max(0, peak))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from understudy.actors.files import checked_path
 from understudy.actors.outcome import OUTCOME_KINDS, Outcome
 from understudy.actors.sandbox.reply import DEEPEST, Reply, decode
 from understudy.actors.sandbox.runner import STARTED
@@ -85,6 +86,15 @@ def test_texts_are_cut() -> None:
     assert (len(outcome.error), len(outcome.error_type), outcome.peak_memory_bytes) == (2000, 200, 0)
 
 
+def test_room_for_files_is_no_room_for_a_value() -> None:
+    """A tool can write its answer itself, past the runner that measures it."""
+    for body in (ok(json.dumps("x" * 1000)), ok(json.dumps("x" * 1000))[:-1] + ',"files":[]}'):
+        outcome = decode(STARTED + body.encode(), 500).outcome
+        assert outcome is not None
+        assert (outcome.kind, outcome.value) == ("output_too_large", None)
+        assert decode(STARTED + body.encode(), 1002).outcome == Outcome("ok", value="x" * 1000)
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_survived(body: bytes) -> None:
     check_storable(decode(body, LIMIT))
@@ -95,9 +105,21 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
+PATHS = (
+    st.sampled_from(["a", "b/c", "../a", "/a", "a/../b", "a//b", ".", "", "a\n", "\u202ea", "a/b", "x" * 600])
+    | st.text()
+)
+CHANGES = st.lists(
+    st.lists(PATHS, max_size=2)
+    | st.fixed_dictionaries(
+        {"id": PATHS, "kind": st.sampled_from(["file", "link", "folder", "device"])},
+        optional={"data": st.sampled_from(["", "YQ==", "Y", "%"]), "x": st.booleans() | st.none(), "target": PATHS},
+    ),
+    max_size=6,
+)
 ANSWERS = st.fixed_dictionaries(
     {"kind": st.sampled_from([*OUTCOME_KINDS, "other"]) | JSON},
-    optional={"value": JSON, "peak": JSON, "error": JSON, "error_type": JSON, "size": JSON},
+    optional={"value": JSON, "peak": JSON, "error": JSON, "error_type": JSON, "size": JSON, "files": JSON | CHANGES},
 )
 
 
@@ -116,6 +138,8 @@ def test_damaged_answers_are_survived(answer: object, data: st.DataObject) -> No
 
 def check_storable(reply: Reply) -> None:
     if reply.outcome is not None:
+        for path in (each["id"] for each in reply.outcome.files or () if isinstance(each, dict)):
+            assert checked_path(path) == path
         assert reply.outcome.kind in ("ok", "error", "out_of_memory", "output_too_large")
         fields = [reply.outcome.value, reply.outcome.error, reply.outcome.error_type, reply.outcome.peak_memory_bytes]
         json.dumps(fields, allow_nan=False, ensure_ascii=False).encode()
