@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Final
 
 LINE_MAX = 8192
@@ -192,14 +193,35 @@ _STARTERS: Final = """
     eval exec source . command builtin trap alias unalias hash enable env xargs parallel sudo doas su runuser setpriv
     nohup nice ionice chrt taskset timeout setsid stdbuf unbuffer script watch flock strace ltrace gdb chroot unshare
     nsenter bwrap firejail busybox toybox sh bash rbash dash ash zsh ksh mksh fish csh tcsh pwsh ssh rsh at batch
-    crontab systemd-run entr make awk gawk mawk nawk
+    crontab systemd-run entr make gmake awk gawk mawk nawk ed ex vi vim nvim emacs expect screen tmux rlwrap fakeroot
+    proot setarch numactl cgexec pkexec sg start-stop-daemon dbus-run-session valgrind perf npx bunx uvx pipx
 """
 _RESERVED: Final = frozenset(_SHELL_WORDS.split())
 _LAUNCHERS: Final = frozenset(_STARTERS.split())
 """Programs that start what their operands, or files of theirs, say."""
 _INTERPRETERS: Final = re.compile(r"(?:python|pypy|perl|ruby|node|nodejs|deno|bun|php|lua|luajit|tclsh|Rscript)[0-9.]*")
 _CODE_FLAGS: Final = frozenset(("-c", "-e", "-E", "-r", "-p", "--eval", "--print", "--run"))
-_FIND_FLAGS: Final = frozenset(("-exec", "-execdir", "-ok", "-okdir"))
+_STARTING_FLAGS: Final = {
+    "find": "-exec -execdir -ok -okdir",
+    "git": "--config-env --exec-path --upload-pack --receive-pack",
+    "git grep": "-O --open-files-in-pager",
+    "git rebase": "-x --exec",
+    "tar": "--to-command --checkpoint-action --use-compress-program --rsh-command --info-script -I -F",
+    "rsync": "-e --rsh --rsync-path",
+    "scp": "-S -o",
+    "sftp": "-S -o",
+    "sort": "--compress-program",
+    "man": "-P --pager",
+    "zip": "-TT --unzip-command",
+}
+"""Flags by which programs that are harmless without start what the next word says."""
+_STARTING_OPERANDS: Final = {
+    "git": "bisect submodule filter-branch difftool mergetool",
+    "deno": "eval run task",
+    "bun": "x run",
+    "uv": "run tool",
+}
+_AT_TIMES: Final = frozenset((*_STARTING_FLAGS, *_STARTING_OPERANDS))
 
 
 def basename(program: str) -> str:
@@ -223,6 +245,23 @@ def _command(words: Sequence[str], typed: bool) -> Command:
         raise Unreadable(f"{name!r} starts other commands")
     if _INTERPRETERS.fullmatch(name) and (command.letters & _CODE_FLAGS or command.operands[:1] in ((), ("-",))):
         raise Unreadable(f"{name!r} is given code in its arguments, or through its input")
-    if name == "find" and command.letters & _FIND_FLAGS:
-        raise Unreadable("'find' starts other commands here")
+    if name in _AT_TIMES:
+        _starts_nothing(name, command)
     return command
+
+
+def _starts_nothing(name: str, command: Command) -> None:
+    """Raises Unreadable."""
+    names = (name, *(f"{name} {operand}" for operand in command.operands))
+    starting = [flag for each in names for flag in _STARTING_FLAGS.get(each, "").split()]
+    if any(flag == each or is_short_for(flag, each) for flag in command.letters for each in starting):
+        raise Unreadable(f"{name!r} starts other commands here")
+    if not set(_STARTING_OPERANDS.get(name, "").split()).isdisjoint(command.operands):
+        raise Unreadable(f"{name!r} starts other commands, or runs code, with these words")
+    if name == "git" and any(word == "-c" and "." in after for word, after in pairwise(command.words)):
+        raise Unreadable("'git' is given a setting, and some of them name commands")
+
+
+def is_short_for(flag: str, whole: str) -> bool:
+    """Whether a flag may stand for a longer one: most programs take `--forc` for `--force`."""
+    return len(flag) > 2 and flag[:2] == "--" and whole.startswith(flag)

@@ -2,7 +2,8 @@
 
 Who gains by a yes is read strictly, who loses by it broadly. For an allow rule, every command of a pipeline has to fit,
 a program is the very word (`git`, not `./git`), and operands are counted from the first. For an ask or deny rule one
-command is enough, `/bin/rm` is an `rm`, `-rf` is an `-f`, and operands may begin anywhere (`git -C /srv push` pushes).
+command is enough, `/bin/rm` is an `rm`, `-rf` is an `-f`, `--forc` is a `--force`, and operands may begin anywhere
+(`git -C /srv push` pushes).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from fnmatch import translate
 from re import compile
 from typing import Any
 
-from understudy.policies.argv import Command, basename, read_line, read_words
+from understudy.policies.argv import Command, basename, is_short_for, read_line, read_words
 
 REST = "**"
 """As the last operand: any number of others."""
@@ -53,6 +54,7 @@ class _Ready:
         self._program = _any_of(test.program)
         self._any_operand = _any_of(test.any_operand)
         self._any_flag = _any_of(test.any_flag)
+        self._flags = test.any_flag
         self._only_flags = None if test.only_flags is None else _any_of(test.only_flags) or _nothing
         operands = test.operands
         self._open = operands is not None and operands[-1:] == (REST,)
@@ -66,7 +68,7 @@ class _Ready:
             return False
         if self._any_operand is not None and not any(map(self._any_operand, command.operands)):
             return False
-        if self._any_flag is not None and not any(map(self._any_flag, command.letters)):
+        if self._any_flag is not None and not any(map(self._has, command.letters)):
             return False
         return self._only_flags is None or all(map(self._is_known, command.flags))
 
@@ -82,6 +84,13 @@ class _Ready:
             if len(rest) == wanted and all(match(word) for match, word in zip(self._places, rest, strict=True)):
                 return True
         return False
+
+    def _has(self, flag: str) -> bool:
+        """Whether it is one that is asked for; for who loses by it, also where it may be short for one."""
+        assert self._any_flag is not None
+        if self._any_flag(flag):
+            return True
+        return not self._allowing and any(is_short_for(flag, each) for each in self._flags)
 
     def _is_known(self, flag: str) -> bool:
         """A cluster is known when each of its letters is: `-rf` where `-r` and `-f` are."""
