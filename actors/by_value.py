@@ -56,6 +56,7 @@ def _is_users(module: Any) -> bool:
 
 def tool_code(tool: Tool[Any, Any]) -> ToolCode:
     """By reference for tools of installed packages, which the sandbox can see; by value for the user's own."""
+    environment = tool.environment.text if tool.environment else ""
     module = sys.modules.get(tool.fn.__module__)
     holder: Any = module
     for part in tool.fn.__qualname__.split("."):
@@ -63,5 +64,5 @@ def tool_code(tool: Tool[Any, Any]) -> ToolCode:
     # The very function: a pinned graph brings its own, and the module may hold a newer one.
     importable = tool.fn in (holder, getattr(holder, "fn", None))
     if importable and module is not None and tool.fn.__module__ != "__main__" and not _is_users(module):
-        return ToolCode(ref=f"{tool.fn.__module__}:{tool.fn.__qualname__}")
-    return ToolCode(blob=pickled(tool.fn))
+        return ToolCode(ref=f"{tool.fn.__module__}:{tool.fn.__qualname__}", environment=environment)
+    return ToolCode(blob=pickled(tool.fn), environment=environment)

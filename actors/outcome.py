@@ -58,11 +58,14 @@ class ToolCode:
     ref: str = ""
     blob: bytes = b""
     """Verified by whoever hands it in; loaded only inside the sandbox."""
+    environment: str = ""
+    """The packages that it wants to find, as `Environment.text` says it; empty: those that the worker has."""
 
     @cached_property
     def digest(self) -> str:
         """What a grant is bound to."""
-        return hashlib.sha256(self.ref.encode() + b"\0" + self.blob).hexdigest()
+        code = hashlib.sha256(self.ref.encode() + b"\0" + self.blob).hexdigest()
+        return hashlib.sha256(f"{code}\0{self.environment}".encode()).hexdigest() if self.environment else code
 
 
 @dataclass(frozen=True)
@@ -81,3 +84,5 @@ class ToolCall:
     """Whether what it changes there is kept."""
     tier: str = ""
     """The weakest isolation that will do, by the tool's own word; empty: what the grant says."""
+    environment: str = ""
+    """Folder of the environment that it is lent, on this very machine; empty: none. The sandbox actor says which."""

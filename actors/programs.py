@@ -6,9 +6,12 @@ functions here run inside the sandbox, found there by reference; with the standa
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from understudy.actors.tool import Tool
+
+if TYPE_CHECKING:
+    from understudy.actors.environment import Environment
 
 KEPT_BYTES = 256 * 1024
 """Of each of stdout and stderr, and of what code prints: the tail. `output_bytes` bounds it, too."""
@@ -37,26 +40,26 @@ class Executed:
     """The traceback, from the code's own frames on; empty if it went well."""
 
 
-def shell(name: str = "shell") -> Tool[..., Ran]:
+def shell(name: str = "shell", environment: "Environment | None" = None) -> Tool[..., Ran]:
     """A tool that runs a command: `await ctx.call(sh, command="ls -l")`, or without a shell `command=["ls", "-l"]`.
 
     Args of a call: `command`; `check=True` makes an exit status other than 0 an error of the call.
     Returns (awaited): a `Ran`. What it printed up to then is in the outcome where a limit ended it.
     Policies parse the command (`policies.argv`); it gets a sandbox of the tier `cold` at least, and the run's
-    workspace as working folder, if a rule grants that.
+    workspace as working folder, if a rule grants that. `environment`: its programs come first, and `python` is its.
     """
-    return Tool(run_command, name, False, None, ("command",), "write", "cold")
+    return Tool(run_command, name, False, None, ("command",), "write", "cold", environment)
 
 
-def python(name: str = "python") -> Tool[..., Executed]:
+def python(name: str = "python", environment: "Environment | None" = None) -> Tool[..., Executed]:
     """A tool that executes code: `await ctx.call(py, code="print(x + 1)", inputs={"x": 1})`.
 
     Args of a call: `code`; `inputs`, JSON values that are variables in it.
     Returns (awaited): an `Executed`. An exception of the code is an answer; a limit is an outcome of its own.
     The tier is the policy's, by default `zygote`: fresh namespaces for each call. It has the run's workspace as working
-    folder, if a rule grants that.
+    folder, if a rule grants that. `environment`: the packages that the code finds, see `tool`.
     """
-    return Tool(run_code, name, False, None, (), "write", None)
+    return Tool(run_code, name, False, None, (), "write", None, environment)
 
 
 def run_command(command: Any, check: bool = False) -> Ran:

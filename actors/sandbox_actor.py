@@ -20,7 +20,8 @@ from understudy.actors.audit_log import AuditLog
 from understudy.actors.calls import Order, finish, finished_event
 from understudy.actors.effects import write_outcome
 from understudy.actors.entrusted import NOTHING, Entrusted, entrust
-from understudy.actors.errors import Fenced, NotFound, StoreUnavailable
+from understudy.actors.environment import Environment
+from understudy.actors.errors import CallerError, Fenced, NotFound, StoreUnavailable
 from understudy.actors.events import counters_of
 from understudy.actors.files import left_by
 from understudy.actors.open import OpenStore
@@ -30,6 +31,7 @@ from understudy.actors.records import Begun, Event, Receipt
 from understudy.actors.revocations import read_revocations
 from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
 from understudy.actors.sandbox.egress.way_out import WayOut
+from understudy.actors.sandbox.environments import Environments, EnvironmentUnusable
 from understudy.actors.sandbox.tiers import Tiers, all_tiers
 from understudy.actors.secret_file import SecretFile, SecretsUnusable
 from understudy.actors.store import Store
@@ -49,12 +51,19 @@ class SandboxActor:
     """Ray shell around the tiers of isolation. `at_once`: calls that execute at the same time; others wait."""
 
     def __init__(
-        self, name: str, open_store: OpenStore, secret: bytes, at_once: int, secrets_path: str | None = None
+        self,
+        name: str,
+        open_store: OpenStore,
+        secret: bytes,
+        at_once: int,
+        secrets_path: str | None = None,
+        environments_path: str = "/nonexistent",
     ) -> None:
         self._name = name
         self._open_store = open_store
         self._secret = secret
         self._secrets = SecretFile(secrets_path)
+        self._environments = Environments(environments_path)
         self._room = asyncio.Semaphore(at_once)
         self._tiers = Tiers(all_tiers(spares=min(at_once, SPARES_MOST)))
         self._store: Store | None = None
@@ -134,7 +143,7 @@ class SandboxActor:
             entrusted, refused = self._entrust(order, profile)
             watching = asyncio.ensure_future(self._watch(store, order, grant))
             try:
-                outcome = refused or await self._isolated(order, profile, entrusted.way_out)
+                outcome = refused or await self._equipped(order, profile, entrusted.way_out)
             except asyncio.CancelledError:
                 outcome = _aborted(time.perf_counter() - began, self._taken_back.get(grant.id, ENDED_OUTSIDE))
             finally:
@@ -223,8 +232,20 @@ class SandboxActor:
             raise
         return None if _is_begun(receipt, answer) else answer.receipt
 
-    async def _isolated(self, order: Order, profile: Profile, way_out: WayOut) -> Outcome:
-        call = _granted(order.call, profile)
+    async def _equipped(self, order: Order, profile: Profile, way_out: WayOut) -> Outcome:
+        """The call, with the environment of its tool, where that has one."""
+        call, said = _granted(order.call, profile), order.call.code.environment
+        if not said:
+            return await self._isolated(call, profile, way_out)
+        try:
+            wanted = Environment.read(said)
+            await asyncio.to_thread(self._environments.prepare, wanted)
+            with self._environments.lent(wanted) as folder:
+                return await self._isolated(dataclasses.replace(call, environment=folder), profile, way_out)
+        except CallerError as error:
+            return Outcome("error", error=str(error), error_type=EnvironmentUnusable.__name__)
+
+    async def _isolated(self, call: ToolCall, profile: Profile, way_out: WayOut) -> Outcome:
         if call.tier in TIERS:
             profile = dataclasses.replace(profile, tier=strongest([profile.tier, call.tier]))
         for last in (False, False, True):
@@ -282,6 +303,8 @@ class SandboxActor:
 
     async def preflight(self) -> Preflight:
         """Whether this node really isolates: a call is made to find out."""
+        with contextlib.suppress(OSError):  # of a folder that is not ours: then it is not ours to tidy, either
+            await asyncio.to_thread(self._environments.clean)
         return await self._tiers.preflight()
 
     async def _ready(self) -> Store:
@@ -291,7 +314,9 @@ class SandboxActor:
 
 
 def _granted(call: ToolCall, profile: Profile) -> ToolCall:
-    """The workspace of a call is what its grant says, whatever the one who ordered it has sent."""
+    """The workspace of a call is what its grant says, and its environment what is found here, whatever the one who
+    ordered it has sent."""
+    call = dataclasses.replace(call, environment="")
     if profile.workspace == "none":
         return dataclasses.replace(call, files=None, keeps=False)
     return dataclasses.replace(call, keeps=call.keeps and profile.workspace == "write")

@@ -69,6 +69,8 @@ class SupervisorConfig:
     restart: RestartPolicy
     secrets_path: str | None = None
     """Where the sandbox actors read the deployment's secrets. The values themselves are in no message."""
+    environments_path: str = "/nonexistent"
+    """Where the environments of tools are, on each machine."""
 
 
 @dataclass(eq=False)
@@ -171,7 +173,8 @@ class Supervisor:
     def _start_sandbox(self, name: str) -> Any:
         config = self._config
         actor = ray.remote(SandboxActor).options(**_detached(name))
-        return actor.remote(name, config.open_store, config.secret, config.calls_per_sandbox, config.secrets_path)
+        paths = config.secrets_path, config.environments_path
+        return actor.remote(name, config.open_store, config.secret, config.calls_per_sandbox, *paths)
 
     async def _guard_policy(self, first_s: float) -> None:
         """Replace the policy actor whenever it is gone. Nothing runs meanwhile without its word."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pydantic import TypeAdapter
 
+    from understudy.actors.environment import Environment
     from understudy.policies.profile import Tier, Workspace
 
 P = ParamSpec("P")
@@ -29,6 +30,8 @@ class Tool(Generic[P, R]):
 
     resolves = False
     """It is declared by name only, and has to be looked up (`resolve`) before it is called: see `mcp/server.py`."""
+    environment: "Environment | None" = None
+    """The packages that it finds, read-only, in the place of the worker's."""
     refused = ""
     """Why it is not to be called, whatever a policy says."""
 
@@ -41,6 +44,7 @@ class Tool(Generic[P, R]):
         shell: tuple[str, ...] = (),
         workspace: "Workspace" = "none",
         tier: "Tier | None" = None,
+        environment: "Environment | None" = None,
     ) -> None:
         self.fn = fn
         self.name = name
@@ -54,6 +58,7 @@ class Tool(Generic[P, R]):
         """What it has to do with the files of the run, where the policy lets it."""
         self.tier = tier
         """The weakest isolation that will do, whatever the policy says; None: what the policy says."""
+        self.environment = environment
         self.judged_as = name
         """What policies know it by."""
         self.__doc__ = fn.__doc__
@@ -77,6 +82,8 @@ class Tool(Generic[P, R]):
         except (OSError, TypeError):
             code = self.fn.__code__
             text = code.co_code + repr((code.co_consts, code.co_names)).encode()
+        if self.environment:
+            text += self.environment.text.encode()
         return hashlib.sha256(text).hexdigest()[:16]
 
     @cached_property
@@ -84,7 +91,8 @@ class Tool(Generic[P, R]):
         """What asks the outside, as a tool of its own: it runs in a sandbox, too."""
         if self.reconcile is None:
             return None
-        reconciler = Tool(self.reconcile, f"{self.name}#reconcile", idempotent=True, shell=self.shell)
+        named = f"{self.name}#reconcile"
+        reconciler = Tool(self.reconcile, named, idempotent=True, shell=self.shell, environment=self.environment)
         reconciler.judged_as = self.name  # who may make the call may ask how it ended
         return reconciler
 
@@ -170,6 +178,7 @@ def tool(
     reconcile: Callable[..., Any] | None = None,
     shell: str | Sequence[str] = (),
     workspace: "Workspace" = "none",
+    environment: "Environment | None" = None,
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 
 
@@ -182,6 +191,7 @@ def tool(
     reconcile: Callable[..., Any] | None = None,
     shell: str | Sequence[str] = (),
     workspace: "Workspace" = "none",
+    environment: "Environment | None" = None,
 ) -> Any:
     """Declare a function as a tool, as a decorator with or without arguments.
 
@@ -202,10 +212,15 @@ def tool(
             "write", what it leaves there is what the next call finds, once this one has gone well. They are part of
             the checkpoints. What a call has left is lost if nobody knows how it ended: where a person or `reconcile`
             gives its value, the files stay as they were before it; "retry", or `idempotent`, makes them again.
+        environment: the packages that it finds in the place of the worker's, `Environment(packages=["left-pad==1.0"])`.
+            They are built before (`understudy environments build MODULE`), and shown to it read-only, in a sandbox of
+            the tier `cold` at least. Import them inside the function: the worker need not have them. Without
+            sandboxes (`run_inline`) there is no environment.
     """
     if workspace not in ("none", "read", "write"):
         raise CallerError(f"workspace={workspace!r} is none of none, read, write")
     if fn is None:
         lines = (shell,) if isinstance(shell, str) else tuple(shell)
-        return lambda inner: Tool(inner, name or inner.__name__, idempotent, reconcile, lines, workspace)
+        how: Any = (idempotent, reconcile, lines, workspace, None, environment)
+        return lambda inner: Tool(inner, name or inner.__name__, *how)
     return Tool(fn, fn.__name__, False)

@@ -55,6 +55,7 @@ async def examine(settings: Settings) -> list[Check]:
         check_policy(settings),
         check_secret(settings),
         check_secrets(settings),
+        check_environments(settings),
         check_disk(settings),
         check_memory(settings),
         check_shared_memory(),
@@ -167,6 +168,19 @@ def check_secrets(settings: Settings) -> Check:
         return Check("secrets", "fail", str(error), "mend it; calls that are granted a secret fail until then")
     names = [f"{name} (by the proxy)" if found[name].hosts else name for name in sorted(found)]
     return Check("secrets", "ok", f"{settings.secrets}: {', '.join(names) or 'none'}")
+
+
+def check_environments(settings: Settings) -> Check:
+    """Verifies each, file by file."""
+    from understudy.actors.sandbox.environments import Environments
+
+    found = Environments(str(settings.environments)).all()
+    broken = [each for each in found if each.problem]
+    if broken:
+        return Check("environments", "fail", broken[0].problem, "build it anew; calls of its tools fail until then")
+    if not found:
+        return Check("environments", "ok", "none is built; tools find the packages of the workers")
+    return Check("environments", "ok", f"{len(found)} in {settings.environments}, each as it was built")
 
 
 def check_disk(settings: Settings) -> Check:

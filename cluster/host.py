@@ -58,6 +58,7 @@ def supervisor_config(settings: Settings) -> "SupervisorConfig":
         hang_after_s=settings.hang_after_s,
         cancel_within_s=settings.cancel_within_s,
         secrets_path=str(settings.secrets.absolute()) if settings.secrets else None,
+        environments_path=str(settings.environments),
         restart=RestartPolicy(intensity=settings.restart_intensity, period_s=settings.restart_period_s),
     )
 

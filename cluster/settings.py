@@ -77,6 +77,11 @@ class Settings(BaseModel):
     def store_url(self) -> str:
         return self.store or f"sqlite://{(self.state_dir / 'understudy.db').absolute()}"
 
+    @property
+    def environments(self) -> Path:
+        """Folder of the environments of tools, as `understudy environments build` makes them."""
+        return (self.state_dir / "environments").absolute()
+
     def secret(self) -> bytes:
         """The deployment's key; made with mode 0600 on first use."""
         path = self.secret_file or self.state_dir / "secret"

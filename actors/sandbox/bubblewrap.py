@@ -21,7 +21,7 @@ from understudy.actors.sandbox.launch import HOST_ID as HOST_ID
 from understudy.actors.sandbox.launch import find_bubblewrap, line, refuse_unreachable
 from understudy.actors.sandbox.launcher import EXIT_BAD_GRANT
 from understudy.actors.sandbox.preflight import try_out
-from understudy.actors.sandbox.runtime import this_runtime
+from understudy.actors.sandbox.runtime import runtime_of
 from understudy.actors.sandbox.strays import end_strays
 from understudy.actors.sandbox.verdict import judge, request_of, said
 from understudy.actors.sandbox.walls import Descriptors, command, host_root, refuse_bad_grants
@@ -41,7 +41,7 @@ class BubblewrapBackend:
     async def execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None = None) -> Outcome:
         """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made."""
         began = time.perf_counter()
-        runtime = this_runtime()
+        runtime = runtime_of(call)
         program = find_bubblewrap()
         proxy = proxy_of(call, profile, way_out)
         bpf = seccomp.program(os.uname().machine, network=proxy is not None)

@@ -25,7 +25,7 @@ from understudy.actors.sandbox.insist import insist, readable, send_kill
 from understudy.actors.sandbox.launch import refuse_unreachable
 from understudy.actors.sandbox.overseer import FarEnds, Overseer, close, pipes
 from understudy.actors.sandbox.preflight import try_out
-from understudy.actors.sandbox.runtime import Runtime, this_runtime
+from understudy.actors.sandbox.runtime import Runtime, runtime_of
 from understudy.actors.sandbox.verdict import judge, request_of, said
 from understudy.actors.sandbox.walls import (
     INSIDE_ID,
@@ -62,7 +62,7 @@ class GvisorBackend:
         if program is None:
             raise IsolationUnavailable("gVisor's runsc is not installed on this machine", INSTALL)
         began = time.perf_counter()
-        runtime = this_runtime()
+        runtime = runtime_of(call)
         try:
             refuse_bad_grants(profile, runtime)
             refuse_unreachable(profile)

@@ -70,9 +70,26 @@ def take_up(text: bytes) -> dict[str, Any]:
     bound(request["limits"])
     sys.path[:] = request["import_paths"]
     sys.executable = request["python"]
+    if request["environment_of"]:
+        sys.prefix = sys.exec_prefix = request["environment_of"]["prefix"]
+        sys.meta_path.append(Lent(request["environment_of"]))
     os.environ["UNDERSTUDY_EFFECT_KEY"] = request["key"]
     os.environ.update(request["environment"])
     return request
+
+
+class Lent:
+    """Finds, of the worker's packages, the few that a tool with an environment of its own is lent; after its own."""
+
+    def __init__(self, lent: dict[str, Any]) -> None:
+        self.names, self.paths = frozenset(lent["names"]), lent["paths"]
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name not in self.names:  # what lies in a package is found by the package's own path
+            return None
+        from importlib.machinery import PathFinder
+
+        return PathFinder.find_spec(name, self.paths)
 
 
 def bound(limits: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ of installed packages and of understudy itself are shown, read-only; a project's
 the import path (it is where .env files live): code from there travels by value.
 """
 
+import dataclasses
 import os
 import struct
 import sys
@@ -13,7 +14,9 @@ from functools import cache
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
 
+from understudy.actors.outcome import ToolCall
 from understudy.actors.sandbox.backend import IsolationUnavailable
+from understudy.actors.sandbox.environments import site_packages, stdlib
 
 _PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 
@@ -30,11 +33,47 @@ class Runtime:
     launcher: str
     zygote: str
     keeper: str
+    environment: str = ""
+    """Folder of the tool's own environment; empty: it finds the packages of the worker."""
+    lent_paths: tuple[str, ...] = ()
+    """With an environment: where the few packages are that it is lent (`environments.LENT_NAMES`)."""
+
+    @property
+    def seen_prefix(self) -> str:
+        """What the tool takes for the folder of its interpreter."""
+        return self.environment or self.prefix
+
+    @property
+    def seen_python(self) -> str:
+        """What the tool takes for its interpreter. Never started outside: an environment is not ours."""
+        return f"{self.environment}/bin/python" if self.environment else self.python
 
 
 def this_runtime() -> Runtime:
     """The runtime of the calling process. Raises IsolationUnavailable where it cannot be shown without showing all."""
     return _runtime(sys.prefix, tuple(sys.path))
+
+
+def runtime_of(call: ToolCall) -> Runtime:
+    """The runtime of the calling process; with the environment of the tool, if it has one, in the place of packages."""
+    return _with_environment(this_runtime(), call.environment) if call.environment else this_runtime()
+
+
+@cache
+def _with_environment(runtime: Runtime, folder: str) -> Runtime:
+    own = [path for path in runtime.import_paths if _lies_in(path, [stdlib()]) and not _holds_packages(path)]
+    shown = tuple((path, path) for path in (f"{folder}/bin", f"{folder}/lib", f"{folder}/pyvenv.cfg"))
+    return dataclasses.replace(
+        runtime,
+        folders=runtime.folders + tuple(each for each in shown if each not in runtime.folders),
+        import_paths=(*own, site_packages(folder)),
+        environment=folder,
+        lent_paths=tuple(path for path in runtime.import_paths if path not in own),
+    )
+
+
+def _holds_packages(path: str) -> bool:
+    return os.path.basename(path) in _PACKAGE_FOLDERS
 
 
 @cache
@@ -46,7 +85,7 @@ def _runtime(prefix: str, import_path: tuple[str, ...]) -> Runtime:
     own = [path for path in own if os.path.isdir(path)] or [str(package)]
     prefixes = [prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
     prefixes.append(str(Path(os.path.realpath(sys.executable)).parents[1]))  # where aliases of prefixes lead to
-    packages = [path for path in import_path if os.path.basename(path) in _PACKAGE_FOLDERS and os.path.isdir(path)]
+    packages = [path for path in import_path if _holds_packages(path) and os.path.isdir(path)]
     folders = _folders([*prefixes, *packages, *own])
     shown = [place for _, place in folders] + ["/usr"]
     imports = [

@@ -45,7 +45,7 @@ class Tiers:
         """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made."""
         least = TIERS.index(profile.tier)
         strong = [backend for backend in self._backends if TIERS.index(backend.tier) >= least]
-        fitting = [backend for backend in strong if backend.fits(profile)]
+        fitting = [backend for backend in strong if backend.fits(profile) and _equips(backend, call)]
         if not self._found:
             await self.preflights()
         if not any(self._stands(backend) for backend in fitting) and time.monotonic() - self._tried_at > TRY_AGAIN_S:
@@ -109,6 +109,12 @@ class Tiers:
         finally:
             self._tried_at = time.monotonic()
             self._trying = None
+
+
+def _equips(backend: Backend, call: ToolCall) -> bool:
+    """A zygote's interpreter is warm before it is known which packages a tool wants to find, and landlock shows a tool
+    what the worker's user may read."""
+    return not call.environment or backend.tier in ("cold", "gvisor")
 
 
 def end_leftovers() -> int:

@@ -10,6 +10,7 @@ from understudy.actors.files import BYTES_MAX, FILES_MAX
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.egress.listener import ENVIRONMENT
 from understudy.actors.sandbox.egress.way_out import WayOut
+from understudy.actors.sandbox.environments import LENT_NAMES
 from understudy.actors.sandbox.overseer import CallRequest, Overseer
 from understudy.actors.sandbox.reply import REPLY_BYTES, decode
 from understudy.actors.sandbox.runtime import Runtime
@@ -28,11 +29,20 @@ def request_of(call: ToolCall, profile: Profile, runtime: Runtime, way_out: WayO
             "environment": dict(ENVIRONMENT) if profile.network else {},
             "secrets": [way_out.given, way_out.kept_back] if way_out and profile.secrets else [],
             "import_paths": runtime.import_paths,
-            "python": runtime.python,
+            "python": runtime.seen_python,
+            "environment_of": _environment_of(call, runtime),
             "workspace": _workspace_of(call, profile.limits),
         }
     )
     return CallRequest(body.encode(), REPLY_BYTES if call.files is not None and call.keeps else 0)
+
+
+def _environment_of(call: ToolCall, runtime: Runtime) -> dict[str, Any] | None:
+    """What a tool with an environment of its own is lent; also the package that it is itself in, by reference."""
+    if not runtime.environment:
+        return None
+    names = [*LENT_NAMES, *filter(None, [call.code.ref.partition(":")[0].partition(".")[0]])]
+    return {"prefix": runtime.environment, "names": names, "paths": runtime.lent_paths}
 
 
 def _workspace_of(call: ToolCall, limits: Limits) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ grants    grants, revoke
 budgets   budgets
 audit     audit verify, audit head, audit show, audit prune
 store     store info, store migrate
+environments  environments build, environments list, environments clean
 mcp       mcp list, mcp show, mcp diff, mcp accept
 crashtest crashtest
 demo      the demo
@@ -40,6 +41,7 @@ def main() -> None:
         audit,
         store,
         mcp,
+        environments,
         crashtest,
         demo,
     )

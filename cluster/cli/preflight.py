@@ -20,6 +20,8 @@ async def preflight(
 ) -> int:
     """List the unfinished runs that this version of a graph could not take up; exit status 1 if there are any.
 
+    And the tools of its module whose environment this machine does not have: their calls would be refused.
+
     Of quarantined runs it is said how many could be taken up again; [bold]understudy retry RUN[/] does it.
 
     Run it where the new version is importable, against the store of the deployment, before you deploy. Runs that carry
@@ -29,10 +31,13 @@ async def preflight(
     [bold]understudy preflight flows:refund --store redis://127.0.0.1/0[/]
     """
     from understudy.actors.code import load_ref
+    from understudy.actors.sandbox.environments import Environments
+    from understudy.cluster.equipment import problems, wanted_by
     from understudy.cluster.preflight import preflight as look
 
     sys.path.insert(0, os.getcwd())
     loaded = load_ref(graph)
+    unequipped = problems(Environments(str(here.settings.environments)), wanted_by(graph))
     plan = loaded.plan()
     async with here.store() as store:
         seen = await look(store, loaded)
@@ -55,8 +60,10 @@ async def preflight(
         ]
         document = {"graph": plan.name, "version": plan.version, "unfinished": len(found), "with_own_code": own}
         set_aside = {"quarantined": len(aside), "quarantined_taken_up": able}
-        print_json({**document, **set_aside, "blocked": rows})
-        return 1 if blocked else 0
+        print_json({**document, **set_aside, "blocked": rows, "unequipped": unequipped})
+        return 1 if blocked or unequipped else 0
+    for tool, problem in unequipped.items():
+        say(f"tool {tool!r}: {problem}", "red")
     for finding in blocked:
         record = finding.record
         line = Text(record.run_id, "bold").append(f"  {record.status}, version {record.version}\n", "dim")
@@ -73,4 +80,4 @@ async def preflight(
         say(f"{told} cannot take up {len(blocked)} of them", "red")
         return 1
     say(f"{told} can take up all of them", "green")
-    return 0
+    return 1 if unequipped else 0

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from understudy.actors.attempts import Failure
     from understudy.actors.blocking import BlockingContext
     from understudy.actors.context import Context
+    from understudy.actors.environment import Environment
     from understudy.actors.errors import (
         AnswerNeeded,
         BudgetExceeded,
@@ -48,6 +49,7 @@ _HOMES = {
     "actors.attempts": ("Failure",),
     "actors.blocking": ("BlockingContext",),
     "actors.context": ("Context",),
+    "actors.environment": ("Environment",),
     "actors.errors": (
         "AnswerNeeded",
         "BudgetExceeded",
@@ -111,6 +113,7 @@ __all__ = [
     "Done",
     "EffectFailed",
     "EffectMismatch",
+    "Environment",
     "Escalate",
     "Failure",
     "Graph",

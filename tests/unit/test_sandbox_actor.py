@@ -3,6 +3,8 @@
 import asyncio
 import dataclasses
 import time
+import venv
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from support.waiting import run_async, wait_until_async
 from understudy.actors import sandbox_actor
 from understudy.actors.calls import Order
+from understudy.actors.environment import Environment
 from understudy.actors.errors import Fenced
 from understudy.actors.events import counters_of
 from understudy.actors.memory import MemoryStore
@@ -21,6 +24,8 @@ from understudy.policies.grant import Grant, args_digest, sign
 from understudy.policies.profile import Limits, Profile
 
 SECRET = b"0123456789abcdef"
+CODE = ToolCode(ref="x:y")
+PAD = Environment(packages=["left-pad==1.0"])
 RUN = run_id_on("t", "run")
 
 
@@ -37,8 +42,8 @@ class HeldBackend:
         return Outcome("ok", value=call.key)
 
 
-def order(run: RunRecord, key: str) -> Order:
-    code, profile = ToolCode(ref="x:y"), Profile(limits=Limits(wall_s=7))
+def order(run: RunRecord, key: str, code: ToolCode = CODE) -> Order:
+    profile = Profile(limits=Limits(wall_s=7))
     ends = (code.digest, f"grant {run.epoch} of {key}", args_digest({}))
     grant = Grant(RUN, key, "pay", "d", run.epoch, profile, "", "r", "allow", 0.0, 2e10, *ends)
     receipt = Receipt(key, RUN, "", "task", "pay", "d", "started", "sandbox-0", f"token of {key}", at=time.time())
@@ -201,6 +206,40 @@ def test_a_call_whose_end_the_tool_does_not_know_is_unknown_as_if_its_sandbox_ha
         assert [(each["outcome"], each["error"]) for each in told] == [("unknown", "ServerLost: no answer")]
 
     run_async(played())
+
+
+def test_a_call_has_the_environment_that_is_built_here_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wanted = Environment(venv=str(tmp_path / "v"))
+    seen: list[str] = []
+
+    async def scene() -> list[Outcome]:
+        store = MemoryStore()
+        actor, backend, run = await actor_with(store, monkeypatch)
+
+        async def executed(call: ToolCall, profile: Profile, *_: Any) -> Outcome:
+            seen.append(call.environment)
+            return Outcome("ok")
+
+        monkeypatch.setattr(backend, "execute", executed)
+        ended = []
+        for key, said in (("k1", ""), ("k2", wanted.text), ("k3", PAD.text), ("k4", "nonsense")):
+            ordered = order(run, key, ToolCode(ref="x:y", environment=said))
+            smuggled = dataclasses.replace(ordered.call, environment="/etc")
+            outcome = await actor.execute(dataclasses.replace(ordered, call=smuggled))
+            assert isinstance(outcome, Outcome)
+            ended.append(outcome)
+        return ended
+
+    venv.create(tmp_path / "v", symlinks=True)
+    plain, own, missing, nonsense = run_async(scene())
+    assert (plain.kind, own.kind) == ("ok", "ok")
+    assert seen == ["", str(tmp_path / "v")]
+    assert (missing.kind, missing.error_type) == ("error", "EnvironmentUnusable")
+    assert "the environment of the tool (left-pad==1.0) is not built on this machine" in missing.error
+    assert "understudy environments build" in missing.error
+    assert (nonsense.kind, nonsense.error_type) == ("error", "EnvironmentUnusable")
 
 
 def test_a_tool_may_want_a_stronger_tier_than_its_grant_and_gets_no_workspace_without_one(

@@ -1,0 +1,49 @@
+"""Which environments the tools of a module want, and whether this machine has them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from understudy.actors.environment import Environment
+from understudy.actors.errors import CallerError
+from understudy.actors.sandbox.environments import Environments, EnvironmentUnusable
+from understudy.actors.tool import Tool
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One environment, and the tools that want it."""
+
+    environment: Environment
+    tools: tuple[str, ...]
+
+
+def wanted_by(target: str) -> list[Wanted]:
+    """By the tools that are global names of `MODULE`, or of the module of `MODULE:GRAPH`; or by `MODULE:TOOL`.
+
+    Raises CallerError: there is no such module.
+    """
+    name, _, attribute = target.partition(":")
+    try:
+        module = import_module(name)
+    except Exception as error:
+        raise CallerError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    one = getattr(module, attribute, None) if attribute else None
+    tools = [one] if isinstance(one, Tool) else [each for each in vars(module).values() if isinstance(each, Tool)]
+    found: dict[str, Wanted] = {}
+    for tool in tools:
+        if tool.environment:
+            before = found.get(tool.environment.text, Wanted(tool.environment, ()))
+            found[tool.environment.text] = Wanted(tool.environment, (*before.tools, tool.name))
+    return list(found.values())
+
+
+def problems(environments: Environments, wanted: Sequence[Wanted]) -> dict[str, str]:
+    """Why this machine would refuse calls, by the tool's name; verified now, file by file."""
+    found: dict[str, str] = {}
+    for each in wanted:
+        try:
+            environments.prepare(each.environment)
+        except EnvironmentUnusable as error:
+            found |= dict.fromkeys(each.tools, str(error))
+    return found
