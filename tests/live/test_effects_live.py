@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from support.effect_graphs import posting, spending, transferring
+from support.effect_graphs import keeping, posting, spending, transferring
 from support.waiting import run_async, wait_until_async
 from understudy import connect
 from understudy.cluster.client import Cluster, Run
@@ -37,6 +37,10 @@ rules:
     tool: spend
     when: {amount: {gt: 100}}
     reason: nobody may approve that much
+  - id: jot
+    effect: allow
+    tool: jot
+    workspace: write
 """
 
 
@@ -74,6 +78,7 @@ def test_effects_on_real_parts(folder: Path) -> None:
         async with connect(settings=settings, policy=rules, embedded=True) as cluster:
             await the_other_side_is_asked_in_a_sandbox(cluster, folder)
             await an_effect_whose_process_died_is_asked_about_outside(cluster, folder)
+            await a_workspace_follows_its_run(cluster, folder)
             await a_changed_call_is_judged_by_the_real_rules(cluster)
             await a_fork_takes_what_was_done(cluster, folder)
 
@@ -106,6 +111,24 @@ async def an_effect_whose_process_died_is_asked_about_outside(cluster: Cluster, 
     assert len((here / "posted").read_text().splitlines()) == 1
     outcomes = [e.data["outcome"] async for e in run.events(follow=False) if e.kind == "effect_finished"]
     assert outcomes == ["unknown"]
+
+
+async def a_workspace_follows_its_run(cluster: Cluster, folder: Path) -> None:
+    """To another process, from the checkpoint and from the receipts of calls that no checkpoint has yet."""
+    here = opened(folder / "keeping")
+    run = await cluster.start(keeping, {"folder": str(here)}, files={"notes/log": "given\n"})
+    await there(here / "ran", run)
+    first = (await run.record()).owner
+    os.kill(int(first.rpartition("/")[2]), signal.SIGKILL)
+
+    async def taken_up() -> bool:
+        return len((here / "ran").read_text().splitlines()) == 2
+
+    await wait_until_async(taken_up, 60, "another actor to come to the same place")
+    assert (await run.record()).owner != first
+    (here / "go").touch()
+    assert (await run.result(60)).seen == ["given", "begun", "kept", "ended"]
+    assert await run.files() == {"notes/log": b"given\nbegun\nkept\nended\n"}
 
 
 async def decided(cluster: Cluster, ask: int, **how: Any) -> tuple[Run, list[Any]]:

@@ -41,6 +41,33 @@ def spend(amount: int) -> str:
     return f"spent {amount}"
 
 
+@tool(workspace="write")
+def jot(line: str) -> None:
+    """Behind what is there: done twice, it would stand there twice."""
+    with open("notes/log", "a") as file:
+        file.write(line + "\n")
+
+
+keeping = Graph("keeping", Script)
+
+
+@keeping.node
+async def begin(state: Script, ctx: Context) -> None:
+    await ctx.call(jot, line="begun")
+
+
+@keeping.node
+async def keep(state: Script, ctx: Context) -> dict[str, Any]:
+    await ctx.call(jot, line="kept")
+    noted(state.folder, "keep")
+    await gate(state.folder, "go")
+    await ctx.call(jot, line="ended")
+    return {"seen": ctx.read_file("notes/log").decode().split()}
+
+
+keeping.edge(START, begin).edge(begin, keep).edge(keep, END)
+
+
 transferring = Graph("transferring", Script)
 
 
