@@ -239,6 +239,9 @@ class Context:
     ) -> "asyncio.Task[Child]":
         """Start a child run: durable and supervised like any other, and cancelled with this one.
 
+        It goes on if this run succeeds without waiting for it, and if it fails or is quarantined: a retry finds what it
+        has done. `understudy cancel` of this run, also when it is over, ends it.
+
         Args:
             graph: a Graph, or `module:attribute`.
             input: its first state.

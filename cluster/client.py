@@ -194,9 +194,14 @@ class Run:
         return await self._store.resume(self.run_id, interrupt_id, text, time.time())
 
     async def cancel(self) -> RunRecord:
-        """Ask the run, and the children that it started, to end. Asking twice is the same as once."""
+        """Ask the run, and the children that it started, to end. Asking twice is the same as once.
+
+        A run that is over stays as it is, and its unfinished children are asked to end: children do not end with a
+        run that succeeds without waiting for them, nor with one that fails or is quarantined, as `retry` takes it up
+        with what they have done.
+        """
         record = await self._store.cancel(self.run_id, time.time())
-        if record.status == "cancelled":  # the owner of one that is running sees to its children
+        if record.final:  # the owner of one that is running sees to its children
             await cancel_children(self._store, self.run_id, time.time())
         return record
 

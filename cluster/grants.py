@@ -1,9 +1,11 @@
 """Grants in force: which calls of a run may still begin, or are at work, under which grant; and taking them back."""
 
+import json
 import time
 from dataclasses import dataclass
 from typing import Any
 
+from understudy.actors.approvals import read_approval
 from understudy.actors.errors import NotFound
 from understudy.actors.process import user_name
 from understudy.actors.revocations import read_revocations, write_revocation
@@ -65,6 +67,21 @@ async def grants_of(store: Store, secret: bytes, run_id: str, now: float) -> lis
     return found
 
 
+async def approved_of(store: Store, run_id: str) -> list[str]:
+    """Calls that a person has approved, and that have not begun: as they are asked about."""
+    record = await store.run(run_id)
+    if record.final:
+        return []
+    begun = {receipt.digest for receipt in await store.receipts(run_id)}
+    return [
+        f"{asked.interrupt_id} ({asked.payload['tool']})"
+        for asked in record.interrupts
+        if asked.kind == "approval"
+        and asked.digest not in begun
+        and read_approval(json.loads(record.answers.get(asked.interrupt_id, "null"))).approve
+    ]
+
+
 async def revoke(
     store: Store, settings: Settings, *, run_id: str = "", key: str = "", grant: str = "", by: str = "", note: str = ""
 ) -> list[InForce]:
@@ -78,6 +95,13 @@ async def revoke(
         hit = [each for each in await grants_of(store, settings.secret(), run_id, now) if each.key.startswith(key)]
         if not hit:
             which = f"no grant in force for call {key!r}" if key else "no grant in force"
+            approved = await approved_of(store, run_id)
+            if approved:
+                raise NotFound(
+                    f"run {run_id} has {which} yet, but the word of a person that stands: {', '.join(approved)}. "
+                    f"It becomes a grant when the run takes it up, and cannot be taken back before; cancel the run, or "
+                    f"have a policy deny the call"
+                )
             raise NotFound(f"run {run_id} has {which}; `understudy grants {run_id}` lists those that there are")
     keys = {each.key for each in hit} if key else {""}
     # The policy actor's clock may be ahead of this one: what is meant is what is there, and one grant is meant by name.

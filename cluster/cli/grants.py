@@ -64,7 +64,8 @@ async def revoke(
 ) -> None:
     """Take grants back. No call begins under them any more, and a call at work under one is ended.
 
-    The run may ask again, and is judged again: to keep it from that, cancel it, or change the policy.
+    The run may ask again, and is judged again: to keep it from that, cancel it, or change the policy. So it is with a
+    call that was approved and has no grant yet.
 
     Examples:
     [bold]understudy revoke r3f-0c81 --note 'wrong customer'[/]

@@ -338,7 +338,9 @@ async def _question(found: "Run", text: str, kinds: tuple[str, ...]) -> str:
 
 @command(panel=PANEL)
 async def cancel(here: Here, run: RunId, as_json: Json = False) -> None:
-    """Ask a run to end; its tool calls are ended, what was done stays done.
+    """Ask a run to end, and its children; its tool calls are ended, what was done stays done.
+
+    Of a run that is over, the children that are not are asked to end.
 
     Example:
     [bold]understudy cancel r3f-0c81[/]
@@ -346,5 +348,6 @@ async def cancel(here: Here, run: RunId, as_json: Json = False) -> None:
     async with here.store() as store:
         found = await find_run(store, run)
         record = await found.cancel()
-        done = "it was over already" if record.final and record.status != "cancelled" else "asked to cancel"
+        over = "it was over already; children of it that are not over are asked to end"
+        done = over if record.final and record.status != "cancelled" else "asked to cancel"
         await report(here, store, found, as_json, done)

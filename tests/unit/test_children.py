@@ -258,6 +258,35 @@ def test_cancelling_a_waiting_run_cancels_its_children_and_theirs():
     run_async(played())
 
 
+@pytest.mark.parametrize("ends", ["failed", "succeeded"])
+def test_children_go_on_without_their_parent_until_it_is_cancelled(ends: str):
+    """Also when it is over: nobody else knows them."""
+
+    async def waits(ctx: Context) -> None:
+        await ctx.receive()
+
+    async def middle(ctx: Context) -> None:
+        await ctx.run(one(waits, "leaf"))
+
+    async def node(ctx: Context) -> None:
+        await ctx.start(one(middle, "middle"))
+        if ends == "failed":
+            raise ValueError("no")
+
+    async def played() -> None:
+        stage = Stage(MemoryStore(), one(node))
+        run = await stage.start()
+        await stage.settle()
+        statuses = {record.graph: record.status for record in await stage.store.runs()}
+        assert statuses == {"parent": ends, "middle": "waiting", "leaf": "waiting"}
+        for _ in range(2):  # once more changes nothing
+            await run.cancel()
+            statuses = {record.graph: record.status for record in await stage.store.runs()}
+            assert statuses == {"parent": ends, "middle": "cancelled", "leaf": "cancelled"}
+
+    run_async(played())
+
+
 def test_cancelling_a_running_run_cancels_its_children():
     gate = {}
 

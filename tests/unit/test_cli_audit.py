@@ -138,6 +138,14 @@ def test_what_cannot_be_meant(cli: Cli, asks: str) -> None:
     assert cli("audit", "head").stdout.strip() == "0:"
 
 
+def test_an_approval_that_is_no_grant_yet_is_told_of_by_who_would_take_it_back(cli: Cli, asks: str) -> None:
+    assert "has no grant in force; `understudy grants" in " ".join(cli("revoke", asks).stderr.split())
+    cli("approve", asks)
+    said = " ".join(cli("revoke", asks).stderr.split())
+    assert "no grant in force yet, but the word of a person that stands: a" in said
+    assert "(pay). It becomes a grant when the run takes it up, and cannot be taken back before; cancel the run" in said
+
+
 def test_grants_in_force_are_listed_and_taken_back(cli: Cli, asks: str, tmp_path: Path) -> None:
     from understudy.actors.records import Receipt
     from understudy.cluster.auditing import pen
