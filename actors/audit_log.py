@@ -22,6 +22,7 @@ from understudy.policies.audit import (
     Head,
     is_signed,
     name_of,
+    number_of,
     place_of,
     read_anchor,
     read_segment,
@@ -37,6 +38,8 @@ ENTRY_CHARS_MAX = 2000
 HEAD_KEPT_S = 600.0
 """So long a writer believes that the head it knows is near the end. Pruning leaves what is younger than an hour, so no
 writer can take a number anew that was pruned."""
+STRANGERS_MAX = 100
+"""Documents that are no segments, behind the last one, that are passed over."""
 TURNS_MAX = 10_000
 """Overtaken so often in a row, something is wrong with the store: each time another writer went forward."""
 
@@ -166,11 +169,13 @@ class AuditLog:
 async def head_of(store: Store, secret: bytes) -> tuple[Head, bytes]:
     """The end of the chain as it is there, with the bytes of its last segment; empty where it was pruned or none is."""
     found = await store.documents(SHELF, limit=1, last=True)
-    if found:
+    if found and not number_of(found[0].name):  # somebody has put it there: what lies before it?
+        found = await store.documents(SHELF, limit=STRANGERS_MAX, last=True)
+    for document in reversed([each for each in found if number_of(each.name)]):
         try:
-            return Head(int(found[0].name), read_segment(found[0].data).mac), found[0].data
+            return Head(number_of(document.name), read_segment(document.data).mac), document.data
         except ValueError:  # spoilt: what follows it says so
-            return Head(int(found[0].name) if found[0].name.isdecimal() else 0, ""), b""
+            return Head(number_of(document.name), ""), b""
     with contextlib.suppress(ValueError):  # verification says so, too
         return await anchor_of(store, secret), b""
     return Head(), b""

@@ -89,7 +89,12 @@ async def verify(
 async def entries_of(store: Store, run_id: str = "") -> AsyncIterator[tuple[str, Entry]]:
     """Entries with their places, oldest first; of one run, or of all."""
     async for document in _documents(store, 0):
-        segment = read_segment(document.data)
+        try:
+            segment = read_segment(document.data)
+        except ValueError as error:  # somebody has spoilt it: verification says more
+            if not run_id:
+                yield document.name, {"kind": "spoilt", "at": 0.0, "why": str(error)}
+            continue
         for index, entry in enumerate(segment.entries):
             if not run_id or entry.get("run") == run_id:
                 yield place_of(segment.number, index), entry

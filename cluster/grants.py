@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,8 @@ async def grants_of(store: Store, secret: bytes, run_id: str, now: float) -> lis
     states = {receipt.key: receipt.state for receipt in await store.receipts(run_id)}
     revoked = [revocation for revocation, _ in await read_revocations(store, secret, now)]
     found = []
-    async for _, entry in entries_of(store, run_id):
+    async for _, told in entries_of(store, run_id):
+        entry = defaultdict(str, told)  # it may be a forged one that lacks something
         if entry.get("kind") != "decision" or "grant" not in entry:
             continue
         state = states.get(entry["key"], "")

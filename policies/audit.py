@@ -17,6 +17,8 @@ _ANCHOR: Final = b"understudy audit anchor 1\0"
 """Signed together with what they name, so that no signature of ours passes for another one."""
 
 DIGITS = 12
+_LATEST: Final = 1e11
+"""Seconds since the epoch that no clock shows."""
 Entry = Mapping[str, Any]
 """JSON values: `kind`, `at`, and what there is to tell."""
 Wrong = Literal["missing", "changed", "reordered", "forged", "truncated"]
@@ -72,6 +74,11 @@ def name_of(number: int) -> str:
     return f"{number:0{DIGITS}d}"
 
 
+def number_of(name: str) -> int:
+    """Of a segment, by its document's name; 0: it is the name of none."""
+    return int(name) if name.isascii() and name.isdecimal() and DIGITS <= len(name) <= 18 else 0
+
+
 def place_of(number: int, index: int) -> str:
     """Where an entry stands, as a run's event names it."""
     return f"{number}.{index}"
@@ -92,19 +99,38 @@ def write_segment(after: Head, entries: Sequence[Entry], at: float, secret: byte
 
 def read_segment(data: bytes) -> Segment:
     """As it says itself; nothing is believed yet. Raises ValueError."""
-    found = json.loads(data)
-    if not isinstance(found, dict) or set(found) != {"n", "at", "prev", "entries", "mac"}:
+    found = _object(data)
+    if set(found) != {"n", "at", "prev", "entries", "mac"}:
         raise ValueError("it is no segment")
-    if not isinstance(found["entries"], list) or not isinstance(found["n"], int):
+    number, at, entries = found["n"], found["at"], found["entries"]
+    if type(number) is not int or type(at) not in (int, float) or not isinstance(entries, list):
         raise ValueError("it is no segment")
-    entries = tuple(entry for entry in found["entries"] if isinstance(entry, dict))
-    return Segment(found["n"], float(found["at"]), str(found["prev"]), entries, str(found["mac"]))
+    if not (0 < number < 2**63 and 0 <= at < _LATEST and all(map(_is_entry, entries))):
+        raise ValueError("it is no segment")
+    return Segment(number, float(at), str(found["prev"]), tuple(entries), str(found["mac"]))
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    """What may have been written by whoever can write to the store. Raises ValueError."""
+    try:
+        found = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(found, dict):
+        raise ValueError("it is no object")
+    return found
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
+        return False
+    return type(entry.get("at")) in (int, float) and 0 <= entry["at"] < _LATEST
 
 
 def is_signed(data: bytes, secret: bytes) -> bool:
     """Whether a segment is one that this secret has signed, whatever came before it."""
     try:
-        content = json.loads(data)
+        content = _object(data)
         mac = content.pop("mac")
         return hmac.compare_digest(_segment_mac(content, content["prev"], secret), mac)
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -181,10 +207,10 @@ def write_anchor(head: Head, at: float, secret: bytes) -> bytes:
 
 def read_anchor(data: bytes, secret: bytes) -> Head:
     """Raises ValueError: it is not one that this secret has sealed."""
-    content = json.loads(data)
+    content = _object(data)
     seal = content.pop("seal", "")
     expected = hmac.digest(secret, _ANCHOR + _canonical(content), "sha256").hex()
-    if not hmac.compare_digest(expected, str(seal)):
+    if not hmac.compare_digest(expected.encode(), str(seal).encode(errors="replace")):
         raise ValueError("the note of what was pruned is not sealed with this deployment's secret")
     return Head(content["n"], content["mac"])
 

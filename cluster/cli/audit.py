@@ -1,6 +1,7 @@
 """Commands about the audit log: verify it, note its head, show it, prune it."""
 
 import time
+from collections import defaultdict
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -156,7 +157,7 @@ def _line(place: str, entry: Entry) -> Text:
     line = Text(f"{place:>8}  {moment(entry['at'])}  ", "dim")
     line.append(f"{entry['kind']:14}", WORDS.get(entry["kind"], ""))
     line.append(f"{entry.get('run', '-')}  ")
-    line.append(short(" ".join(_gist(entry)), 160))
+    line.append(short(" ".join(_gist(defaultdict(str, entry))), 160))  # it may be a forged one that lacks something
     return line
 
 

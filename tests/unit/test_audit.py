@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.waiting import run_async
-from understudy.actors.audit_log import SHELF, AuditLog, anchor_of, head_of
+from understudy.actors.audit_log import ANCHOR, ANCHORS, SHELF, AuditLog, anchor_of, head_of
 from understudy.actors.documents import Document
 from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.memory import MemoryStore
@@ -425,6 +425,46 @@ def test_actors_go_on_behind_what_was_spoilt_and_it_stays_found() -> None:
 
 
 # --- pruning -------------------------------------------------------------------------------------------------------
+
+
+SPOILT = [
+    b"",
+    b"[]",
+    b"null",
+    b"[" * 100_000,
+    b'{"n":1,"at":null,"prev":"","entries":[],"mac":""}',
+    b'{"n":1,"at":1e400,"prev":"","entries":[],"mac":""}',
+    b'{"n":1,"at":NaN,"prev":"","entries":[],"mac":""}',
+    b'{"n":1,"at":1' + b"0" * 400 + b',"prev":"","entries":[],"mac":""}',
+    b'{"n":' + b"9" * 5000 + b',"at":1,"prev":"","entries":[],"mac":""}',
+    b'{"n":true,"at":1,"prev":"","entries":[],"mac":""}',
+    b'{"n":1,"at":1,"prev":[],"entries":[{"kind":"decision"}],"mac":{}}',
+    b'{"n":1,"at":1,"prev":[],"entries":[5],"mac":{}}',
+    '{"n":1,"at":1,"prev":"é","entries":[{"kind":"decision","at":1,"run":"r"}],"mac":"é"}'.encode(),
+]
+
+
+@pytest.mark.parametrize("data", SPOILT, ids=lambda data: repr(data[:40]))
+def test_whatever_stands_in_the_log_it_is_found_shown_and_written_behind(data: bytes) -> None:
+    """Who can write to the store can spoil the log, and neither hide that nor stop who writes on."""
+
+    async def played() -> None:
+        for name in (name_of(1), name_of(3), "9" * 12, "9" * 30, "zzz"):
+            store = await written(2)
+            version = 1 if name == name_of(1) else 0
+            await store.write_document(SHELF, name, data, version)
+            log = log_to(store)
+            places = [await log.append("decision", run="r", key=str(number)) for number in range(3)]
+            assert len({*places}) == 3
+            told = [entry async for _, entry in entries_of(store)]
+            assert {"0", "1", "2"} <= {entry.get("key") for entry in told}
+            assert await fault_in(store, Head()) is not None
+            with pytest.raises(CallerError):
+                await prune(store, SECRET, T + 1e6, T + 1e7)
+            await store.write_document(ANCHORS, ANCHOR, data, 0)
+            assert await fault_in(store, Head()) is not None
+
+    run_async(played())
 
 
 def test_what_was_pruned_leaves_a_note_under_which_the_rest_is_good() -> None:
