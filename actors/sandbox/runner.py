@@ -70,9 +70,9 @@ def take_up(text: bytes) -> dict[str, Any]:
     bound(request["limits"])
     sys.path[:] = request["import_paths"]
     sys.executable = request["python"]
-    if request["environment_of"]:
-        sys.prefix = sys.exec_prefix = request["environment_of"]["prefix"]
-        sys.meta_path.append(Lent(request["environment_of"]))
+    if equipped := request.get("environment_of"):
+        sys.prefix = sys.exec_prefix = equipped["prefix"]
+        sys.meta_path.append(Lent(equipped))
     os.environ["UNDERSTUDY_EFFECT_KEY"] = request["key"]
     os.environ.update(request["environment"])
     return request
