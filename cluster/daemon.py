@@ -173,6 +173,7 @@ def _reason(settings: Settings, began: int) -> str:
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises CallerError, StoreUnavailable if it cannot start."""
+    from understudy.cluster.audit_keeping import keep_pruning
     from understudy.cluster.exporter import Exporter
     from understudy.cluster.host import Host, store_opener
 
@@ -182,6 +183,7 @@ async def serve(settings: Settings) -> None:
     where = (await store.info()).where
     host = Host(settings)
     exporter = Exporter(store_opener(settings), settings.metrics_port)
+    pruning = asyncio.ensure_future(keep_pruning(store, settings))
     try:
         metrics_url = exporter.start()
         await host.start()
@@ -202,6 +204,8 @@ async def serve(settings: Settings) -> None:
         died.cancel()
         log.info("asked to end")
     finally:
+        pruning.cancel()
+        await asyncio.wait([pruning])
         await store.close()
         exporter.stop()
         await host.stop()

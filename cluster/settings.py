@@ -70,6 +70,9 @@ class Settings(BaseModel):
     """Crashes of a run within the period that are restarted; one more, and it is quarantined. Default: 5."""
     restart_period_s: float = Field(default=60.0, gt=0)
     """Seconds of the restart period. Default: 60."""
+    audit_keep_days: int = Field(default=0, ge=0, le=100_000)
+    """Days after which `understudy up` takes entries out of the audit log, and leaves a signed note, as `audit prune`
+    does. 0: never. Default: 0."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Loopback port of the Prometheus exporter of `understudy up`; 0: any free one. Default: 0."""
 

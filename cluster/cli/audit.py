@@ -119,6 +119,8 @@ async def prune(
 ) -> None:
     """Delete what is older than a time, and leave a signed note, so that what stays can still be verified.
 
+    With [bold]UNDERSTUDY_AUDIT_KEEP_DAYS[/] set, `understudy up` does it by itself.
+
     Example:
     [bold]understudy audit prune --before 2026-01-31[/]
     """
