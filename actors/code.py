@@ -122,7 +122,10 @@ class Library:
             raise CodeError(f"graph blob {blob[:12]} has other contents than its name says; it is not loaded")
         import cloudpickle
 
-        graph = cloudpickle.loads(data)
+        try:
+            graph = cloudpickle.loads(data)
+        except Exception as error:  # a module that it needs is not there any more, or not as it was
+            raise CodeError(f"graph blob {blob[:12]} cannot be loaded: {type(error).__name__}: {error}") from error
         if not isinstance(graph, Graph):
             raise CodeError(f"graph blob {blob[:12]} holds a {type(graph).__name__}, not a Graph")
         return graph

@@ -1,10 +1,12 @@
 """Code is found by reference or loaded by value, and a blob that was not signed here is never loaded (law 6)."""
 
+import importlib
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -68,6 +70,21 @@ def test_what_is_not_signed_here_is_not_loaded(tmp_path: Path):
 def test_a_signed_blob_that_is_no_graph():
     data = pickled(["not", "a", "graph"])
     with pytest.raises(CodeError, match="holds a list, not a Graph"):
+        loaded({digest_of(data): sign_blob(data, SECRET)}, digest_of(data))
+
+
+class Needs:
+    """Unpickled, it asks for a module that is not there any more."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return importlib.import_module, ("gone_of_test_code",)
+
+
+def test_a_signed_blob_that_needs_what_is_gone():
+    data = pickled(Needs())
+    with pytest.raises(
+        CodeError, match=r"blob .* cannot be loaded: ModuleNotFoundError: No module named 'gone_of_test"
+    ):
         loaded({digest_of(data): sign_blob(data, SECRET)}, digest_of(data))
 
 
