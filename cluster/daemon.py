@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from understudy.actors.errors import CallerError, UnderstudyError
 from understudy.actors.process import born
@@ -38,6 +38,8 @@ START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
 """How long an orderly end may take before it is a killing."""
 FIRST_BEAT_TIMEOUT_S = 60.0
+LOCK_PATIENCE_S = 0.5
+"""Whoever looks whether there is a daemon holds the lock for an instant."""
 LOG_TAIL_LINES = 15
 ERROR = "error: "
 """Begins the line, in JSON, by which a daemon that cannot start says why."""
@@ -123,8 +125,13 @@ def start(settings: Settings) -> Daemon:
 
 
 def stop(settings: Settings) -> Daemon | None:
-    """End the daemon: orderly, or else by force. The one that ran; None if there was none."""
-    daemon = running_daemon(settings)
+    """End the daemon: orderly, or else by force. The one that ran; None if there was none.
+
+    One that is just starting is waited for: until it is ready, nobody could tell all that it leaves behind.
+    """
+    until = time.monotonic() + START_TIMEOUT_S
+    while (daemon := running_daemon(settings)) is None and _is_held(settings) and time.monotonic() < until:
+        time.sleep(0.05)
     if daemon is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(daemon.pid, signal.SIGTERM)
@@ -152,8 +159,8 @@ def _gone(daemon: Daemon, timeout_s: float) -> bool:
 
 def _absolute(settings: Settings) -> Settings:
     """The daemon lives in another folder."""
-    paths = {name: getattr(settings, name) for name in ("state_dir", "secret_file", "policy")}
-    return settings.model_copy(update={name: path.absolute() for name, path in paths.items() if path is not None})
+    paths = {name: value for name, value in settings if isinstance(value, Path)}
+    return settings.model_copy(update={name: path.absolute() for name, path in paths.items()})
 
 
 def _reason(settings: Settings, began: int) -> str:
@@ -269,13 +276,29 @@ def _only_one(settings: Settings) -> Iterator[None]:
     """Hold the lock of the state folder. Raises CallerError if another daemon does."""
     path = settings.state_dir / "daemon.lock"
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CallerError(
-                f"another daemon holds {path}; it may be starting or ending: see `understudy status`"
-            ) from None
+        until = time.monotonic() + LOCK_PATIENCE_S
+        while not _locked(file):
+            if time.monotonic() > until:
+                raise CallerError(f"another daemon holds {path}; it may be starting or ending: see `understudy status`")
+            time.sleep(0.05)
         yield
+
+
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_held(settings: Settings) -> bool:
+    """Whether some daemon is starting, serving or ending."""
+    path = settings.state_dir / "daemon.lock"
+    if not path.exists():
+        return False
+    with path.open("a") as file:
+        return not _locked(file)
 
 
 def main() -> int:
