@@ -232,21 +232,25 @@ class Supervisor:
     # --- one turn ---
 
     async def _turn(self, now: float) -> None:
-        """All there is to do now, and a note of how long the store took over it."""
+        """All there is to do now, and a note of how long the store took over it.
+
+        The sign of life is also how a store is noticed that can be read and takes nothing, as its disk is full.
+        """
         assert self._store is not None
-        began = time.monotonic()
+        began, answered = time.monotonic(), False
         try:
             await self._tick(now)
-            if now - self._last_beat >= 1.0:
+            if now - self._last_beat >= min(1.0, self._config.lease_s / 4):
                 await self._store.beat(self.name, json.dumps(self.report()), now)
                 self._last_beat = now
             if now - self._last_sweep >= 60.0:
                 await self._store.sweep(now)
                 await self._sweep_budgets(now)
                 self._last_sweep = now
+            answered = True
         except StoreUnavailable:
             await asyncio.sleep(0.5)
-        self._grace.asked(began, time.monotonic())
+        self._grace.asked(began, time.monotonic(), answered=answered)
 
     async def _sweep_budgets(self, now: float) -> None:
         """A bounded part of them: where it stopped, it goes on next time."""

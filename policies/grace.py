@@ -18,11 +18,15 @@ class Grace:
 
     lease_s: float
     until: float = 0.0
+    away_since: float | None = None
+    """Since when the store was asked in vain. One that is full answers at once, each time, that it takes nothing."""
 
-    def asked(self, began: float, ended: float) -> None:
-        """The store was asked something that takes a moment, from `began` until it answered or gave up."""
-        if ended - began >= SHARE * self.lease_s:
+    def asked(self, began: float, ended: float, *, answered: bool = True) -> None:
+        """The store was asked to keep something, from `began` until it did (`answered`) or gave up."""
+        since = began if self.away_since is None else self.away_since
+        if ended - since >= SHARE * self.lease_s:
             self.until = ended + self.lease_s
+        self.away_since = None if answered else since
 
     def holds(self, now: float) -> bool:
         """Whether leases that have passed mean nothing yet."""

@@ -51,9 +51,8 @@ print(found and found.pid)
 
 
 def test_paths_that_were_given_here_are_not_looked_for_in_the_daemons_folder() -> None:
-    given = Settings(
-        state_dir=Path("state"), secrets=Path("secrets.yaml"), policy=Path("p.yaml"), secret_file=Path("key")
-    )
+    names = ("state_dir", "secrets", "policy", "secret_file")
+    given = Settings.model_validate({name: Path(name) for name in names})
     found = daemon._absolute(given)
     for name in names:
         assert getattr(found, name) == Path(getattr(given, name)).absolute()

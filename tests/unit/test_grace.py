@@ -14,6 +14,20 @@ def test_an_outage_gives_every_owner_one_lease() -> None:
     assert not grace.holds(127.0)
 
 
+def test_many_short_refusals_are_one_outage() -> None:
+    grace = Grace(10.0)
+    for now in range(100, 112):
+        grace.asked(now, now + 0.1, answered=False)
+    assert grace.holds(112.0)
+    grace.asked(112.0, 112.1)
+    assert grace.holds(122.0)
+    assert not grace.holds(122.1)
+    grace.asked(130.0, 130.1, answered=False)
+    grace.asked(131.0, 131.1)  # a short one, over by now
+    grace.asked(139.0, 139.1, answered=False)
+    assert not grace.holds(140.0)
+
+
 def test_an_answer_that_comes_at_once_does_not_end_it() -> None:
     grace = Grace(10.0)
     grace.asked(0.0, 30.0)

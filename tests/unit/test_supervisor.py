@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,24 @@ class AwayStore(MemoryStore):
         if self.gives_up:
             raise StoreUnavailable("gone")
         return await super().due(now, limit)
+
+
+class FullStore(MemoryStore):
+    """Can be read, and says at once that it takes nothing, as long as it is full."""
+
+    full = False
+
+    async def beat(self, member: str, info: str, now: float) -> None:
+        self._takes_nothing()
+        await super().beat(member, info, now)
+
+    async def requeue(self, *of: Any, **how: Any) -> RunRecord:
+        self._takes_nothing()
+        return await super().requeue(*of, **how)
+
+    def _takes_nothing(self) -> None:
+        if self.full:
+            raise StoreUnavailable("no space left")
 
 
 async def supervised(store: MemoryStore) -> tuple[Supervisor, RunRecord]:
@@ -86,3 +105,20 @@ def test_but_not_right_after_the_store_was_away(gives_up: bool) -> None:
             await asyncio.sleep(0.05)
 
     run_async(played())
+
+
+def test_nor_while_and_after_it_took_nothing() -> None:
+    async def played() -> None:
+        store = FullStore()
+        supervisor, run = await supervised(store)
+        await store.renew([(run.run_id, 1)], 1.0, time.time())
+        store.full = True  # the owner cannot renew either
+        while not (await store.due(time.time(), 1)).overdue:
+            await supervisor._turn(time.time())
+        await supervisor._turn(time.time())
+        store.full = False
+        await supervisor._turn(time.time())
+        assert (await store.run(run.run_id)).restarts == 0
+        assert (await store.renew([(run.run_id, 1)], 10.0, time.time())).lost == ()
+
+    run_async(played(), 20)
