@@ -20,6 +20,10 @@ Told = Mapping[str, Any]
 """What a server says of one tool: JSON values, under the names in FIELDS."""
 FIELDS: Final = ("name", "description", "inputSchema", "outputSchema", "annotations")
 TOOLS_MAX = 1000
+COMPARED_LINES_MAX = 2000
+NAMED_MAX = 20
+DIFF_CHARS_MAX = 4000
+"""Of a difference, where it is told with a refusal; `understudy mcp diff` shows all of it."""
 SHELF = "mcp"
 """Where the store keeps pins: one document a server."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -118,9 +122,13 @@ def refusal(pins: Pins, tool: str) -> str:
         if told is not None and (problem := problem_of(told)):
             return f"tool {shown(tool)!r} of MCP server {pins.server!r} is not used: {problem}; {where}"
         remedy = f"{where}; if it is as it should be: understudy mcp accept {pins.server} {shown(tool)}"
-        return f"{_what(pins, tool)}, and set aside; {remedy}\n{diff(pins, tool)}"
+        shown_diff = diff(pins, tool)
+        if len(shown_diff) > DIFF_CHARS_MAX:  # it goes on record with each refusal
+            shown_diff = f"{shown_diff[:DIFF_CHARS_MAX]}..."
+        return f"{_what(pins, tool)}, and set aside; {remedy}\n{shown_diff}"
     if tool not in pins.accepted:
-        has = ", ".join(sorted(pins.accepted)) or "none"
+        names = sorted(pins.accepted)
+        has = ", ".join([*names[:NAMED_MAX], *(["..."] if len(names) > NAMED_MAX else [])]) or "none"
         return f"MCP server {pins.server!r} has no tool {shown(tool)!r}; it has: {has}"
     return ""
 
@@ -133,8 +141,11 @@ def _what(pins: Pins, tool: str) -> str:
 def diff(pins: Pins, tool: str) -> str:
     """From what is accepted to what was last seen, with all that is invisible made visible."""
     old, new = pins.accepted.get(tool), pins.waiting.get(tool)
-    lines = difflib.unified_diff(_lines(old), _lines(new), "accepted", "now", lineterm="", n=2)
-    return "\n".join(lines)
+    before, after = _lines(old), _lines(new)
+    if len(before) + len(after) > COMPARED_LINES_MAX:  # to compare them could take as long as whoever wrote them likes
+        told = ["--- accepted", "+++ now", *(f"-{line}" for line in before), *(f"+{line}" for line in after)]
+        return "\n".join(told)
+    return "\n".join(difflib.unified_diff(before, after, "accepted", "now", lineterm="", n=2))
 
 
 def _lines(told: Told | None) -> list[str]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Era = Literal["auto", "legacy", "2026-07-28"]
 """How to begin: `legacy` is the handshake of 2025-11-25 and before; the version, the one without a handshake; `auto`
 asks for the new one and falls back to the old."""
+STEPS_MAX = 20_000_000
+"""Parts of a schema, times characters of the arguments."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
@@ -213,8 +215,12 @@ def misfit(schema: Any, args: Mapping[str, Any]) -> str:
     """What is wrong with the arguments, as far as it can be told in a time that is bounded by their size.
 
     A stranger's schema: its patterns and references, with which a check can be made to take for ever, are not followed
-    here, nor is anything fetched. The client in the sandbox follows them, before the server gets the call.
+    here, nor is anything fetched; and one that is too large for its arguments is not looked at. The client in the
+    sandbox follows them, before the server gets the call.
     """
+    # A schema may ask for each of its parts about the whole of the arguments, and each answer quotes them.
+    if json.dumps(schema).count("{") * len(json.dumps(args)) > STEPS_MAX:
+        return ""
     try:
         error = next(_bounded()(schema).iter_errors(args), None)
     except Exception as problem:  # jsonschema trips in many ways over what is no schema
@@ -233,4 +239,5 @@ def _bounded() -> Any:
         yield from Draft202012Validator.VALIDATORS["additionalProperties"](validator, allowed, instance, schema) or ()
 
     never = ("$ref", "$dynamicRef", "pattern", "patternProperties", "unevaluatedProperties", "unevaluatedItems")
-    return extend(Draft202012Validator, {**dict.fromkeys(never), "additionalProperties": additional})
+    ignored = dict.fromkeys((*never, "uniqueItems"))  # the last asks about each with each other
+    return extend(Draft202012Validator, {**ignored, "additionalProperties": additional})

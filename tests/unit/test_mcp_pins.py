@@ -168,3 +168,26 @@ def test_a_declaration_that_cannot_be_meant_is_refused() -> None:
             mcp_server("s", **wrong)  # type: ignore[arg-type]
     with pytest.raises(CallerError):
         mcp_server("a/b", command=["x"])
+
+
+def test_a_schema_that_asks_everything_of_everything_is_left_to_the_sandbox() -> None:
+    """Alternatives in alternatives, each of which quotes all of the arguments: two minutes in the run's own process."""
+    bomb: Any = {"type": "string"}
+    for _ in range(3):
+        bomb = {"anyOf": [bomb] * 40}
+    assert misfit({"properties": {"a": bomb}}, {"a": [[number] for number in range(3000)]}) == ""
+    assert "is not valid under any" in misfit({"properties": {"a": {"anyOf": [{"type": "string"}]}}}, {"a": 1})
+    assert misfit({"properties": {"a": {"uniqueItems": True}}}, {"a": [{"b": 1}] * 2}) == ""
+
+
+def test_a_difference_is_bounded_where_it_goes_on_record_and_whole_where_people_look() -> None:
+    def large(letter: str) -> pins.Told:
+        properties = {f"{letter}{number}": {"enum": [number % 7, number % 11]} for number in range(3000)}
+        return {**ADD, "inputSchema": {"type": "object", "properties": properties}}
+
+    known = pins.seen(pins.first_sight("s", [large("a")]), [large("b")])
+    told = pins.diff(known, "add")
+    assert all(f'"{letter}{number}"' in told for letter in "ab" for number in (0, 1500, 2999))
+    assert len(pins.refusal(known, "add")) < 2 * pins.DIFF_CHARS_MAX
+    many = pins.first_sight("s", [{**ADD, "name": f"tool{number}"} for number in range(900)])
+    assert len(pins.refusal(many, "other")) < 1000
