@@ -80,15 +80,16 @@ class Accounts:
         def act(account: Account | None) -> tuple[Account | None, None]:
             return (None if account is None else how(account)), None
 
-        pause_s = PAUSE_S
-        for name in names:
+        async def until_done(name: str) -> None:
+            pause_s = PAUSE_S
             while True:
                 try:
-                    await self.change(name, act)
-                    break
+                    return await self.change(name, act)
                 except StoreUnavailable:
                     await asyncio.sleep(pause_s)
                     pause_s = min(pause_s * 2, 5.0)
+
+        await asyncio.gather(*map(until_done, names))
 
     # --- inside ---
 

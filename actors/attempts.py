@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from understudy.actors.plan import Node
 from understudy.policies.retry import next_delay
 
-FINAL_TYPES = frozenset({"CallerError", "ToolDenied"})
+FINAL_TYPES = frozenset({"CallerError", "ToolDenied", "BudgetExceeded"})
 """Errors that the same try would only meet again: the caller has to change something; somebody said no."""
 
 

@@ -144,25 +144,24 @@ class Budgets:
     async def _payer(self, request: Request) -> Payer:
         if not request.parent:
             return Payer(request.run_id, request.thread_id, request.labels)
-        known = self._payers.get(request.parent)
+        known = self._payers.get(request.run_id)
         if known is None:
-            known = await self._first_of(request.parent, request.labels)
-            self._payers[request.parent] = known
+            known = self._payers[request.run_id] = await self._first_of(request)
             while len(self._payers) > PAYERS_MAX:
                 self._payers.popitem(last=False)
         return known
 
-    async def _first_of(self, run_id: str, labels: Mapping[str, str]) -> Payer:
-        """The first ancestor. Of one that was deleted, the name is left, and its accounts are gone with it."""
+    async def _first_of(self, request: Request) -> Payer:
+        """The first ancestor that is there: what was paid by one that was deleted meanwhile is forgotten with it."""
         store = await self._open_store()
-        while True:
+        first, parent = Payer(request.run_id, request.thread_id, request.labels), request.parent
+        while parent:
             try:
-                record = await store.run(run_id)
+                record = await store.run(parent)
             except NotFound:
-                return Payer(run_id, run_id, labels)
-            if not record.parent:
-                return Payer(record.run_id, record.thread_id, record.labels)
-            run_id, labels = record.parent, record.labels
+                break
+            first, parent = Payer(record.run_id, record.thread_id, record.labels), record.parent
+        return first
 
 
 def _ends(budget: Budget, short: Short, request: Request) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from understudy.actors.accounts import Accounts
 from understudy.actors.approvals import Submission, read_approval, submission
-from understudy.actors.effects import call_digest, call_text, read_outcome, write_outcome
+from understudy.actors.effects import BUDGET, call_digest, call_text, read_outcome, write_outcome
 from understudy.actors.errors import CallerError, tellable
 from understudy.actors.events import counters_of
 from understudy.actors.files import text_of
@@ -117,8 +117,6 @@ T = TypeVar("T")
 LOST_MOST = 3
 """So often a residence makes an idempotent call whose end the tool does not know: the server that it asks may die of
 this very call. Then that is its outcome."""
-BUDGET = "BudgetExceeded"
-"""Error type of a refusal that budgets have given."""
 
 
 FILES_ARE_LOST = "; what it changed in the workspace is lost, and with a value the files stay as they were before it"
@@ -358,7 +356,11 @@ class Caller:
         if not approval.approve:
             reason = f"{approval.who} said no{approval.noted}; {verdict.reason}"
             return Refused(verdict.rule, verdict.policy, reason, verdict.noted, verdict.redact)
-        return await self.policy.decide(replace(request, beyond=True), wish.key, run.epoch, run.policy, approved)
+        verdict = await self.policy.decide(replace(request, beyond=True), wish.key, run.epoch, run.policy, approved)
+        if isinstance(verdict, Granted):
+            reason = f"{approval.who} lets it go beyond its budget{approval.noted}"
+            return replace(verdict, reason=reason, by=approval.who)
+        return verdict
 
     def _events(self, wish: Wish, decision: str, reason: str, *, by: str, **noted: Any) -> list[Event]:
         """The decision, and the end of a call that was not made."""

@@ -26,6 +26,8 @@ DEADLINE = "ctx.interrupt"
 SEEN = "#seen"
 """Ends the name under which it is on record that a run told what tools an MCP server has."""
 SAID_CHARS_MAX = 300
+BUDGET = "BudgetExceeded"
+"""Error type of a refusal that budgets have given."""
 
 # --- names ---------------------------------------------------------------------------------------------------------
 
@@ -104,5 +106,6 @@ def read_outcome(text: str) -> Outcome:
 
 
 def stands(outcome: Outcome) -> bool:
-    """Whether a later attempt of the node takes this outcome: it went well, or was refused."""
-    return outcome.kind in ("ok", "denied")
+    """Whether a later attempt of the node takes this outcome: it went well, or was refused. What could not be paid for
+    is asked for again: there may be more by then, as when a run that failed of it is retried."""
+    return outcome.kind == "ok" or (outcome.kind == "denied" and outcome.error_type != BUDGET)

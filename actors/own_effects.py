@@ -24,9 +24,9 @@ from pydantic_core import to_jsonable_python
 
 from understudy.actors.accounts import settled
 from understudy.actors.alike import difference
-from understudy.actors.calls import BUDGET, Caller, Granted
+from understudy.actors.calls import Caller, Granted
 from understudy.actors.channels import reason_of
-from understudy.actors.effects import OWN, call_digest, call_text, place_of, read_outcome, write_outcome
+from understudy.actors.effects import BUDGET, OWN, call_digest, call_text, place_of, read_outcome, write_outcome
 from understudy.actors.errors import BudgetExceeded, CallerError, EffectFailed, StoreUnavailable, tellable
 from understudy.actors.events import counters_of
 from understudy.actors.ledger import Ledger, Place, Wish, decision_data

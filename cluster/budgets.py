@@ -34,11 +34,9 @@ async def accounts_of(store: Store, run_id: str = "") -> list[tuple[str, Account
 async def _paid_by(store: Store, run_id: str) -> set[tuple[str, str]]:
     """Scope and owner of the accounts that may be a run's: as `actors.budgets` finds them, whatever the label."""
     record = await store.run(run_id)
-    while record.parent:
-        try:
+    with contextlib.suppress(NotFound):
+        while record.parent:
             record = await store.run(record.parent)
-        except NotFound:
-            return {("run", record.parent), ("thread", record.parent)}
     tenants = {("tenant", value) for value in (*record.labels.values(), "")}
     return {("run", record.run_id), ("thread", record.thread_id), *tenants}
 

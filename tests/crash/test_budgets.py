@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from understudy import END, START, Context, Graph, Paid, append, tool
-from understudy.actors.accounts import SHELF, Accounts, account_in
-from understudy.actors.budget_sweep import GivenBack, Settled, fate_of, sweep_all
+from understudy.actors.accounts import SHELF, Accounts, account_in, name_of
+from understudy.actors.budget_sweep import KEPT_S, PAGE, GivenBack, Settled, fate_of, sweep_all
 from understudy.actors.budgets import Budgets
 from understudy.actors.effects import write_outcome
 from understudy.actors.memory import MemoryStore
@@ -21,7 +21,7 @@ from understudy.actors.refusals import new_record
 from understudy.actors.start import create
 from understudy.actors.store import Store
 from understudy.cluster.testing.crash import VICTIMS, Victim, crash_points
-from understudy.policies.budget import Hold
+from understudy.policies.budget import Account, Hold, Title
 from understudy.policies.permission import Allow, Request
 from understudy.policies.policy_file import load_policy
 from understudy.policies.profile import Profile
@@ -95,6 +95,60 @@ def test_every_call_is_charged_once_whoever_dies_wherever(victim: Victim) -> Non
     report = crash_points(SHOP, {}, store=opened, victims=[victim], sample=14, **how)
     assert report.ok, report
     assert "write_document" in report.operations
+
+
+def test_accounts_of_what_is_gone_are_erased_and_others_stay() -> None:
+    now = 1_795_608_000.0
+
+    async def played() -> None:
+        store = MemoryStore()
+
+        async def opened() -> Store:
+            return store
+
+        accounts = Accounts(opened)
+        await create(store, NewRun("r00-here", "here", "shop", "1", "{}", "{}", "d"), now)
+        long_ago = ("2026-11-01", now - KEPT_S)
+        titles = [Title("run", f"r00-{n:04d}", "run", "shop", "few") for n in range(2 * PAGE + 1)]
+        titles += [Title("run", "r00-here", "run", "shop", "few"), Title("thread", "here", "run", "shop", "few")]
+        titles += [Title("thread", "gone", "run", "shop", "few"), Title("tenant", "acme", "run", "shop", "few")]
+        titles += [
+            Title("tenant", "acme", "run", "shop", "daily", *long_ago),
+            Title("run", "r00-here", "run", "s", "d", *long_ago),
+        ]
+        titles += [Title("tenant", "acme", "run", "shop", "daily", "2026-11-25", now + 1)]
+        for title in titles:
+            opening = opened_with(Account(title, {"calls": Decimal(1)}))
+            await accounts.change(name_of(title), opening)
+        await sweep_all(store, accounts, now)
+        left = {document.name for document in await store.documents(SHELF, limit=1000)}
+        assert left == {
+            "run/r00-here/run/shop/few",
+            "thread/here/run/shop/few",
+            "tenant/acme/run/shop/few",
+            "tenant/acme/run/shop/daily/2026-11-25",
+        }
+
+    asyncio.run(played())
+
+
+def test_a_child_whose_parent_was_deleted_pays_for_itself() -> None:
+    async def played() -> None:
+        store = MemoryStore()
+
+        async def opened() -> Store:
+            return store
+
+        policy, allow = load_policy(RULES, source="shop.yaml"), Allow("pay", "shop", Profile())
+        orphan = replace(RUN, parent="r00-gone")
+        judged = await Budgets(opened).judge([("run", policy)], orphan, allow, "k", 1, False, 10.0)
+        assert judged.bill.accounts == ("run/r00-1/run/shop/run", "thread/t/run/shop/thread")
+
+    asyncio.run(played())
+
+
+def opened_with(account: Account) -> Any:
+    return lambda found: (found or account, None)
 
 
 RUN = Request("pay", {}, "r00-1", "shop", "d", thread_id="t", checkpoint_id="c1")

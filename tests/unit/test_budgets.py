@@ -10,25 +10,32 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel
 
+from support.stage import Stage
 from understudy import (
     END,
     START,
+    AnswerNeeded,
     BudgetExceeded,
     CallerError,
     Context,
     Graph,
     Paid,
+    Retry,
     RunFailed,
     SteppedClock,
     ToolDenied,
+    UnderstudyError,
     append,
     open_store,
     tool,
 )
 from understudy.actors.accounts import SHELF, account_in
+from understudy.actors.inline_ports import RulesPolicy
 from understudy.actors.memory import MemoryStore
+from understudy.actors.reconciled import EndUnknown
 from understudy.actors.store import Store
-from understudy.policies.budget import Account
+from understudy.policies.budget import Account, lift, to_data
+from understudy.policies.policy_file import load_policy
 
 NOON = 1_795_608_000.0  # 2026-11-25T12:00:00Z
 
@@ -46,6 +53,11 @@ def search(words: str) -> dict[str, Any]:
 @tool
 def pay(amount: int) -> int:
     return amount
+
+
+@tool
+def vanishes(n: int) -> Any:
+    raise EndUnknown("its server was lost")
 
 
 @tool
@@ -322,7 +334,106 @@ def test_a_node_that_runs_again_pays_once_and_a_second_attempt_pays_again() -> N
     assert [account.settled["calls"] for account in found.values()] == [2]
 
 
+def test_a_call_whose_end_nobody_knows_stays_held_until_somebody_knows_and_is_never_free() -> None:
+    async def work(state: Note, ctx: Context) -> dict[str, Any]:
+        return {"seen": [(await ctx.outcome(vanishes, n=1)).kind]}
+
+    rule = "{id: all, effect: allow, tool: vanishes, cost: {tokens: {most: 50, told: usage}}}"
+    store, rules = MemoryStore(), policy("{id: b, scope: run, limits: {tokens: 99}}", rule)
+    with pytest.raises(AnswerNeeded):
+        play(work, rules, store, key="one")
+    (account,) = asyncio.run(accounts(store)).values()
+    assert (len(account.held), account.settled) == (1, {})
+    note, found = play(work, rules, store, key="one", answers={"vanishes": {"value": 7}})
+    (account,) = found.values()
+    assert (note.seen, account.held, account.settled["tokens"]) == (["ok"], {}, 50)
+
+
+def test_one_that_is_made_again_under_its_name_is_held_and_charged_once() -> None:
+    async def work(state: Note, ctx: Context) -> dict[str, Any]:
+        return {"seen": [await ctx.call(vanishes, n=2)]}
+
+    answers = iter([EndUnknown("gone"), {"usage": 7}])
+
+    def stand_in(n: int) -> Any:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    rule = "{id: all, effect: allow, tool: vanishes, cost: {tokens: {most: 50, told: usage}}}"
+    rules = policy("{id: b, scope: run, limits: {tokens: 60, calls: 1}}", rule)
+    _, found = play(work, rules, tools={"vanishes": stand_in}, answers={"vanishes": "retry"})
+    (account,) = found.values()
+    assert (account.held, account.settled["tokens"], account.settled["calls"]) == ({}, 7, 1)
+
+
+def test_a_fork_has_a_budget_of_its_own() -> None:
+    store = MemoryStore()
+    rules = policy("{id: few, scope: run, limits: {calls: 2}}, {id: all, scope: tenant, limits: {calls: 3}}")
+
+    async def played() -> dict[str, Account]:
+        graph = Graph("shop", Note)
+        graph.node(lambda state: None, name="begin")
+        graph.node(calls(2), name="work")
+        graph.edge(START, "begin").edge("begin", "work").edge("work", END)
+        stage = Stage(store, graph, RulesPolicy([load_policy(rules, source="shop")], store))  # type: ignore[arg-type]
+        run = await stage.start()
+        assert await stage.drive(run) == "succeeded"
+        first = (await run.history())[-1]
+        fork = await run.fork(first.checkpoint_id, effects="repeat")
+        assert await stage.drive(fork) == "succeeded"
+        granted, refused = (await fork.result()).seen
+        assert granted == "0"
+        assert "budget 'all'" in refused
+        return await accounts(store)
+
+    found = asyncio.run(played())
+    assert sorted(a.settled["calls"] for a in found.values()) == [1, 2, 3]
+
+
 # --- at the limit ---
+
+
+def test_a_run_that_failed_of_it_goes_on_when_it_is_retried_with_more() -> None:
+    async def work(state: Note, ctx: Context) -> dict[str, Any]:
+        await ctx.effect("ask", lambda: 1, cost={})
+        return {"seen": [await ctx.call(search, words=str(n)) for n in range(2)]}
+
+    store, rules = MemoryStore(), policy("{id: few, scope: run, limits: {calls: 2}}")
+    for more in (0, 1):
+        with pytest.raises(RunFailed, match="1 calls wanted"):
+            play(work, rules, store, key="one")
+        asyncio.run(again(store, Decimal(more)))
+    note, found = play(work, rules, store, key="one")
+    assert len(note.seen) == 2
+    assert [account.settled["calls"] for account in found.values()] == [3]
+
+
+async def again(store: Store, more: Decimal) -> None:
+    """Raise the limits, and have the run retried."""
+    for document in await store.documents(SHELF):
+        account = lift(account_in(document), {"calls": more})
+        await store.write_document(SHELF, document.name, json.dumps(to_data(account)).encode(), document.version)
+    (run,) = await store.runs()
+    await store.retry(run.run_id, 0.0)
+
+
+@pytest.mark.parametrize("effect", [True, False])
+def test_a_retry_of_the_node_does_not_ask_a_budget_again(effect: bool) -> None:
+    tries: list[int] = []
+
+    async def work(state: Note, ctx: Context) -> None:
+        tries.append(1)
+        for n in range(2):
+            await (ctx.effect("ask", lambda: 1, cost={}) if effect else ctx.call(search, words=str(n)))
+
+    graph = Graph("shop", Note)
+    graph.node(work, name="work", retry=Retry(attempts=3, on=(UnderstudyError,)))
+    graph.edge(START, "work").edge("work", END)
+    with pytest.raises(RunFailed):
+        graph.run_inline({}, policy=policy("{id: few, scope: run, limits: {calls: 1}}"))
+    assert tries == [1]
 
 
 def test_a_person_is_asked_call_by_call_and_what_they_agree_to_goes_beyond() -> None:
@@ -340,6 +451,27 @@ def test_a_person_is_asked_call_by_call_and_what_they_agree_to_goes_beyond() -> 
     assert (told["budget"], told["limit"], told["spent"], told["wanted"]) == ("few", "1", "1", "1")
     assert "approve it to go beyond that with this one call" in asked[0]["reason"]
     assert [account.settled["calls"] for account in found.values()] == [2]
+
+
+def test_the_question_waits_in_the_store_and_who_agreed_is_on_record() -> None:
+    async def played() -> None:
+        store = MemoryStore()
+        rules = load_policy(policy("{id: few, scope: run, limits: {calls: 1}, at_limit: ask}"), source="shop")
+        stage = Stage(store, graph_of(calls(2)), RulesPolicy([rules], store))  # type: ignore[arg-type]
+        run = await stage.start()
+        assert await stage.drive(run) == "waiting"
+        (question,) = await run.questions()
+        assert question.kind == "approval"
+        stage.policy = RulesPolicy([rules], store)  # type: ignore[assignment]  # another process
+        await run.approve(question.interrupt_id, by="ann", note="just this once")
+        assert await stage.drive(run) == "succeeded"
+        assert (await run.result()).seen == ["0", "1"]
+        *_, last = [event.data for event in await store.events(run.run_id) if event.kind == "decided"]
+        assert last["by"] == "a person (ann)"
+        assert last["reason"] == "a person (ann) lets it go beyond its budget: just this once"
+        assert last["beyond"][0]["budget"] == "few"
+
+    asyncio.run(played())
 
 
 def test_an_approval_of_the_call_is_none_of_what_it_costs() -> None:
