@@ -13,7 +13,6 @@ import json
 from collections.abc import Sequence
 from typing import Any, Self
 
-from understudy.actors.events import sample
 from understudy.actors.records import (
     FINAL,
     STATUSES,
@@ -61,6 +60,7 @@ from understudy.cluster.stores.postgres_client import Connection, Connections
 from understudy.cluster.stores.postgres_documents import PostgresDocuments
 from understudy.cluster.stores.postgres_listener import Listener
 from understudy.cluster.stores.postgres_schema import prepare
+from understudy.cluster.stores.postgres_step import COMMITTED, is_step, take_step
 from understudy.cluster.stores.rows import (
     checkpoint_of,
     chunk_of,
@@ -77,7 +77,6 @@ from understudy.cluster.stores.statements import statements
 
 SQL = statements("postgres_reads.sql")
 SWEEP_BATCH = 20
-COMMITTED = {sample("checkpoint_commits_total", result="ok"): 1.0}
 
 
 class PostgresStore(PostgresDocuments):
@@ -162,6 +161,10 @@ class PostgresStore(PostgresDocuments):
     async def commit(self, *commits: Commit) -> Committed:
         first = commits[0]
         if len(commits) == 1:
+            if is_step(first):
+                asked = await self.connections.run(lambda connection: take_step(connection, first))
+                if asked is not None:
+                    return Committed(duplicate=False, cancel_asked=asked)
             values = map(_sparing, _values(first).values())
             sent = await self._one("run_commit", first.run_id, first.epoch, *values, [first.seq])
         else:

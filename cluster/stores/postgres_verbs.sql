@@ -292,6 +292,39 @@ BEGIN
     PERFORM count_up(p_counters);
 END $$;
 
+-- As run_commit, for what nearly all commits are: the end of a superstep after which the run goes on. Fence and order are
+-- in the condition of the first statement, which waits for the row and looks at what it is by then; the statements after
+-- it see what others did to the run until then. Null: it is none of these cases, nothing was changed, ask run_commit.
+CREATE OR REPLACE FUNCTION run_step(
+    p_run_id text, p_epoch bigint, p_seq bigint, p_at float8, p_step bigint, p_checkpoint_id text, p_parent text,
+    p_snapshot boolean, p_since text, p_body text, p_kinds text[], p_times float8[], p_data text[], p_names text[],
+    p_amounts float8[]
+) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    run_n bigint;
+    thread text;
+    asked boolean;
+BEGIN
+    UPDATE runs SET
+        seq = p_seq, seq_epoch = p_epoch, step = p_step, head = p_checkpoint_id, interrupts = '[]', open_ids = '{}',
+        answers = '{}', detected_at = 0, updated_at = p_at, result = '', error = ''
+    WHERE run_id = p_run_id AND epoch = p_epoch AND status = 'running' AND seq = p_seq - 1
+    RETURNING n, thread_id, cancel_asked INTO run_n, thread, asked;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO checkpoints (thread_id, checkpoint_id, parent, step, snapshot, since, body, run_id, at)
+    VALUES (thread, p_checkpoint_id, p_parent, p_step, p_snapshot, p_since, p_body, p_run_id, p_at);
+    DELETE FROM writes WHERE run = run_n;
+    INSERT INTO events (run, n, kind, at, data)
+    SELECT run_n, coalesce((SELECT max(n) FROM events WHERE run = run_n), 0) + place, kind, at, data
+    FROM unnest(p_kinds, p_times, p_data) WITH ORDINALITY AS list (kind, at, data, place);
+    INSERT INTO counters (shard, name, value)
+    SELECT pg_backend_pid() % 64, name, amount FROM unnest(p_names, p_amounts) AS list (name, amount) -- in their order
+    ON CONFLICT (shard, name) DO UPDATE SET value = counters.value + excluded.value;
+    RETURN asked;
+END $$;
+
 -- Several of one run, in order, up to the first that is refused: one round trip, and one wait for the disk.
 CREATE OR REPLACE FUNCTION run_commits(
     p_run_id text, p_epoch bigint, p_commits json, OUT outcome text, OUT cancel_asked boolean, OUT stored_seq bigint

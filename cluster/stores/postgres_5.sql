@@ -1,0 +1,1 @@
+-- From schema version 4 to 5: one more function, run_step in postgres_verbs.sql; the tables stay as they are.
