@@ -27,6 +27,7 @@ from functools import lru_cache
 from typing import Any, get_args
 
 from understudy.actors.chain import SEGMENT_ROWS, Chain, Changes, merged
+from understudy.actors.quick import quick
 from understudy.actors.records import CheckpointRow, NewCheckpoint
 from understudy.actors.values import Change, Op, Values, compact
 
@@ -47,6 +48,7 @@ class TaskSpec:
     arg: str | None = None
 
 
+@quick
 @dataclass(frozen=True)
 class Checkpoint:
     """All that a run stands on between two supersteps."""
@@ -138,6 +140,7 @@ def seed(values: Mapping[str, str], origin: Checkpoint, run_id: str) -> NewCheck
     return NewCheckpoint(checkpoint_id, "", origin.step, True, body)
 
 
+@quick
 @dataclass(frozen=True)
 class _Rest:
     """What a body holds beside the channels."""

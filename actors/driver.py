@@ -26,7 +26,6 @@ from understudy.actors.checkpoint import Checkpoint
 from understudy.actors.children import Ship, cancel_children
 from understudy.actors.context import Context, Residence, Unaided
 from understudy.actors.errors import CallerError, EffectFailed, Fenced, NotFound, ToolError, tellable
-from understudy.actors.events import COMMIT_BUCKETS_S, histogram
 from understudy.actors.files import CHANNEL
 from understudy.actors.flight import IN_FLIGHT_MAX, Flight
 from understudy.actors.lazy import state_of
@@ -205,6 +204,8 @@ class Driver:
         """The run, with the answers of children that ended while it had failed: nobody told them to a run that was
         final, and after a retry it would wait for them for ever (found by seeded story 20156)."""
         record = self.loaded.run
+        if not any(asked.kind == "child" for asked in record.interrupts):
+            return self.loaded
         answers = dict(record.answers)
         for asked in record.interrupts:
             if asked.kind == "child" and not asked.settled and asked.interrupt_id not in answers:
@@ -233,7 +234,7 @@ class Driver:
 
     def _landed(self, run: Run, committed: Committed, seconds: float) -> None:
         # Counted with the next commit, as one cannot count itself.
-        run.observe(histogram("checkpoint_commit_seconds", COMMIT_BUCKETS_S, seconds))
+        run.commit_times.add(seconds)
         if committed.cancel_asked:
             self.cancel()
         if self._full and not self._flight.out:

@@ -4,7 +4,8 @@ An event is written in the same atomic move as its counters (law 2). `counters_o
 one into the other; a test adds up the event logs of a whole workload and compares them with the store, exactly.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -36,6 +37,35 @@ def histogram(name: str, buckets: Iterable[float], value: float, /, **labels: st
         sample(f"{name}_sum", **labels): value,
         sample(f"{name}_count", **labels): 1.0,
     }
+
+
+class Observed:
+    """Observations of one thing that are counted together, now and then."""
+
+    __slots__ = ("_buckets", "_counts", "_name", "_sum")
+
+    def __init__(self, name: str, buckets: Sequence[float]) -> None:
+        self._name = name
+        self._buckets = buckets
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+
+    def __bool__(self) -> bool:
+        return any(self._counts)
+
+    def add(self, value: float) -> None:
+        self._counts[bisect_left(self._buckets, value)] += 1
+        self._sum += value
+
+    def take(self) -> dict[str, float]:
+        """The increments, as those of `histogram`; none are left."""
+        labels = [*(format(bucket, "g") for bucket in self._buckets), "+Inf"]
+        counted = zip(labels, self._counts, strict=True)
+        increments = {sample(f"{self._name}_bucket", le=label): float(count) for label, count in counted if count}
+        increments[sample(f"{self._name}_sum")] = self._sum
+        increments[sample(f"{self._name}_count")] = float(sum(self._counts))
+        self._counts, self._sum = [0] * len(self._counts), 0.0
+        return increments
 
 
 def _created(graph: str, data: Mapping[str, Any]) -> dict[str, float]:

@@ -70,7 +70,8 @@ class Mailbox:
         """A task is done: what it took is gone, what an earlier attempt of it had received is free again."""
         for n in taken:
             self._messages.pop(n, None)
-        self._holders = {n: holder for n, holder in self._holders.items() if holder != task_id}
+        if self._holders:
+            self._holders = {n: holder for n, holder in self._holders.items() if holder != task_id}
 
 
 @dataclass(frozen=True)

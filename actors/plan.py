@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from understudy.actors.channels import Channel
+from understudy.actors.checkpoint import TaskSpec
 from understudy.policies.retention import Keep
 from understudy.policies.retry import Retry
 
@@ -114,6 +115,16 @@ class Plan:
     def passing(self) -> tuple[Channel, ...]:
         """Channels whose value passes with the superstep."""
         return tuple(channel for channel in self.channels.values() if channel.kind in ("topic", "ephemeral"))
+
+    @cached_property
+    def straight(self) -> Mapping[str, tuple[TaskSpec, ...]]:
+        """What follows each node that has nothing but edges: no branch is to be asked, and no join waits for it."""
+        more = {branch.source for branch in self.branches}.union(*(join.sources for join in self.joins))
+        return {
+            name: tuple(TaskSpec(target) for target in dict.fromkeys(self.edges.get(name, ())) if target != END)
+            for name in self.nodes
+            if name not in more
+        }
 
     @cached_property
     def fingerprint(self) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from understudy.actors.quick import quick
+
 Status = Literal["queued", "running", "waiting", "succeeded", "failed", "cancelled", "quarantined"]
 
 STATUSES: tuple[Status, ...] = ("queued", "running", "waiting", "succeeded", "failed", "cancelled", "quarantined")
@@ -46,6 +48,7 @@ def thread_of_key(key: str) -> str:
     return "key-" + hashlib.sha256(key.encode()).hexdigest()[:24]
 
 
+@quick
 @dataclass(frozen=True)
 class Event:
     """A fact about a run, in order. `at` is when it happened; `data` holds JSON values."""
@@ -61,6 +64,7 @@ Counters = Mapping[str, float]
 """Increments of metrics, by full sample name, e.g. `tool_calls_total{tool="pay",outcome="ok"}` (see events.py)."""
 
 
+@quick
 @dataclass(frozen=True)
 class NewCheckpoint:
     """All channels at the end of a superstep, as a snapshot or as the difference to an earlier one."""
@@ -221,6 +225,7 @@ def open_questions(record: RunRecord) -> list[Interrupt]:
     ]
 
 
+@quick
 @dataclass(frozen=True)
 class Commit:
     """Everything that one node's end changes, moved at once or not at all (law 2)."""

@@ -18,9 +18,10 @@ from understudy.actors.attempts import Attempt, Failure, next_attempt
 from understudy.actors.checkpoint import Checkpoint, following, restore
 from understudy.actors.effects import call_text
 from understudy.actors.errors import CallerError, CodeError, StepLimitReached, tellable
-from understudy.actors.events import counters_of
+from understudy.actors.events import COMMIT_BUCKETS_S, Observed, counters_of
 from understudy.actors.mailbox import Mailbox
 from understudy.actors.plan import Plan
+from understudy.actors.quick import quick
 from understudy.actors.records import FINAL, Commit, Event, Interrupt, Loaded, NewCheckpoint, Receipt, Status
 from understudy.actors.results import stored_result
 from understudy.actors.step import Task, TaskResult, apply, fallback_of, tasks_of
@@ -37,6 +38,7 @@ class Started:
     at: float
 
 
+@quick
 @dataclass(frozen=True)
 class Finished:
     """A task returned."""
@@ -146,10 +148,10 @@ class Run:
     checkpoint: Checkpoint = field(init=False)
     seq: int = field(init=False)
     mailbox: Mailbox = field(init=False)
-    _observed: dict[str, float] = field(default_factory=dict)
-    """Counters of the shell, about no event: they go with a commit now and then, and with the last one."""
+    commit_times: Observed = field(default_factory=lambda: Observed("checkpoint_commit_seconds", COMMIT_BUCKETS_S))
+    """What the shell observes, about no event: it is counted with a commit now and then, and with the last one."""
     _observed_at: float = 0.0
-    """When some went last."""
+    """When some was counted last."""
     _open: dict[str, Task] = field(default_factory=dict)
     """Tasks at work."""
     _tasks: tuple[Task, ...] = ()
@@ -322,17 +324,10 @@ class Run:
             )
             return self._end(at, "failed", str(StepLimitReached(message)), events, new)
         self._tasks = tasks_of(self.checkpoint, self.loaded.run.run_id)
-        open_questions = [] if new else self._open_questions(at)
-        blocked = {interrupt.task_id for interrupt in open_questions}
-        self._asked = {task_id: tuple(i for i in open_questions if i.task_id == task_id) for task_id in blocked}
-        self._attempts = {t.task_id: self._attempts[t.task_id] for t in self._tasks if t.task_id in self._attempts}
-        self._later = {i: attempt.due for i, attempt in self._attempts.items() if attempt.due > at}
-        blocked |= set(self._later)
-        due = tuple(
-            replace(t, attempt=self._attempts[t.task_id].number) if t.task_id in self._attempts else t
-            for t in self._tasks
-            if t.task_id not in self._results and t.task_id not in blocked
-        )
+        if new:  # nobody has tried, asked or finished anything of it yet
+            self._asked, self._later, due = {}, {}, self._tasks
+        else:
+            due = self._taken_up(at)
         self._open = {task.task_id: task for task in due}
         saved: list[Effect] = [self._save(at, "running", events, checkpoint=new)] if new else []
         if due:
@@ -340,6 +335,20 @@ class Run:
         if all(task.task_id in self._results for task in self._tasks):
             return self._close(at, None)
         return self._wait(at, events)
+
+    def _taken_up(self, at: float) -> tuple[Task, ...]:
+        """The tasks of a superstep that an owner before this one has begun which may go on now."""
+        open_questions = self._open_questions(at)
+        blocked = {interrupt.task_id for interrupt in open_questions}
+        self._asked = {task_id: tuple(i for i in open_questions if i.task_id == task_id) for task_id in blocked}
+        self._attempts = {t.task_id: self._attempts[t.task_id] for t in self._tasks if t.task_id in self._attempts}
+        self._later = {i: attempt.due for i, attempt in self._attempts.items() if attempt.due > at}
+        blocked |= set(self._later)
+        return tuple(
+            replace(t, attempt=self._attempts[t.task_id].number) if t.task_id in self._attempts else t
+            for t in self._tasks
+            if t.task_id not in self._results and t.task_id not in blocked
+        )
 
     def _open_questions(self, at: float) -> list[Interrupt]:
         """Questions of the superstep that nobody has answered and whose time has not come."""
@@ -445,9 +454,9 @@ class Run:
         events, self._held = [*self._held, *events], []
         taken, self._taken = self._taken, ()
         counters = counters_of(self.plan.name, events)
-        if self._observed and (status != "running" or at - self._observed_at >= OBSERVED_S):
-            counters |= self._observed
-            self._observed, self._observed_at = {}, at
+        if self.commit_times and (status != "running" or at - self._observed_at >= OBSERVED_S):
+            counters |= self.commit_times.take()
+            self._observed_at = at
         self.seq += 1
         return Save(
             Commit(
@@ -472,11 +481,6 @@ class Run:
         )
 
     # --- for the shell ---
-
-    def observe(self, counters: Mapping[str, float]) -> None:
-        """Add to the counters that go with a commit of the next OBSERVED_S, or with the last one."""
-        for name, amount in counters.items():
-            self._observed[name] = self._observed.get(name, 0.0) + amount
 
     def receipts_of(self, task: Task) -> dict[str, Receipt]:
         """Receipts of a task's earlier attempts, by effect key."""

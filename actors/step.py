@@ -20,9 +20,11 @@ from understudy.actors.errors import GraphError, InvalidWrite
 from understudy.actors.files import CHANNEL, Item, read, together, without_files
 from understudy.actors.lazy import plain, state_of
 from understudy.actors.plan import END, START, Command, Node, Plan, Send
+from understudy.actors.quick import quick
 from understudy.actors.values import Change, Values, compact
 
 
+@quick
 @dataclass(frozen=True)
 class Task:
     """A node's activation in one superstep. Its id is the same whenever this step is done again."""
@@ -237,6 +239,8 @@ def route(
     finished: Sequence[tuple[str, tuple[TaskSpec, ...] | None]],
 ) -> tuple[tuple[TaskSpec, ...], dict[str, tuple[str, ...]]]:
     """What follows the finished nodes: along Commands, else edges, branches and joins. Each node once, Sends each."""
+    if len(finished) == 1 and finished[0][1] is None and (straight := plan.straight.get(finished[0][0])) is not None:
+        return straight, dict(arrived)
     targets: list[TaskSpec] = []
     waiting = dict(arrived)
     names = list(dict.fromkeys(name for name, _ in finished))

@@ -56,8 +56,9 @@ class Stream:
 
     def begin(self, task: Task, *, again: bool) -> None:
         """An attempt of a task begins. `again`: an owner before this one may have tried it."""
-        for attempt in sorted(self._streamed.pop(task.task_id, ())):
-            self._put(self._mark(task, attempt))
+        if self._streamed:
+            for attempt in sorted(self._streamed.pop(task.task_id, ())):
+                self._put(self._mark(task, attempt))
         if again:
             self._unsure[task.task_id] = task
             self._wake()

@@ -167,7 +167,8 @@ class Values(Mapping[str, str]):
 
     def after(self, changes: Mapping[str, Change]) -> "Values":
         """The channels after these changes."""
-        values = Values(self)
+        values = Values.__new__(Values)
+        values._cells = self._cells.copy()
         values.put(changes)
         return values
 
