@@ -60,12 +60,16 @@ class ToolCode:
     """Verified by whoever hands it in; loaded only inside the sandbox."""
     environment: str = ""
     """The packages that it wants to find, as `Environment.text` says it; empty: those that the worker has."""
+    beside: bool = False
+    """The environment is for the programs that the function starts; it finds the packages of the worker itself."""
 
     @cached_property
     def digest(self) -> str:
         """What a grant is bound to."""
         code = hashlib.sha256(self.ref.encode() + b"\0" + self.blob).hexdigest()
-        return hashlib.sha256(f"{code}\0{self.environment}".encode()).hexdigest() if self.environment else code
+        if not self.environment:
+            return code
+        return hashlib.sha256(f"{code}\0{self.beside}\0{self.environment}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from importlib import import_module
 
 from understudy.actors.environment import Environment
 from understudy.actors.errors import CallerError
+from understudy.actors.mcp.server import McpServer
 from understudy.actors.sandbox.environments import Environments, EnvironmentUnusable
 from understudy.actors.tool import Tool
 
@@ -19,7 +20,7 @@ class Wanted:
 
 
 def wanted_by(target: str) -> list[Wanted]:
-    """By the tools that are global names of `MODULE`, or of the module of `MODULE:GRAPH`; or by `MODULE:TOOL`.
+    """By tools and MCP servers that are global names of `MODULE`, or of that of `MODULE:GRAPH`; or by `MODULE:TOOL`.
 
     Raises CallerError: there is no such module.
     """
@@ -29,12 +30,14 @@ def wanted_by(target: str) -> list[Wanted]:
     except Exception as error:
         raise CallerError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     one = getattr(module, attribute, None) if attribute else None
-    tools = [one] if isinstance(one, Tool) else [each for each in vars(module).values() if isinstance(each, Tool)]
+    one_of_them = isinstance(one, Tool | McpServer)
+    tools = [each for each in ([one] if one_of_them else vars(module).values()) if isinstance(each, Tool | McpServer)]
     found: dict[str, Wanted] = {}
     for tool in tools:
         if tool.environment:
+            named = tool.name if isinstance(tool, Tool) else f"mcp:{tool.name}"
             before = found.get(tool.environment.text, Wanted(tool.environment, ()))
-            found[tool.environment.text] = Wanted(tool.environment, (*before.tools, tool.name))
+            found[tool.environment.text] = Wanted(tool.environment, (*before.tools, named))
     return list(found.values())
 
 

@@ -56,7 +56,7 @@ class Beside:
         from mcp import Client, StdioServerParameters
 
         program, *words = self._server["command"]
-        if program == "python":  # the one that has the packages that the worker has
+        if program == "python" and not self._server.get("equipped"):  # the one that has the worker's packages
             program = sys.executable
         own = {name: os.environ[name] for name in ("TMPDIR", "LANG", "PYTHONDONTWRITEBYTECODE") if name in os.environ}
         parameters = StdioServerParameters(command=program, args=words, env=own | self._server["variables"])

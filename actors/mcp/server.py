@@ -17,6 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
+from understudy.actors.environment import Environment
 from understudy.actors.errors import CallerError
 from understudy.actors.mcp import pins
 from understudy.actors.mcp.inside import Ask
@@ -43,6 +44,7 @@ class McpServer:
     url: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
     era: Era = "auto"
+    environment: Environment | None = None
 
     def tool(self, name: str, *, idempotent: bool = False) -> "McpTool":
         """One of its tools. `idempotent`: what you know of it (what the server says of that is not believed).
@@ -64,6 +66,7 @@ class McpServer:
             "url": self.url,
             "variables": dict(self.variables),
             "mode": self.era,
+            **({"equipped": True} if self.environment else {}),
         }
 
 
@@ -74,6 +77,7 @@ def mcp_server(
     url: str = "",
     variables: Mapping[str, str] | None = None,
     era: Era = "auto",
+    environment: Environment | None = None,
 ) -> McpServer:
     """Declare an MCP server; `server.tool(NAME)` is for `ctx.call`, the server itself for `ctx.tools`.
 
@@ -86,6 +90,8 @@ def mcp_server(
             requests. With https the proxy speaks TLS. A server that is lost while it has a call leaves it `unknown`.
         variables: of the server's environment. Not for secrets: they are part of the code that is on record.
         era: see `Era`.
+        environment: the packages that a server over stdio finds, in the place of the worker's, so that nobody has to
+            install a stranger's server beside the workers; see `tool`. `python` is then the environment's.
     """
     if not _NAME.fullmatch(name):
         raise CallerError(f"MCP server {name!r}: its name is made of letters, digits, '_' and '-', 64 at most")
@@ -100,7 +106,9 @@ def mcp_server(
             f"MCP server {name!r}: its url holds a password, or '#', and is on record with the code; let the proxy put "
             f"a secret into the requests (`hosts:` in the file of secrets)"
         )
-    return McpServer(name, tuple(command), url, dict(variables or {}), era)
+    if url and environment:
+        raise CallerError(f"MCP server {name!r} at a url is not started here, and has no use for an environment")
+    return McpServer(name, tuple(command), url, dict(variables or {}), era, environment)
 
 
 class Eye(Protocol):
@@ -135,9 +143,11 @@ class McpTool(Tool[..., Any]):
         self.tool = tool
         self.refused = ""
         blob = pickle.dumps(ask)
-        self._shipped = ToolCode(blob=blob)
+        self.environment = server.environment
+        text = server.environment.text if server.environment else ""
+        self._shipped = ToolCode(blob=blob, environment=text, beside=bool(text))
         # A vanished or unknown tool has no pin; its refusals are on record under the declaration alone.
-        self.__dict__["version"] = hashlib.sha256(pinned.encode() + blob).hexdigest()[:16]
+        self.__dict__["version"] = hashlib.sha256(pinned.encode() + blob + text.encode()).hexdigest()[:16]
 
     async def resolve(self, eye: Eye, look: bool = False) -> "McpTool":
         """The tool as it is pinned, and why it is not to be called, where it is not. `look`: at the server, anyway."""

@@ -35,13 +35,15 @@ class Runtime:
     keeper: str
     environment: str = ""
     """Folder of the tool's own environment; empty: it finds the packages of the worker."""
+    programs: str = ""
+    """Folder of the environment whose programs come first; empty: the worker's."""
     lent_paths: tuple[str, ...] = ()
     """With an environment: where the few packages are that it is lent (`environments.LENT_NAMES`)."""
 
     @property
-    def seen_prefix(self) -> str:
-        """What the tool takes for the folder of its interpreter."""
-        return self.environment or self.prefix
+    def first_prefix(self) -> str:
+        """The folder whose programs come first."""
+        return self.programs or self.prefix
 
     @property
     def seen_python(self) -> str:
@@ -56,16 +58,23 @@ def this_runtime() -> Runtime:
 
 def runtime_of(call: ToolCall) -> Runtime:
     """The runtime of the calling process; with the environment of the tool, if it has one, in the place of packages."""
-    return _with_environment(this_runtime(), call.environment) if call.environment else this_runtime()
+    if not call.environment:
+        return this_runtime()
+    return _with_environment(this_runtime(), call.environment, call.code.beside)
 
 
 @cache
-def _with_environment(runtime: Runtime, folder: str) -> Runtime:
+def _with_environment(runtime: Runtime, folder: str, beside: bool) -> Runtime:
+    """`beside`: only the programs that the tool starts are to find it."""
     own = [path for path in runtime.import_paths if _lies_in(path, [stdlib()]) and not _holds_packages(path)]
     shown = tuple((path, path) for path in (f"{folder}/bin", f"{folder}/lib", f"{folder}/pyvenv.cfg"))
+    folders = runtime.folders + tuple(each for each in shown if each not in runtime.folders)
+    if beside:
+        return dataclasses.replace(runtime, folders=folders, programs=folder)
     return dataclasses.replace(
         runtime,
-        folders=runtime.folders + tuple(each for each in shown if each not in runtime.folders),
+        folders=folders,
+        programs=folder,
         import_paths=(*own, site_packages(folder)),
         environment=folder,
         lent_paths=tuple(path for path in runtime.import_paths if path not in own),

@@ -119,7 +119,7 @@ class Descriptors:
 def environment(runtime: Runtime) -> dict[str, str]:
     """All that a tool finds in its environment, besides its effect key."""
     return {
-        "PATH": f"{runtime.seen_prefix}/bin:/usr/local/bin:/usr/bin:/bin",
+        "PATH": f"{runtime.first_prefix}/bin:/usr/local/bin:/usr/bin:/bin",
         "HOME": WORKING_FOLDER,
         "TMPDIR": WORKING_FOLDER,
         "USER": "tool",

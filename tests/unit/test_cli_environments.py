@@ -19,7 +19,7 @@ from understudy.cluster.settings import Settings
 Cli = Callable[..., Result]
 MODULE = """
 from pydantic import BaseModel
-from understudy import Environment, Graph, START, END, tool
+from understudy import Environment, Graph, START, END, mcp_server, tool
 
 PAD = Environment(packages=["left-pad==1.0"])
 
@@ -31,6 +31,8 @@ def pads(text: str) -> str:
 @tool(environment=PAD)
 def pads_too(text: str) -> str:
     return text
+
+server = mcp_server("tiny", command=["python", "-m", "left_pad"], environment=PAD)
 
 @tool
 def plain(text: str) -> str:
@@ -69,7 +71,7 @@ def test_an_environment_from_its_building_to_its_removal(cli: Cli, tmp_path: Pat
     settings = Settings(state_dir=tmp_path / "state")
     before = cli("preflight", "padding_flow:graph", "--json")
     assert before.exit_code == 1
-    assert set(read(before)["unequipped"]) == {"pads", "pads_too"}
+    assert set(read(before)["unequipped"]) == {"pads", "pads_too", "mcp:tiny"}
     assert "understudy environments build" in read(before)["unequipped"]["pads"]
     assert check_environments(settings).found.startswith("none is built")
     assert "no environment is built here" in cli("environments", "list").stdout
@@ -78,7 +80,7 @@ def test_an_environment_from_its_building_to_its_removal(cli: Cli, tmp_path: Pat
     built = cli(*build)
     assert built.exit_code == 0, built.output
     ((told),) = read(built)
-    assert (told["of"], told["tools"], told["built"]) == ("left-pad==1.0", ["pads", "pads_too"], True)
+    assert (told["of"], told["tools"], told["built"]) == ("left-pad==1.0", ["pads", "pads_too", "mcp:tiny"], True)
     assert [each["built"] for each in read(cli(*build))] == [False]
     assert cli("preflight", "padding_flow:graph").exit_code == 0
     (listed,) = read(cli("environments", "list", "--json"))

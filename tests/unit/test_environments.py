@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from support import hostile_mcp
 from support.waiting import run_async
-from support.wheels import left_pad
+from support.wheels import left_pad, wheel
 from understudy import Environment, tool
 from understudy.actors.by_value import tool_code
 from understudy.actors.errors import CallerError
+from understudy.actors.mcp.server import McpTool, mcp_server
 from understudy.actors.outcome import Outcome, ToolCall, ToolCode
 from understudy.actors.sandbox import build as building
 from understudy.actors.sandbox.backend import IsolationUnavailable
@@ -128,6 +130,22 @@ def test_a_tool_by_reference_is_found_in_its_environment(environments: Environme
     assert (outcome.kind, outcome.value) == ("ok", "  y"), outcome
     lent = called(environments, ToolCode(ref="yaml:safe_dump", environment=PAD.text), data=1)
     assert lent.value == "1\n...\n", "its own package is lent to it where the environment has none"
+
+
+def test_an_mcp_server_has_its_packages_and_the_client_those_of_the_worker(tmp_path: Path) -> None:
+    source = Path(hostile_mcp.__file__).read_text()
+    wheel(tmp_path, "tiny_mcp", "1.0", {"tiny_mcp.py": source}, {})
+    wanted = Environment(packages=["tiny-mcp==1.0"])
+    found = Environments(str(tmp_path / "environments"))
+    build(found, wanted, ["--no-index", "--find-links", str(tmp_path)])
+    told = {**hostile_mcp.TOOL, "outputSchema": None, "annotations": None}
+
+    server = mcp_server("tiny", command=["python", "-m", "tiny_mcp", "fine"], environment=wanted)
+    code = McpTool(server, "add", told=told)._shipped
+    with found.lent(wanted) as folder:
+        call = ToolCall("k", "mcp:tiny/add", code, {"a": 1}, environment=folder)
+        outcome = run_async(BubblewrapBackend().execute(call, Profile(tier="cold")))
+    assert outcome.value == "3", outcome
 
 
 def test_a_tier_that_cannot_show_an_environment_is_not_used() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from understudy.actors.outcome import ToolCall
 from understudy.actors.sandbox.egress.injection import Injection
 from understudy.actors.sandbox.egress.log import Connection, ConnectionLog, ignore
-from understudy.actors.sandbox.egress.proxy import Proxy
+from understudy.actors.sandbox.egress.proxy import IDLE_S, Proxy
 from understudy.policies.profile import Profile
 
 
@@ -38,6 +38,7 @@ def proxy_of(call: ToolCall, profile: Profile, way_out: WayOut | None) -> Proxy 
         run_id=way_out.run_id,
         injections=way_out.injections,
         seen=way_out.seen,
+        idle_s=max(IDLE_S, profile.limits.wall_s),  # the call's own clock ends silence: a server may have much to do
     )
     way_out.log = proxy.log
     return proxy
