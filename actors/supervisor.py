@@ -98,6 +98,7 @@ class Supervisor:
         self._grace = Grace(config.lease_s)
         self._last_beat = self._last_sweep = 0.0
         self._accounts = Accounts(self._opened)
+        self._sweeping: asyncio.Task[None] | None = None
         self._swept = ""
         """The account of a budget that was looked at last."""
         self._host = socket.gethostname()
@@ -245,7 +246,8 @@ class Supervisor:
                 self._last_beat = now
             if now - self._last_sweep >= 60.0:
                 await self._store.sweep(now)
-                await self._sweep_budgets(now)
+                if self._sweeping is None or self._sweeping.done():
+                    self._sweeping = self._spawn(self._sweep_budgets(now))
                 self._last_sweep = now
             answered = True
         except StoreUnavailable:
@@ -253,12 +255,13 @@ class Supervisor:
         self._grace.asked(began, time.monotonic(), answered=answered)
 
     async def _sweep_budgets(self, now: float) -> None:
-        """A bounded part of them: where it stopped, it goes on next time."""
+        """A bounded part of them, beside all else: where it stopped, it goes on next time."""
         assert self._store is not None
-        for _ in range(PAGES):
-            self._swept = await sweep(self._store, self._accounts, now, self._swept)
-            if not self._swept:
-                return
+        with contextlib.suppress(StoreUnavailable):
+            for _ in range(PAGES):
+                self._swept = await sweep(self._store, self._accounts, now, self._swept)
+                if not self._swept:
+                    return
 
     async def _tick(self, now: float) -> None:
         assert self._store is not None
@@ -433,10 +436,11 @@ class Supervisor:
                 with contextlib.suppress(asyncio.CancelledError, StoreUnavailable):
                     await task
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _once_mended(run_id: str) -> str:

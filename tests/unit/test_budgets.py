@@ -30,12 +30,15 @@ from understudy import (
     tool,
 )
 from understudy.actors.accounts import SHELF, account_in
+from understudy.actors.budgets import Budgets
 from understudy.actors.inline_ports import RulesPolicy
 from understudy.actors.memory import MemoryStore
 from understudy.actors.reconciled import EndUnknown
 from understudy.actors.store import Store
 from understudy.policies.budget import Account, lift, to_data
+from understudy.policies.permission import Allow, Request
 from understudy.policies.policy_file import load_policy
+from understudy.policies.profile import Limits, Profile
 
 NOON = 1_795_608_000.0  # 2026-11-25T12:00:00Z
 
@@ -536,6 +539,27 @@ def test_degraded_some_tools_stop_and_others_go_on() -> None:
     assert account.settled["calls"] == 4
     decided = asyncio.run(events(store, "decided"))
     assert ["beyond" in event.data for event in decided if event.data["tool"] == "pay"] == [True, True]
+
+
+def test_degraded_a_call_gets_the_lower_limits_and_is_still_held_in_full() -> None:
+    degrade = "at_limit: degrade, degrade: {limits: {wall: 2s, memory: 10GiB}}"
+    rules = load_policy(policy(f"{{id: few, scope: run, limits: {{calls: 1}}, {degrade}}}"), source="shop")
+
+    async def played() -> None:
+        store = MemoryStore()
+
+        async def opened() -> Store:
+            return store
+
+        allow = Allow("a", "shop", Profile(limits=Limits(wall_s=9.0)))
+        request = Request("pay", {}, "r00-1", "shop", "d", thread_id="t")
+        for key, wall_s in (("k", 9.0), ("l", 2.0)):
+            judged = await Budgets(opened).judge([("run", rules)], request, allow, key, 1, False, NOON)
+            assert isinstance(judged.decision, Allow)
+            assert judged.decision.profile.limits == Limits(wall_s=wall_s)
+            assert judged.bill.amounts["seconds"] == 9
+
+    asyncio.run(played())
 
 
 async def events(store: Store, kind: str) -> list[Any]:

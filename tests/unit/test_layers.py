@@ -34,6 +34,7 @@ PURE_ACTORS = (
     "interrupts",
     "lazy",
     "outcome",
+    "paid",
     "plan",
     "reconciled",
     "records",

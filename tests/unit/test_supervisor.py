@@ -1,18 +1,22 @@
 """What a supervisor does about leases that have passed, on a store that is away for a while. Without Ray: no actors."""
 
 import asyncio
+import json
 import time
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from support.waiting import run_async
+from understudy.actors.accounts import SHELF, account_in
 from understudy.actors.errors import StoreUnavailable
 from understudy.actors.memory import MemoryStore
 from understudy.actors.policy_source import PolicySource
 from understudy.actors.records import Due, RunRecord
 from understudy.actors.supervisor import Supervisor, SupervisorConfig
 from understudy.cluster.testing.conformance.suite import create
+from understudy.policies.budget import Account, Hold, Title, to_data
 from understudy.policies.restart import RestartPolicy
 
 LEASE_S = 2.0
@@ -122,3 +126,20 @@ def test_nor_while_and_after_it_took_nothing() -> None:
         assert (await store.renew([(run.run_id, 1)], 10.0, time.time())).lost == ()
 
     run_async(played(), 20)
+
+
+def test_it_gives_back_what_the_dead_have_held_of_a_budget() -> None:
+    async def played() -> None:
+        store = MemoryStore()
+        supervisor, run = await supervised(store)
+        title = Title("run", run.run_id, "run", "shop", "few")
+        hold = Hold({"calls": Decimal(1)}, run.run_id, run.epoch, run.head, time.time() - 60)
+        document = json.dumps(to_data(Account(title, {"calls": Decimal(2)}, held={"k": hold}))).encode()
+        await store.write_document(SHELF, "a", document, 0)
+        await supervisor._turn(time.time())  # takes the run from its owner, which may begin nothing from then on
+        assert supervisor._sweeping is not None
+        await supervisor._sweeping
+        (document_then,) = await store.documents(SHELF)
+        assert account_in(document_then) == Account(title, {"calls": Decimal(2)})
+
+    run_async(played())
