@@ -1,7 +1,8 @@
 """The packages that a tool wants to find in its sandbox, declared beside it; `sandbox/environments.py` has the rest.
 
-Pure. What is declared says what is wanted, not from where: where packages come from is the business of whoever builds
-the environment. Pin them (`left-pad==1.0`), and what they need as well: only then is it the same on every machine.
+Pure, but for the file that `of_file` reads. What is declared says what is wanted, not from where: where packages come
+from is the business of whoever builds the environment. Pin them (`left-pad==1.0`), and what they need as well: only
+then is it the same on every machine.
 """
 
 import hashlib

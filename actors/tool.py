@@ -196,7 +196,8 @@ def tool(
     """Declare a function as a tool, as a decorator with or without arguments.
 
     The name of a call, its effect key, is in the environment as UNDERSTUDY_EFFECT_KEY. It stays the same when the call
-    is made again because nobody knows how it ended: hand it to the other side, so that it can tell the two apart.
+    is made again because nobody knows how it ended: hand it to the other side, so that it can tell the two apart. A
+    tool that asked for something and got no answer raises `EndUnknown`: then it is as if its sandbox had died.
 
     Args:
         name: what policies call it; default, the function's name.

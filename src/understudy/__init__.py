@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from understudy.actors.paid import Paid
     from understudy.actors.plan import END, START, Command, Send
     from understudy.actors.programs import python, shell
-    from understudy.actors.reconciled import Done, NeverHappened, Unsure
+    from understudy.actors.reconciled import Done, EndUnknown, NeverHappened, Unsure
     from understudy.actors.reducers import Remove, add, append, barrier, ephemeral, merge, messages, topic, union
     from understudy.actors.runnable import Graph
     from understudy.actors.secret import NoSuchSecret, secret
@@ -81,7 +81,7 @@ _HOMES = {
         "topic",
         "union",
     ),
-    "actors.reconciled": ("Done", "NeverHappened", "Unsure"),
+    "actors.reconciled": ("Done", "EndUnknown", "NeverHappened", "Unsure"),
     "actors.runnable": ("Graph",),
     "actors.secret": ("NoSuchSecret", "secret"),
     "actors.streaming": ("live",),
@@ -113,6 +113,7 @@ __all__ = [
     "Done",
     "EffectFailed",
     "EffectMismatch",
+    "EndUnknown",
     "Environment",
     "Escalate",
     "Failure",

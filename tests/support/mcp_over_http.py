@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from support.hostile_mcp import TOOL
+from support.processes import find_program
 
 REAL = """
-import hashlib, os, socket, sys
+import ctypes, hashlib, os, socket, sys
 import uvicorn
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
@@ -57,6 +58,7 @@ listener = socket.create_server(("127.0.0.1", 0))
 print(listener.getsockname()[1], flush=True)
 while pid := os.fork():
     os.waitpid(pid, 0)
+ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
 app = server.streamable_http_app(host="127.0.0.1")
 uvicorn.Server(uvicorn.Config(app, log_level="error")).run([listener])
 """
@@ -80,7 +82,9 @@ class Real:
 @contextlib.contextmanager
 def real(folder: Path) -> Iterator[Real]:
     """One that comes back whenever it has died, as under a supervisor: whoever connects meanwhile waits a moment."""
-    line = [sys.executable, "-c", REAL, str(folder / "calls")]
+    # Killed with pytest, should that be killed.
+    mortal = [find_program("setpriv", "util-linux"), "--pdeathsig", "KILL"]
+    line = [*mortal, sys.executable, "-c", REAL, str(folder / "calls")]
     process = subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
     )

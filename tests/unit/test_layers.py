@@ -26,6 +26,7 @@ PURE_ACTORS = (
     "channels",
     "checkpoint",
     "effects",
+    "environment",
     "errors",
     "events",
     "files",

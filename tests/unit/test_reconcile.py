@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from support.stage import Stage, YesPolicy
 from support.waiting import run_async
-from understudy import END, START, Context, Done, Graph, NeverHappened, append, tool
+from understudy import END, START, Context, Done, EndUnknown, Graph, NeverHappened, append, tool
 from understudy.actors.calls import Asked, Granted, Refused
 from understudy.actors.errors import Fenced
 from understudy.actors.memory import MemoryStore
@@ -70,6 +70,31 @@ async def unknown(stage: Stage) -> Run:
     stage.sandboxes.hold = None
     await stage.crash(run)
     return run
+
+
+@pytest.mark.parametrize(
+    ("told", "ends", "times"), [(Done("paid long ago"), "succeeded", 1), (NeverHappened(), "succeeded", 2)]
+)
+def test_a_tool_that_got_no_answer_says_that_it_does_not_know(told: Any, ends: str, times: int) -> None:
+    async def played() -> None:
+        tried: list[str] = []
+
+        @tool(reconcile=lambda order: told)
+        def pay(order: str) -> str:
+            tried.append(order)
+            if len(tried) == 1:
+                raise EndUnknown("the bank hung up")
+            return "paid at last"
+
+        stage = on_stage(pay)
+        run = await stage.start()
+        assert await stage.drive(run) == ends
+        assert len(tried) == times
+        assert (await run.state())["seen"] == ["paid long ago" if times == 1 else "paid at last"]
+        told_of = [e.data for e in await stage.store.events(run.run_id) if e.kind == "tool_finished"]
+        assert (told_of[0]["outcome"], told_of[0]["error"]) == ("unknown", "EndUnknown: the bank hung up")
+
+    run_async(played())
 
 
 @pytest.mark.parametrize("told", [{"done": "paid long ago"}, Done("paid long ago")])
