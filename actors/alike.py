@@ -1,5 +1,6 @@
 """Whether what comes back is what was written, types included: to Python, `1 == True == 1.0`; to a user they differ."""
 
+import collections
 import dataclasses
 import datetime
 import decimal
@@ -42,6 +43,8 @@ def difference(written: Any, back: Any) -> str | None:
                 if inner is not None:
                     return f"{index}.{inner}" if inner else str(index)
             return None
+        case collections.deque():
+            return difference(list(written), list(back)) if written.maxlen == back.maxlen else ""
         case set() | frozenset():
             others = {(type(item), item): item for item in back}
             for item in written:

@@ -1,5 +1,6 @@
 """What is read back equals what was written, types included; what could not is refused with its place."""
 
+import collections
 import dataclasses
 import datetime
 import decimal
@@ -204,6 +205,8 @@ def test_sets_and_maps_of_any_type_grow_as_in_python(data: st.DataObject) -> Non
         ({1: "x"}, {True: "x"}, ""),
         ({1}, {True}, ""),
         (decimal.Decimal("1.0"), decimal.Decimal("1.00"), ""),
+        (collections.deque([1], maxlen=3), collections.deque([1]), ""),
+        (collections.deque([2, 1]), collections.deque([2, True]), "1"),
         (Leaf(name="x"), Leaf(name="y"), "name"),
         (Pair(1, "x"), Pair(1, None), "right"),
         (Point(1, 1.0), (1, 1.0), ""),
