@@ -17,14 +17,15 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
+from understudy.actors.answers import checked_answer
 from understudy.actors.calls import PolicyPort, SandboxPort
 from understudy.actors.children import children_of
-from understudy.actors.code import Code, Library, locate
+from understudy.actors.code import Code, Library
 from understudy.actors.driver import Driver
 from understudy.actors.errors import AnswerNeeded, CallerError, Conflict, Fenced, NotFound, RunFailed
 from understudy.actors.events import counters_of
 from understudy.actors.graph import Graph
-from understudy.actors.inline_graphs import code_here, is_of_here, named_by
+from understudy.actors.inline_graphs import Shelf
 from understudy.actors.inline_ports import InlineSandboxes, RulesPolicy, YesPolicy
 from understudy.actors.memory import MemoryStore
 from understudy.actors.open import OpenStore
@@ -149,11 +150,13 @@ class Inline:
     answers: Answers | None = None
     tools: Mapping[str, Callable[..., Any]] | None = None
     secrets: Mapping[str, str] | None = None
-    _graphs: dict[str, Graph] = field(default_factory=dict)
-    """By the text of their code: those that were given as objects."""
+    _graphs: Shelf = field(default_factory=Shelf)
+    """Those that were given as objects."""
     _family: dict[str, bool] = field(default_factory=dict)
     """Whether a run is ours to drive, by id."""
     _residences: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _refused: set[tuple[str, ...]] = field(default_factory=set)
+    """Answers, with the questions that have followed them as they were not taken."""
 
     def __post_init__(self) -> None:
         self.owner = f"{name_of_this_process()}/inline"
@@ -180,7 +183,7 @@ class Inline:
         code, _ = await self._ship(graph)
         new = new_run(plan, code, given, key=key, thread=thread, labels=labels, files=files)
         record = await create(self.store, new, self.clock())
-        self._graphs[record.code] = graph  # of a run that was started elsewhere, under the same key
+        self._graphs.name(record.code, graph)  # of a run that was started elsewhere, under the same key
         self._family[record.run_id] = True
         await self._no_earlier_than(await self.store.runs(thread_id=record.thread_id))
         await self._find_family(record.run_id)
@@ -206,15 +209,7 @@ class Inline:
         """Nothing is shipped: the very graph is driven here."""
         if isinstance(graph, str):
             return await refer_to(graph)
-        code = locate(graph) or code_here(graph)
-        self._graphs[code.text()] = graph
-        return code, graph
-
-    async def _graph_of(self, code: Code) -> Graph:
-        """Of a run that another process has started. Raises CodeError."""
-        if is_of_here(code):
-            return named_by(self._graphs.values(), code)
-        return await self._library.graph(code)
+        return self._graphs.put(graph), graph
 
     async def _refuse_served(self) -> None:
         """A supervisor would take the run away, and has no code for what is defined here."""
@@ -266,7 +261,7 @@ class Inline:
         loaded = await store.load(record.run_id)
         if loaded.run.epoch != record.epoch:
             return
-        graph = self._graphs.get(record.code) or await self._graph_of(Code.read(record.code))
+        graph = self._graphs.find(record.code) or await self._library.graph(Code.read(record.code))
         driver = Driver(store, self.policy, sandboxes, graph.plan(), loaded, self.clock, ship=self._ship)
         renewing = asyncio.ensure_future(self._renew(record, driver))
         try:
@@ -356,7 +351,8 @@ class Inline:
                 if answer is None:
                     unanswered.append((record, question))
                     continue
-                text = json.dumps(answer)
+                text = checked_answer(question, answer, self.clock())
+                self._refuse_the_same_again(record, question, text)
                 await self.store.resume(record.run_id, question.interrupt_id, text, self.clock())
                 answered = True
         if not answered and unanswered and not any(record.not_before for record in waiting):
@@ -364,6 +360,18 @@ class Inline:
                 return True
             raise AnswerNeeded(unanswered)
         return answered
+
+    def _refuse_the_same_again(self, record: RunRecord, question: Interrupt, text: str) -> None:
+        """An answer that its question does not take is asked for again, and here the same one would come for ever."""
+        if not (isinstance(question.payload, dict) and "problem" in question.payload):
+            return
+        said = (record.run_id, question.task_id, question.kind, json.dumps(question.payload), text)
+        if said in self._refused:
+            raise CallerError(
+                f"the answer {text[:80]} to node {question.node!r} of graph {record.graph!r} is not taken, and given "
+                f"again: {question.payload['problem']}"
+            )
+        self._refused.add(said)
 
     async def _is_one_ready(self) -> bool:
         """One of ours may have become ready since `_claim_due` looked: by the end of a child, say."""

@@ -1,9 +1,7 @@
-"""What people answer: checked before it is stored, as the first answer to a question stands."""
+"""Which question, or which call, people mean when they answer."""
 
-import json
 from typing import Any
 
-from understudy.actors.answers import misfit
 from understudy.actors.errors import CallerError, Conflict, NotFound
 from understudy.actors.records import Interrupt, RunRecord, open_questions
 
@@ -33,41 +31,6 @@ def question_to_answer(record: RunRecord, interrupt_id: str) -> tuple[str, Inter
     if found is not None and found.kind not in ANSWERABLE:
         raise Conflict(f"{interrupt_id} is a {found.kind}: nobody answers it, it comes by itself")
     return interrupt_id, found
-
-
-def checked_answer(question: Interrupt | None, answer: Any, now: float) -> str:
-    """JSON of an answer. Raises CallerError for one that does not fit its question, or that no store could hold;
-    Conflict: its deadline has passed."""
-    text = json_of(answer)
-    if question is None:
-        return text
-    if question.kind == "unknown" and answer not in ("retry", "fail") and not _is_value(answer):
-        raise CallerError(f'an unknown call is answered with "retry", "fail" or {{"value": ...}}, not {answer!r:.80}')
-    problem = misfit(question.schema, answer)
-    if problem:
-        raise CallerError(
-            f"the answer {text[:80]} does not fit question {question.interrupt_id} of node {question.node!r}: "
-            f"{problem}; it has to fit the schema {json.dumps(question.schema)[:500]}"
-        )
-    if question.deadline is not None and question.deadline <= now:
-        raise Conflict(
-            f"question {question.interrupt_id} of node {question.node!r} expired {now - question.deadline:.0f} s ago; "
-            f"what happens then is under way"
-        )
-    return text
-
-
-def _is_value(answer: Any) -> bool:
-    return isinstance(answer, dict) and list(answer) == ["value"]
-
-
-def json_of(answer: Any) -> str:
-    """Raises CallerError for what every store could not hold, or give back as it is."""
-    try:
-        json.dumps(answer, allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CallerError(f"the answer {answer!r:.80} is not JSON: {error}") from None
-    return json.dumps(answer)
 
 
 def call_to_decide(record: RunRecord, call_id: str) -> Interrupt:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from understudy.actors.answers import checked_answer, json_of
 from understudy.actors.approvals import Approval, approval_answer
 from understudy.actors.audit_log import AuditLog
 from understudy.actors.checkpoint import restore
@@ -45,7 +46,7 @@ from understudy.actors.start import create, new_run
 from understudy.actors.step import files_of, final_state
 from understudy.actors.store import Store
 from understudy.cluster import follow as following
-from understudy.cluster.answering import call_to_decide, changed_args, checked_answer, json_of, question_to_answer
+from understudy.cluster.answering import call_to_decide, changed_args, question_to_answer
 from understudy.cluster.auditing import pen
 from understudy.cluster.follow import Cursor, Seen
 from understudy.cluster.forking import fork_point, new_fork

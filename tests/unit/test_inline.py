@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from support.waiting import run_async
 from understudy import (
@@ -218,7 +218,7 @@ def test_a_store_that_a_cluster_serves_is_refused():
 KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from pydantic import BaseModel
+    from pydantic import BaseModel, field_validator
     from understudy import END, START, Context, Graph, open_store, tool
 
     folder = Path(sys.argv[1])
@@ -298,6 +298,57 @@ def test_a_family_that_was_killed_anywhere_is_taken_up_by_another_process(tmp_pa
     assert told["undisturbed"] == ["rested", "a word", "well enough", "looked down"]
     assert {where: end for where, end in told["ends"].items() if end != told["undisturbed"]} == {}
     assert len(told["ends"]) > 20
+
+
+def test_graphs_of_one_name_are_told_apart():
+    def times(factor: int) -> Graph:
+        async def work(state: Order) -> dict[str, Any]:
+            return {"notes": [f"{state.order} times {factor}"]}
+
+        return one(work)
+
+    async def work(state: Order, ctx: Context) -> dict[str, Any]:
+        found = [*(await ctx.run(times(2), {"order": "a"})).notes, *(await ctx.run(times(3), {"order": "b"})).notes]
+        await ctx.interrupt("go on?")
+        return {"notes": [*found, *(await ctx.run(times(2), {"order": "c"})).notes]}
+
+    expected = ["a times 2", "b times 3", "c times 2"]
+    assert one(work).run_inline(answers={"work": "yes"}).notes == expected
+    store = MemoryStore()
+    with pytest.raises(AnswerNeeded):
+        one(work).run_inline(store=store, key="k")
+    assert one(work).run_inline(store=store, key="k", answers={"work": "yes"}).notes == expected
+
+
+class Fine(BaseModel):
+    amount: int
+
+    @field_validator("amount")
+    @classmethod
+    def not_too_much(cls, amount: int) -> int:
+        if amount > 10:
+            raise ValueError("too much")
+        return amount
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [({"amount": "x"}, "does not fit question .*'x' is not of type 'integer'"), ({"amount": 11}, "too much")],
+)
+def test_an_answer_that_does_not_fit_ends_the_play_and_is_not_given_for_ever(answer: Any, problem: str):
+    async def work(state: Order, ctx: Context) -> dict[str, Any]:
+        return {"notes": [str((await ctx.interrupt("how much?", schema=Fine)).amount)]}
+
+    assert one(work).run_inline(answers={"work": {"amount": 3}}).notes == ["3"]
+    with pytest.raises(CallerError, match=problem):
+        one(work).run_inline(answers={"work": answer})
+    second_thoughts = iter([{"amount": 11}, {"amount": 12}, {"amount": 7}])
+    assert one(work).run_inline(answers=lambda question: next(second_thoughts)).notes == ["7"]
+
+
+def test_an_approval_with_arguments_that_do_not_fit_ends_the_play_too():
+    with pytest.raises(CallerError, match="is not taken, and given again"):
+        bill(6).run_inline(policy=RULES, answers={"pay": {"approve": True, "args": {"amount": "much"}}})
 
 
 def test_a_run_that_has_ended_takes_the_same_messages_again():
