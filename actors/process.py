@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import os
+import resource
 import signal
 import socket
 
@@ -10,6 +11,11 @@ import socket
 def name_of_this_process() -> str:
     """`host:pid:born`."""
     return f"{socket.gethostname()}:{os.getpid()}:{born(os.getpid())}"
+
+
+def keep_no_core() -> None:
+    """Whatever this process dies of, its memory is not written to a file: there are secrets in it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def user_name() -> str:

@@ -26,7 +26,7 @@ from understudy.actors.events import counters_of
 from understudy.actors.files import left_by
 from understudy.actors.open import OpenStore
 from understudy.actors.outcome import Outcome, ToolCall
-from understudy.actors.process import name_of_this_process
+from understudy.actors.process import keep_no_core, name_of_this_process
 from understudy.actors.records import Begun, Event, Receipt
 from understudy.actors.revocations import read_revocations
 from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
@@ -59,6 +59,7 @@ class SandboxActor:
         secrets_path: str | None = None,
         environments_path: str = "/nonexistent",
     ) -> None:
+        keep_no_core()
         self._name = name
         self._open_store = open_store
         self._secret = secret

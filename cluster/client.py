@@ -24,7 +24,7 @@ from understudy.actors.children import cancel_children, children_of
 from understudy.actors.code import Code, CodeMode, load_ref
 from understudy.actors.errors import CallerError, NotFound, StoreUnavailable
 from understudy.actors.errors import RunFailed as RunFailed
-from understudy.actors.files import Files, Given, bytes_of, without_files
+from understudy.actors.files import Files, Given, bytes_of, checked_path, without_files
 from understudy.actors.forks import Beyond, Mode
 from understudy.actors.graph import Graph
 from understudy.actors.mailbox import message_text
@@ -256,7 +256,8 @@ class Run:
     async def files(self, checkpoint_id: str = "") -> dict[str, bytes]:
         """What is in the files of `workspace`, by path. Links and empty folders are left out. Raises NotFound."""
         found = await self.workspace(checkpoint_id)
-        return {path: bytes_of(found, path) for path, item in found.items() if item["kind"] == "file"}
+        # Whoever writes them to a folder goes by their paths, and the store may have been written to by somebody else.
+        return {checked_path(path): bytes_of(found, path) for path, item in found.items() if item["kind"] == "file"}
 
     async def history(self) -> list[CheckpointRow]:
         """The thread's checkpoints, newest first."""

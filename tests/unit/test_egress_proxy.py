@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,7 +16,7 @@ from support.upstream import OK, certificate, upstream
 from support.waiting import run_async, wait_until_async
 from understudy.actors.sandbox.egress.injection import Injection
 from understudy.actors.sandbox.egress.log import KEPT_MAX, Connection
-from understudy.actors.sandbox.egress.proxy import Proxy
+from understudy.actors.sandbox.egress.proxy import RESOLVING_MAX, Proxy
 from understudy.policies.hosts import Address, read_host_pattern
 from understudy.policies.profile import Limits
 
@@ -358,12 +359,80 @@ def test_a_host_with_a_secret_is_spoken_to_over_tls_that_is_verified(tmp_path: P
     run_async(played())
 
 
-def test_a_secret_that_wants_tls_never_goes_out_in_the_clear() -> None:
+def test_a_secret_that_wants_tls_never_goes_out_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    from understudy.actors.sandbox.egress import proxy as module
+
+    monkeypatch.setattr(module, "CONNECT_S", 0.5)  # the server waits for a request, and not for a handshake
+
     async def played() -> None:
         with upstream() as plain:
             mine = injection(f"127.0.0.1:{plain.port}", tls=True)
             async with proxied(f"127.0.0.1:{plain.port}", injections=[mine]) as (_, tool):
                 assert (await tool.gets(f"http://127.0.0.1:{plain.port}/")).startswith(b"HTTP/1.1 502 ")
         assert not any(b"s3cret" in heard for heard in plain.heard)
+
+    run_async(played())
+
+
+def test_a_flood_of_connections_hurts_nobody_else_and_each_is_on_record() -> None:
+    async def played() -> None:
+        with upstream() as served:
+            place, url = f"127.0.0.1:{served.port}", f"http://127.0.0.1:{served.port}/"
+            async with proxied(place, limits=Limits(connections=4)) as (proxy, tool), proxied(place) as (_, other):
+                flood = [socket.socket() for _ in range(500)]
+                for each in flood:
+                    each.setblocking(False)
+                    await asyncio.get_running_loop().sock_connect(each, ("127.0.0.1", tool.port))
+
+                async def refused() -> bool:
+                    return len(proxy.log.kept) + proxy.log.more == 500 - 2 * 4 - 16
+
+                await wait_until_async(refused, 20, "all but those that are kept waiting to be ended")
+                assert await other.gets(url) == OK
+                for each in flood:
+                    each.close()
+                await kept(proxy)
+
+                async def over() -> bool:
+                    return not proxy._tasks
+
+                await wait_until_async(over, 20, "all of them to be over")
+                assert await tool.gets(url) == OK
+            assert len(proxy.log.kept) + proxy.log.more == 501
+
+    run_async(played())
+
+
+def test_slow_names_take_no_thread_that_others_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns a name decides how long an answer takes; a hundred connections ask for it."""
+    go, at_once, most = threading.Event(), [0], [0]
+    lock = threading.Lock()
+
+    def slow(host: str, *_: Any, **__: Any) -> Any:
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        go.wait(20)
+        with lock:
+            at_once[0] -= 1
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+
+    async def played() -> None:
+        async with proxied("*.example:80", limits=Limits(connections=100)) as (proxy, tool):
+            asking = [asyncio.ensure_future(tool.gets(f"http://n{number}.example/")) for number in range(60)]
+
+            async def begun() -> bool:
+                return at_once[0] == RESOLVING_MAX
+
+            await wait_until_async(begun, 10, "some names to be asked for")
+            assert await asyncio.to_thread(lambda: "free") == "free"
+            go.set()
+            answers = await asyncio.gather(*asking)
+            assert all(b"does not resolve" in answer for answer in answers)
+            await kept(proxy, KEPT_MAX)
+        assert most[0] <= RESOLVING_MAX
+        assert len(proxy.log.kept) + proxy.log.more == 60
 
     run_async(played())

@@ -16,6 +16,7 @@ from understudy.actors.files import BadFiles, applied, change_between, checked, 
 from understudy.actors.memory import MemoryStore
 from understudy.actors.outcome import Outcome
 from understudy.actors.secret_traces import Traces
+from understudy.cluster.client import Run
 from understudy.cluster.testing.crash import crash_points
 
 
@@ -248,3 +249,15 @@ def test_a_file_that_holds_a_secret_is_not_kept() -> None:
     assert "'a' holds a secret" in kept.error
     fine = Outcome("ok", value=1, files=[item_of("a", b"x"), ["b"]])
     assert traces.outcome(fine, 100, 100).files == fine.files
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../../x", "a\n", "."])
+def test_paths_that_were_spoilt_in_the_store_are_not_handed_out(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`understudy files --to` writes where they say."""
+
+    async def spoilt(self: Run, checkpoint_id: str = "") -> Any:
+        return {path: item_of(path, b"x")}
+
+    monkeypatch.setattr(Run, "workspace", spoilt)
+    with pytest.raises(BadFiles, match="is no path in a workspace"):
+        asyncio.run(Run(MemoryStore(), "r").files())

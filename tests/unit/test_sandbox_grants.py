@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import resource
 import time
 from typing import Any, cast
 
@@ -155,6 +156,15 @@ def test_a_grant_for_something_else_is_refused_and_counted(changed: dict[str, An
     async def played() -> None:
         scene = await Scene.made()
         await refused(scene, scene.order(sign(dataclasses.replace(scene.grant(), **changed), SECRET)), reason)
+
+    run_async(played())
+
+
+def test_whatever_it_dies_of_its_memory_is_not_written_to_a_file() -> None:
+    async def played() -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
+        await Scene.made()
+        assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
 
     run_async(played())
 

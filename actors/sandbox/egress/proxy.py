@@ -47,6 +47,8 @@ CONNECT_S: Final = 10.0
 LINGER_S: Final = 5.0
 """Seconds that a tool has to read the end of an answer."""
 LINGER_READS_MAX: Final = 64
+RESOLVING_MAX: Final = 4
+"""Names of one call that are asked for at once: each takes a thread that other calls wait for."""
 ATTEMPTS_MAX: Final = 3
 """Addresses of a name that are tried."""
 
@@ -91,6 +93,7 @@ class Proxy:
         self._idle_s = idle_s
         self._allowance = Allowance(limits.network_bytes)
         self._most = limits.connections
+        self._resolving = asyncio.Semaphore(RESOLVING_MAX)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = 0
@@ -118,6 +121,7 @@ class Proxy:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open += 1
         attempt = Attempt(time.time(), time.perf_counter(), Meter(self._allowance, self._idle_s))
+        attempt.crowded = len(self._tasks) >= 2 * self._most + 16
         work = asyncio.ensure_future(self._keep(attempt, Ends(reader, writer)))
         self._tasks.add(work)
         work.add_done_callback(self._tasks.discard)
@@ -145,7 +149,7 @@ class Proxy:
     async def _serve(self, attempt: "Attempt", tool: Ends) -> None:
         try:
             full = f"the call has {self._most} connections open (limits.connections)"
-            if len(self._tasks) > 2 * self._most + 16:  # not even read: each costs this process a descriptor
+            if attempt.crowded:  # not even read: each costs this process a descriptor
                 raise Cut(full)
             head = await _head(tool.reader)
             attempt.wants(head)
@@ -200,7 +204,7 @@ class Proxy:
             resolved = [target.address]
         else:
             try:
-                async with asyncio.timeout(CONNECT_S):
+                async with asyncio.timeout(CONNECT_S), self._resolving:
                     resolved = await self._resolve(target.host)
             except (OSError, UnicodeError, TimeoutError) as error:
                 raise _Unreachable(f"{target.host} does not resolve: {error or 'no answer in time'}") from None
@@ -257,6 +261,8 @@ class Attempt:
     """The entry of the grant that lets it through; empty while nothing does."""
     end: str = ""
     secrets: tuple[str, ...] = ()
+    crowded: bool = False
+    """There were too many others when it came."""
     cut: bool = False
 
     def wants(self, head: Head) -> None:
