@@ -335,6 +335,23 @@ def test_a_secret_is_put_into_requests_for_its_host_only() -> None:
     run_async(played())
 
 
+def test_a_tool_cannot_put_its_own_beside_a_secret() -> None:
+    """It would choose whose account the request is made in."""
+
+    async def played() -> None:
+        with upstream() as served:
+            mine = injection(f"127.0.0.1:{served.port}", tls=False, header="X-Api-Key")
+            async with proxied(f"127.0.0.1:{served.port}", injections=[mine]) as (_, tool):
+                own = "x-api-key: a\r\nX_Api_Key: b\r\nX-api_KEY: c\r\nAUTHORIZATION: d\r\nX-Other_Key: e\r\n"
+                await tool.gets(f"http://127.0.0.1:{served.port}/", own)
+        named = [
+            line for line in served.heard[0].decode().split("\r\n") if "key" in line.lower() or "auth" in line.lower()
+        ]
+        assert named == ["X-Other_Key: e", "X-Api-Key: Bearer s3cret"]
+
+    run_async(played())
+
+
 def test_a_host_with_a_secret_is_spoken_to_over_tls_that_is_verified(tmp_path: Path) -> None:
     cert, server = certificate(tmp_path, "api.example")
     trusting = ssl.create_default_context(cafile=str(cert))

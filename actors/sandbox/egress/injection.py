@@ -34,6 +34,11 @@ def with_injections(fields: Sequence[tuple[str, str]], injections: Sequence[Inje
     """The header fields of a request with what is put in; the tool's own of these names, and its Authorization, go."""
     if not injections:
         return tuple(fields)
-    dropped = {AUTHORIZATION.lower(), *(each.header.lower() for each in injections)}
-    kept = [(name, value) for name, value in fields if name.lower() not in dropped]
+    dropped = {_read(AUTHORIZATION), *(_read(each.header) for each in injections)}
+    kept = [(name, value) for name, value in fields if _read(name) not in dropped]
     return (*kept, *((each.header, each.value) for each in injections))
+
+
+def _read(name: str) -> str:
+    """As the servers read it that hand fields on as variables: X_Token is X-Token to them."""
+    return name.lower().replace("_", "-")

@@ -49,6 +49,8 @@ LINGER_S: Final = 5.0
 LINGER_READS_MAX: Final = 64
 RESOLVING_MAX: Final = 4
 """Names of one call that are asked for at once: each takes a thread that other calls wait for."""
+ADDRESSES_MAX: Final = 32
+"""Addresses of a name that are looked at."""
 ATTEMPTS_MAX: Final = 3
 """Addresses of a name that are tried."""
 
@@ -205,7 +207,7 @@ class Proxy:
         else:
             try:
                 async with asyncio.timeout(CONNECT_S), self._resolving:
-                    resolved = await self._resolve(target.host)
+                    resolved = (await self._resolve(target.host))[:ADDRESSES_MAX]
             except (OSError, UnicodeError, TimeoutError) as error:
                 raise _Unreachable(f"{target.host} does not resolve: {error or 'no answer in time'}") from None
         fine, why = usable(target, resolved, self._granted)
