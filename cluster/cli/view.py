@@ -229,7 +229,8 @@ def question_lines(run_id: str, question: Interrupt, now: float, typed: Typed) -
         text.append(f"  {on_one_line(payload['tool'])}({_arguments(payload['args'])})\n", style="bold")
         if payload["reason"]:
             text.append(f"  {on_one_line(payload['reason'])}\n")
-        text.append(f"  rule {payload['rule']!r} of policy {payload['policy']!r}\n", style="dim")
+        if payload["rule"]:  # else the reason names the budget that asks
+            text.append(f"  rule {payload['rule']!r} of policy {payload['policy']!r}\n", style="dim")
     elif question.kind in ("unknown", "repeat"):
         text.append(f"  {on_one_line(payload['tool'])}: {on_one_line(payload['question'])}\n")
     else:

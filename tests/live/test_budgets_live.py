@@ -13,7 +13,7 @@ from support import graphs
 from support.waiting import run_async
 from understudy import connect
 from understudy.actors.accounts import SHELF, account_in
-from understudy.cluster.auditing import entries_of
+from understudy.cluster.auditing import entries_of, verify
 from understudy.cluster.client import Cluster
 from understudy.cluster.settings import Settings
 from understudy.policies.budget import Account
@@ -81,5 +81,6 @@ def test_what_is_spent_stays_spent_whoever_dies(folder: Path) -> None:
             (entry,) = [entry async for _, entry in entries_of(cluster.store, last.run_id)]
             assert (entry["decision"], entry["tool"]) == ("deny", "effect:think")
             assert entry["budgets"][0]["budget"] == "customer"
+            assert (await verify(cluster.store, settings.secret())).fault is None
 
     run_async(played(), 280)
