@@ -37,6 +37,11 @@ def test_what_is_between_tool_and_proxy_goes_no_further() -> None:
     assert head.body == 3
 
 
+def test_what_some_servers_read_as_framing_goes_no_further() -> None:
+    head = read_head(b"POST http://h/ HTTP/1.1\r\nTransfer_Encoding: chunked\r\nCONTENT_length: 9\r\nA_b: 1\r\n\r\n")
+    assert (head.fields, head.body) == ((("A_b", "1"),), 0)
+
+
 @pytest.mark.parametrize(
     ("lines", "why"),
     [

@@ -162,9 +162,8 @@ def _framing(fields: Sequence[tuple[str, str]]) -> Body:
 def _onward(fields: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     named = {each.strip().lower() for value in _all(fields, "connection") for each in value.split(",")}
     dropped = _HOP_BY_HOP | named
-    return tuple(
-        (name, value) for name, value in fields if name.lower() not in dropped and not name.lower().startswith("proxy-")
-    )
+    kept = [(name, value, name.lower().replace("_", "-")) for name, value in fields]  # as some servers read them
+    return tuple((name, value) for name, value, read in kept if read not in dropped and not read.startswith("proxy-"))
 
 
 def _all(fields: Sequence[tuple[str, str]], wanted: str) -> list[str]:
