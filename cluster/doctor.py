@@ -174,7 +174,10 @@ def check_environments(settings: Settings) -> Check:
     """Verifies each, file by file."""
     from understudy.actors.sandbox.environments import Environments
 
-    found = Environments(str(settings.environments)).all()
+    try:
+        found = Environments(str(settings.environments)).all()
+    except OSError as error:
+        return Check("environments", "fail", str(error), "make it readable for this user, or choose another folder")
     broken = [each for each in found if each.problem]
     if broken:
         return Check("environments", "fail", broken[0].problem, "build it anew; calls of its tools fail until then")

@@ -101,7 +101,8 @@ class OverHttp(httpx2.AsyncBaseTransport):
         if not self._proxied or request.url.scheme != "https":
             return request
         url = request.url.copy_with(scheme="http", port=request.url.port or 443)
-        headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"host"]
+        others = [(name, value) for name, value in request.headers.raw if name.lower() != b"host"]
+        headers = [(b"Host", url.netloc), *others]
         stream, extensions = request.stream, request.extensions
         return httpx2.Request(request.method, url, headers=headers, stream=stream, extensions=extensions)
 

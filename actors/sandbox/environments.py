@@ -129,19 +129,19 @@ class Environments:
 
     def clean(self, unused_s: float = UNUSED_S) -> list[str]:
         """Remove what was not used for so long, and what the dead have left; their names."""
-        now, removed = time.time(), []
-        for name in self._names():
-            path = f"{self.folder}/{name}"
-            if not os.path.isdir(path):
-                continue
-            key = name.removeprefix(BUILDING).removeprefix(REMOVING).partition("-")[0]
+        now, removed, names = time.time(), [], self._names()
+        drafts = [name for name in names if name.startswith((BUILDING, REMOVING))]
+        for key in sorted({_key_in(name) for name in names}):
             with contextlib.suppress(BlockingIOError), self.locked(key, fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
-                if key != name:
-                    remove(path)
-                elif now - os.fstat(lock).st_mtime > unused_s:
+                for name in drafts:
+                    if _key_in(name) == key:
+                        remove(f"{self.folder}/{name}")
+                there = os.path.isdir(f"{self.folder}/{key}")
+                if there and now - os.fstat(lock).st_mtime > unused_s:
                     self.take_away(key)
+                    removed.append(key)
+                if not there or key in removed:
                     os.unlink(self._lock_of(key))
-                    removed.append(name)
         return removed
 
     def take_away(self, key: str) -> None:
@@ -196,6 +196,11 @@ class Environments:
             problem = f"it says nothing of itself that can be read ({error})"
         installed = tuple(manifest.get("installed", ()))
         return Built(key, folder, wanted, installed, manifest.get("built_at", 0.0), used, problem)
+
+
+def _key_in(name: str) -> str:
+    """Of an environment, of what is left of one, and of a lock."""
+    return name.removeprefix(BUILDING).removeprefix(REMOVING).removesuffix(".lock").partition("-")[0]
 
 
 def site_packages(folder: str) -> str:

@@ -2,8 +2,10 @@
 
 import hashlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from pydantic import BaseModel
 from support.hostile_mcp import TOOL
 from support.mcp_over_http import Hostile, Real, hostile, real
 from support.stage import Stage
+from support.upstream import certificate
 from support.waiting import run_async
 from understudy import END, START, Context, Graph
 from understudy.actors.errors import ToolError
@@ -49,12 +52,12 @@ async def behind_walls(tool: Any, port: int, *network: str, limits: Limits | Non
 
 
 @asynccontextmanager
-async def proxied(monkeypatch: pytest.MonkeyPatch, *network: str) -> AsyncIterator[Proxy]:
+async def proxied(monkeypatch: pytest.MonkeyPatch, *network: str, **how: Any) -> AsyncIterator[Proxy]:
     """A real proxy, for clients in this process."""
     listener = socket.create_server(("127.0.0.1", 0))
     monkeypatch.setattr(over_http, "PROXY", f"http://127.0.0.1:{listener.getsockname()[1]}")
     monkeypatch.setenv("HTTP_PROXY", over_http.PROXY)
-    proxy = Proxy(network, Limits())
+    proxy = Proxy(network, Limits(), **how)
     await proxy.open(listener)
     try:
         yield proxy
@@ -152,6 +155,28 @@ def test_only_a_server_that_is_lost_with_the_call_leaves_it_unknown(
         assert getattr(found.value, "leaves_unknown", False) == (raises == "ServerLost")
         assert served.heard.count("tools/call") == (raises != "ToolChanged")
         assert other.heard == [], "it is not followed"
+
+
+def test_with_https_the_proxy_speaks_tls_and_puts_the_token_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cert, tls = certificate(tmp_path, "mcp.example")
+
+    async def resolve(host: str) -> list[Any]:
+        return [ip_address("127.0.0.1")]
+
+    async def played(served: Hostile) -> Any:
+        places = (f"mcp.example:{served.port}", f"127.0.0.1:{served.port}")
+        token = Injection("token", read_host_pattern(places[0]), "Authorization", TOKEN)
+        how = {"tls": ssl.create_default_context(cafile=str(cert)), "resolve": resolve, "injections": [token]}
+        async with proxied(monkeypatch, *places, **how) as proxy:
+            url = f"https://mcp.example:{served.port}/mcp"
+            server = mcp_server("s", url=url, era="legacy")
+            value = await Ask(server.plain(), "add", pins.digest("s", PINNED))(a=1)
+        assert {(each.method, each.secrets) for each in proxy.log.kept} <= {("POST", ("token",)), ("GET", ("token",))}
+        return value
+
+    with hostile("fine", tls) as served:
+        assert run_async(played(served)) == "3"
+        assert served.tokens == {TOKEN}
 
 
 def test_a_server_that_nobody_is_at_was_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:

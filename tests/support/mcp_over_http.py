@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -106,6 +107,7 @@ class Hostile:
     elsewhere: str = ""
     """Where it redirects to."""
     heard: list[str] = field(default_factory=list)
+    tokens: set[str] = field(default_factory=set)
 
     @property
     def url(self) -> str:
@@ -113,7 +115,7 @@ class Hostile:
 
 
 @contextlib.contextmanager
-def hostile(how: str) -> Iterator[Hostile]:
+def hostile(how: str, tls: ssl.SSLContext | None = None) -> Iterator[Hostile]:
     served = Hostile(how)
 
     class Handler(BaseHTTPRequestHandler):
@@ -131,11 +133,14 @@ def hostile(how: str) -> Iterator[Hostile]:
         def do_POST(self) -> None:
             told = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             served.heard.append(told["method"])
+            served.tokens.add(self.headers.get("Authorization", ""))
             with contextlib.suppress(ConnectionError):
                 _answer(self, served, told)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     served.port = server.server_port
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -196,7 +196,9 @@ def test_whoever_dies_before_the_renaming_leaves_nothing_that_is_lent(quick: Env
     assert build(found, PAD)[1]
     assert names(found) == [PAD.key(interpreter())]
     (folder / f"building-{'0' * 32}-dead").mkdir()
+    (folder / f"{'1' * 32}.lock").touch()  # of what could not be built
     assert found.clean() == []
+    assert len(os.listdir(folder)) == 2, "it and its lock"
     assert names(found) == [PAD.key(interpreter())], "what nobody builds any more is removed"
 
 
