@@ -239,6 +239,7 @@ class Supervisor:
         """
         assert self._store is not None
         began, answered = time.monotonic(), False
+        self._grace.looks(now, began)
         try:
             await self._tick(now)
             if now - self._last_beat >= min(1.0, self._config.lease_s / 4):
@@ -253,6 +254,7 @@ class Supervisor:
         except StoreUnavailable:
             await asyncio.sleep(0.5)
         self._grace.asked(began, time.monotonic(), answered=answered)
+        self._grace.looked(time.time())
 
     async def _sweep_budgets(self, now: float) -> None:
         """A bounded part of them, beside all else: where it stopped, it goes on next time."""

@@ -1,15 +1,18 @@
-"""After an outage of the store nobody is late: a living owner could not renew its leases there either.
+"""After an outage nobody is late: whatever kept the supervisor from its store kept living owners from renewing, too.
 
 A lease that has passed counts as a death. Right after an outage all of them have passed, and taking the runs away would
 count as many crashes as there are runs, for nothing. So whoever saw that the store was away for long gives all owners
-the time of one lease to renew, from its first answer on. Deaths that are known otherwise (an actor's pending call) are
-not waited for.
+the time of one lease to renew, from its first answer on. The same holds for whoever was not there itself, as on a
+machine that slept or stood still, and for a clock that was set: leases are written in its time. Deaths that are known
+otherwise (an actor's pending call) are not waited for.
 """
 
 from dataclasses import dataclass
 
 SHARE = 0.5
 """An outage of this share of a lease is one. Owners renew four times within a lease, so a shorter one costs none."""
+ABSENCE_S_MIN = 2.0
+"""A shorter absence is nothing unusual on a busy machine."""
 
 
 @dataclass
@@ -20,6 +23,17 @@ class Grace:
     until: float = 0.0
     away_since: float | None = None
     """Since when the store was asked in vain. One that is full answers at once, each time, that it takes nothing."""
+
+    _looked_at: float | None = None
+
+    def looks(self, wall: float, now: float) -> None:
+        """To be called before each look at the leases, `wall` being the time in which they are written."""
+        if self._looked_at is not None and wall - self._looked_at >= max(ABSENCE_S_MIN, SHARE * self.lease_s):
+            self.until = now + self.lease_s
+
+    def looked(self, wall: float) -> None:
+        """To be called after each look. The next one follows within a second."""
+        self._looked_at = wall
 
     def asked(self, began: float, ended: float, *, answered: bool = True) -> None:
         """The store was asked to keep something, from `began` until it did (`answered`) or gave up."""

@@ -28,6 +28,26 @@ def test_many_short_refusals_are_one_outage() -> None:
     assert not grace.holds(140.0)
 
 
+def test_who_was_not_there_itself_gives_every_owner_one_lease() -> None:
+    grace = Grace(10.0)
+    grace.looks(5000.0, 1.0)
+    assert not grace.holds(1.0)  # the first look says nothing
+    grace.looked(5000.1)
+    grace.looks(5004.0, 5.0)
+    assert not grace.holds(5.0)
+    grace.looked(5004.1)
+    grace.looks(8604.1, 5.5)  # an hour later by the clock of leases: the machine slept, or the clock was set
+    assert grace.holds(15.4)
+    assert not grace.holds(15.5)
+
+
+def test_with_short_leases_the_usual_pause_is_no_absence() -> None:
+    grace = Grace(1.0)
+    grace.looked(5000.0)
+    grace.looks(5001.0, 1.0)
+    assert not grace.holds(1.0)
+
+
 def test_an_answer_that_comes_at_once_does_not_end_it() -> None:
     grace = Grace(10.0)
     grace.asked(0.0, 30.0)

@@ -143,3 +143,16 @@ def test_it_gives_back_what_the_dead_have_held_of_a_budget() -> None:
         assert account_in(document_then) == Account(title, {"calls": Decimal(2)})
 
     run_async(played())
+
+
+def test_nor_when_the_machine_has_slept_or_its_clock_was_set() -> None:
+    async def played() -> None:
+        store = MemoryStore()
+        supervisor, run = await supervised(store)
+        await store.renew([(run.run_id, 1)], 10.0, time.time())
+        await supervisor._turn(time.time())
+        await supervisor._turn(time.time() + 3600.0)
+        assert (await store.run(run.run_id)).restarts == 0
+        assert (await store.renew([(run.run_id, 1)], 10.0, time.time() + 3600.0)).lost == ()
+
+    run_async(played(), 20)
