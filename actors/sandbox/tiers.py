@@ -22,6 +22,7 @@ from understudy.policies.profile import DEFAULT_TIER, TIERS, Profile, Tier
 BY_COST: Final[tuple[Tier, ...]] = ("zygote", "landlock", "cold", "gvisor")
 """Measured: 1 to 3 ms a call, 40, 40, and 300."""
 NETWORK_REMEDY: Final = "name tier: zygote or cold, on a machine where one of these stands, or grant no network"
+BARE_REMEDY: Final = "run it on a machine where tier cold or gvisor stands, or give the tool no environment"
 TRY_AGAIN_S = 10.0
 """A tier that did not stand is tried again no sooner than this, when a call would need it."""
 
@@ -62,6 +63,8 @@ class Tiers:
                 refusals.append((backend.tier, error))
         unfit = [backend.tier for backend in strong if profile.network and backend not in fitting]
         refusals += [(tier, IsolationUnavailable("it can give no network", NETWORK_REMEDY)) for tier in unfit]
+        bare = [backend.tier for backend in strong if not _equips(backend, call)]
+        refusals += [(tier, IsolationUnavailable("it can show no environment of a tool", BARE_REMEDY)) for tier in bare]
         raise _refused(profile.tier, refusals)
 
     def fits(self, profile: Profile) -> bool:

@@ -171,7 +171,7 @@ def test_a_tier_that_cannot_show_an_environment_is_not_used() -> None:
     assert run_async(tiers.execute(plain, Profile(tier="landlock"))).value == "zygote"
     assert run_async(tiers.execute(call, Profile(tier="landlock"))).value == "cold"
     few = Tiers([Standing("zygote"), Standing("landlock")])  # type: ignore[list-item]
-    with pytest.raises(IsolationUnavailable):
+    with pytest.raises(IsolationUnavailable, match="zygote: it can show no environment of a tool"):
         run_async(few.execute(call, Profile()))
 
 
