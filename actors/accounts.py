@@ -72,9 +72,9 @@ class Accounts:
         """Put what a call did cost in the place of what is held for it, however long the store is away; None: all."""
         await self._until_done(names, lambda account: settle(account, key, cost))
 
-    async def release(self, names: Sequence[str], key: str) -> None:
-        """Give back what is held for a call that will not be made."""
-        await self._until_done(names, lambda account: release(account, key))
+    async def release(self, names: Sequence[str], key: str, epoch: int) -> None:
+        """Give back what the run's owner with this epoch holds for a call that will not be made."""
+        await self._until_done(names, lambda account: release(account, key, epoch))
 
     async def _until_done(self, names: Sequence[str], how: Callable[[Account], Account]) -> None:
         def act(account: Account | None) -> tuple[Account | None, None]:

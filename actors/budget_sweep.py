@@ -102,7 +102,7 @@ async def _look_at(store: Store, accounts: Accounts, document: Document, now: fl
             for key, (hold, fate) in fates.items():
                 if found is not None and found.held.get(key) == hold:  # else somebody has held it anew
                     cost = fate.cost if isinstance(fate, Settled) else None
-                    found = settle(found, key, cost) if isinstance(fate, Settled) else release(found, key)
+                    found = settle(found, key, cost) if isinstance(fate, Settled) else release(found, key, hold.epoch)
             return found, None
 
         await accounts.change(document.name, act)

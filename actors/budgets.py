@@ -109,7 +109,7 @@ class Budgets:
             stops = [each for each in late if each is not None]
         if stops or (asks and not only_look):
             if not only_look:
-                await self._accounts.release([due.name for due in dues], key)
+                await self._accounts.release([due.name for due in dues], key, epoch)
             return _stopped(decision, request, stops) if stops else _asked(decision, asks)
         bill = bill_of([due.name for due in dues], worst, decision.cost)
         if not short:

@@ -163,7 +163,7 @@ class SandboxActor:
         try:
             await self._room.acquire()
         except asyncio.CancelledError:
-            await self._accounts.release(grant.bill.accounts, order.receipt.key)
+            await self._accounts.release(grant.bill.accounts, order.receipt.key, grant.epoch)
             raise
         try:
             yield

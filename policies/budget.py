@@ -202,7 +202,8 @@ def reserve(account: Account, key: str, hold: Hold, *, beyond: bool = False) -> 
     if known is None and len(account.held) >= HELD_MAX:
         return Short(account.title, account.at_limit, None)
     again = known.again if known else key[:NAME_CHARS] in account.recent
-    return replace(account, held={**account.held, key: replace(hold, amounts=raised, again=again)})
+    epoch = max(hold.epoch, known.epoch) if known else hold.epoch
+    return replace(account, held={**account.held, key: replace(hold, amounts=raised, epoch=epoch, again=again)})
 
 
 def settle(account: Account, key: str, cost: Amounts | None) -> Account:
@@ -221,9 +222,10 @@ def settle(account: Account, key: str, cost: Amounts | None) -> Account:
     )
 
 
-def release(account: Account, key: str) -> Account:
-    """Give back what was held for a call that was never made. It may be held again."""
-    if key not in account.held:
+def release(account: Account, key: str, epoch: int) -> Account:
+    """Give back what was held for a call that was never made. It may be held again; what a later owner of the run holds
+    under the name by now is that one's."""
+    if key not in account.held or account.held[key].epoch != epoch:
         return account
     return replace(account, held={name: each for name, each in account.held.items() if name != key})
 

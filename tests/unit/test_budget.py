@@ -79,9 +79,9 @@ def test_no_order_of_acts_goes_over_a_limit_or_loses_a_cost(
                 account = settle(account, "x" + key, wanted)
                 assert account == before
             case "release":
-                account = release(account, key)
+                account = release(account, key, 1)
                 assert key not in account.held
-                assert release(account, key) == account
+                assert release(account, key, 1) == account
         assert all(left is None or left >= 0 for left in map(account.left, UNITS))
         assert account.settled == total(spent)
         assert from_data(json.loads(json.dumps(to_data(account)))) == account
@@ -126,6 +126,17 @@ def test_who_holds_under_its_name_already_is_not_short_of_what_it_has() -> None:
     more = reserve(account, "k", hold({"money": Decimal("1.5")}))
     assert isinstance(more, Short)
     assert (more.wanted, more.limit, more.spent, more.held) == (Decimal("0.5"), 1, 0, 1)
+
+
+def test_an_owner_of_before_gives_nothing_back_that_the_next_one_holds() -> None:
+    """Both decided on the same call; the first was short in another account, and gave back what the second stood on."""
+    account = Account(TITLE, {"calls": Decimal(1)})
+    for epoch in (1, 2, 1):
+        answer = reserve(account, "k", replace(hold({"calls": Decimal(1)}), epoch=epoch))
+        assert not isinstance(answer, Short)
+        account = answer
+    assert release(account, "k", 1) is account
+    assert release(account, "k", 2).held == {}
 
 
 def test_more_than_was_held_is_settled_as_it_is_and_then_nothing_goes_but_what_is_lifted() -> None:
