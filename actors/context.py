@@ -330,7 +330,7 @@ class Context:
         except BaseException:
             work.close()
             raise
-        task = asyncio.ensure_future(work)
+        task = _Work(work, self)
         self._work.add(task)
         task.add_done_callback(_mark_seen)
         return task
@@ -419,6 +419,24 @@ class Context:
         self.over = True
         for task in self._work:
             task.cancel()
+
+
+class _Work(asyncio.Task[R]):
+    """Something that a node has begun.
+
+    Once the node has come to a question, it is not cancelled by what unwinds around it: a TaskGroup takes the question
+    of one of its tasks for an error, and ends the others. The node runs again, and wants their calls and effects then.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, R], context: Context) -> None:
+        self._context = context
+        super().__init__(work)
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Whoever waits for it is told so when it ends."""
+        if self._context.asked and not self._context.over:
+            return False
+        return super().cancel(msg)
 
 
 class Unaided:

@@ -203,7 +203,7 @@ def _node(name: str, fn: Callable[..., Any], state: type[BaseModel], goto: tuple
         fn=fn,
         takes_state=bool(rest),
         context_name=context.name if context else "",
-        is_async=inspect.iscoroutinefunction(fn),
+        is_async=inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)),  # noqa: B004
         arg_adapter=adapter_of(annotation, state),
         takes_model=annotation is Any or annotation is state,
         goto=goto,

@@ -22,6 +22,7 @@ from understudy import (
     Retry,
     Unsure,
     append,
+    tool,
 )
 from understudy.actors import own_effects
 from understudy.actors.blocking import BlockingContext
@@ -35,6 +36,11 @@ from understudy.cluster.client import Run, open_questions
 
 class Note(BaseModel):
     seen: Annotated[list[Any], append] = []
+
+
+@tool
+def pay(order: str) -> str:
+    return f"paid {order}"
 
 
 def graph_of(work: Callable[..., Any], **node: Any) -> Graph:
@@ -283,6 +289,71 @@ def at_work(**declared: Any) -> tuple[Stage, asyncio.Event, asyncio.Event, list[
         return {"seen": [await ctx.effect("slow", slow, **declared)]}
 
     return Stage(MemoryStore(), graph_of(work)), begun, go, keys
+
+
+def test_a_question_does_not_cancel_what_a_task_group_has_beside_it():
+    """It takes the question for an error; what it then ended was unknown to everybody, and a person was asked."""
+
+    async def played() -> None:
+        thoughts: list[str] = []
+        tools = {"pay": lambda order: thoughts.append(order) or f"paid {order}"}
+
+        async def work(state: Note, ctx: Context) -> dict[str, Any]:
+            asked = asyncio.Event()
+
+            async def think() -> str:
+                await asked.wait()
+                for _ in range(20):  # the group has heard of it by then
+                    await asyncio.sleep(0)
+                thoughts.append("thought")
+                return "deep"
+
+            async def ask() -> Any:
+                try:
+                    return await ctx.interrupt("go on?")
+                finally:
+                    asked.set()
+
+            async def wait_for(begun: Any) -> Any:
+                return await begun
+
+            async with asyncio.TaskGroup() as group:
+                begun = [ctx.effect("think", think), ctx.call(pay, order="A1"), ask()]
+                tasks = [group.create_task(wait_for(each)) for each in begun]
+            return {"seen": [task.result() for task in tasks]}
+
+        final = await graph_of(work).run_inline_async(answers={"work": "yes"}, tools=tools)
+        assert final.seen == ["deep", "paid A1", "yes"]
+        assert sorted(thoughts) == ["A1", "thought"]
+
+    run_async(played())
+
+
+def test_a_cancelled_run_ends_what_is_at_work_beside_a_question():
+    async def played() -> None:
+        ended: list[str] = []
+        begun = asyncio.Event()
+
+        async def work(state: Note, ctx: Context) -> None:
+            async def hang() -> None:
+                try:
+                    begun.set()
+                    await asyncio.Event().wait()
+                finally:
+                    ended.append("hang")
+
+            await asyncio.gather(ctx.effect("hang", hang), ctx.interrupt("go on?"))
+
+        stage = Stage(MemoryStore(), graph_of(work))
+        run = await stage.start()
+        driver = await stage.driver(run)
+        driving = asyncio.ensure_future(driver.drive())
+        await begun.wait()
+        driver.cancel()
+        assert await driving == "cancelled"
+        assert ended == ["hang"]
+
+    run_async(played())
 
 
 def test_an_idempotent_effect_is_made_again_under_the_same_key():

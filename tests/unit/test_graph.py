@@ -107,12 +107,17 @@ def test_how_a_node_wants_to_be_called():
     @graph.node
     def bare(s, c): ...
 
+    class Object:
+        async def __call__(self, state: State) -> None: ...
+
+    graph.node(Object(), name="object")
     graph.edge(START, "both").edge("both", "alone").edge("alone", "only_context").edge("only_context", "bare")
-    graph.edge("bare", END)
+    graph.edge("bare", "object").edge("object", END)
     nodes = graph.plan().nodes
     assert (nodes["both"].takes_state, nodes["both"].context_name, nodes["both"].is_async) == (True, "ctx", True)
     assert (nodes["alone"].takes_state, nodes["alone"].context_name) == (False, "")
     assert (nodes["only_context"].takes_state, nodes["only_context"].context_name) == (False, "ctx")
+    assert (nodes["object"].takes_state, nodes["object"].is_async) == (True, True)
     assert (nodes["bare"].takes_state, nodes["bare"].context_name) == (True, "c")
 
 
