@@ -21,6 +21,8 @@ STREAM_SLOWEST_S = 0.04
 """A chunk is seen within this time and the store's own."""
 RECORD_EVERY_S = 0.1
 PAGE = 1000
+DIGITS_MAX = 18
+"""Nothing is numbered beyond; and no store compares larger numbers."""
 T = TypeVar("T")
 
 
@@ -38,7 +40,7 @@ class Cursor:
     def read(text: str) -> "Cursor":
         """Raises CallerError."""
         event, _, chunk = text.partition(".")
-        if not (event.isdecimal() and chunk.isdecimal()):
+        if not (event.isdecimal() and chunk.isdecimal() and max(len(event), len(chunk)) <= DIGITS_MAX):
             raise CallerError(f"{text!r} is no cursor; it is EVENT.CHUNK, e.g. '12.40', or '0.0' for the beginning")
         return Cursor(int(event), int(chunk))
 

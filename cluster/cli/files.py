@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from understudy.actors.errors import CallerError
 from understudy.actors.files import Files, bytes_of
 from understudy.cluster.cli.command import (
     Here,
@@ -46,7 +47,10 @@ async def files(
     if get:
         write_out(bytes_of(found, get))
     elif to is not None:
-        _write(found, to)
+        try:
+            _write(found, to)
+        except OSError as error:
+            raise CallerError(f"--to {str(to)!r} cannot be written: {error}; name another folder") from None
         say(f"{len(found)} files in {to}", "dim")
     elif as_json:
         print_json([_document(found, path) for path in sorted(found)])

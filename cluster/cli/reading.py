@@ -50,7 +50,7 @@ PANEL = "Look at runs"
 async def ps(
     here: Here,
     status: Annotated[str | None, typer.Option(metavar="S", help=f"Only these: {', '.join(STATUSES)}.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 30,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many.")] = 30,
     as_json: Json = False,
 ) -> None:
     """List runs, newest first.
@@ -193,7 +193,7 @@ async def events(
 
 def _cursor(text: str) -> Cursor:
     try:
-        return Cursor(int(text)) if text.isdecimal() else Cursor.read(text)
+        return Cursor.read(f"{text}.0" if text.isdecimal() else text)
     except CallerError as error:
         raise WrongUsage(f"--after: {error}") from None
 

@@ -192,10 +192,12 @@ def test_wrong_usage_is_two_and_says_what(cli: Cli, words: list[str]) -> None:
         (["run", "flow:graph", "--input", "@binary"], "it is no text"),
         (["run", "flow:graph", "--input", "[" * 5000], "nested too deep"),
         (["ps", "--store", "redis://:secret@127.0.0.1:99999/0"], "Port out of range"),
+        (["events", "r", "--after", "9" * 30], "is no cursor"),
+        (["ps", "--limit", "9" * 30], "1000000"),
         (["show", "r\udc9b"], "is not UTF-8"),
         (["run", "flow:graph", "--label", "a=\udc9b"], "is not UTF-8"),
     ],
-    ids=["policy", "input file", "deep input", "port", "bytes", "bytes in a list"],
+    ids=["policy", "input file", "deep input", "port", "cursor", "limit", "bytes", "bytes in a list"],
 )
 def test_what_is_wrong_with_an_argument_is_not_called_a_bug_of_ours(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str

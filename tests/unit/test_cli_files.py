@@ -72,6 +72,9 @@ def test_files_go_in_are_listed_and_come_out(tmp_path: Path, monkeypatch: pytest
     assert cli("files", run_id, "--get", "a.txt").stdout_bytes == b"one"
     assert cli("files", run_id, "--get", "c").exit_code != 0
     assert cli("files", run_id, "--to", "out").exit_code == 0
+    nowhere = cli("files", run_id, "--to", "first/a.txt/out")
+    assert nowhere.exit_code == 1
+    assert "--to 'first/a.txt/out' cannot be written" in nowhere.stderr
     assert (tmp_path / "out/deep/b").read_bytes() == b"\x00\xff"
     assert (tmp_path / "out/deep/link").read_text() == "one"
     assert (tmp_path / "out/empty").is_dir()
