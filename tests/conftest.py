@@ -13,6 +13,7 @@ from support.processes import MARK, leftovers
 from support.redis_cluster import RedisCluster
 from support.servers import PostgresServer, PrometheusServer, RedisServer, ValkeyServer
 from support.waiting import wait_until
+from understudy.actors.sandbox import cgroup
 
 # Set before anything is started, so that every process of this test run inherits it.
 RUN = os.environ[MARK] = uuid4().hex
@@ -41,6 +42,7 @@ def _nobody_left_behind() -> Iterator[None]:
     """
     yield
     try:
+        cgroup.sweep()  # as the next worker would
         wait_until(lambda: not leftovers(RUN), GRACE_S, "all processes of this test run to end")
     except AssertionError:
         named = "\n".join(f"  {pid}  {command[:200]}" for pid, command in leftovers(RUN).items())

@@ -14,6 +14,7 @@ import time
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox import seccomp
 from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Preflight
+from understudy.actors.sandbox.cgroup import NO_CELLS, Cells
 from understudy.actors.sandbox.child import Child
 from understudy.actors.sandbox.diagnosis import not_started
 from understudy.actors.sandbox.egress.way_out import WayOut, proxy_of
@@ -33,6 +34,9 @@ class BubblewrapBackend:
 
     name = "bubblewrap"
     tier: Tier = "cold"
+
+    def __init__(self, cells: Cells = NO_CELLS) -> None:
+        self._cells = cells
 
     def fits(self, profile: Profile) -> bool:
         """Any call."""
@@ -61,13 +65,19 @@ class BubblewrapBackend:
             opening.append(asyncio.ensure_future(proxy.open(listener)))
 
         request = request_of(call, profile, runtime, way_out)
-        child = Child(started_by, bpf, request, profile.limits, None if proxy is None else listen)
+        cell = self._cells.make(profile.limits)
+        try:
+            child = Child(started_by, bpf, request, profile.limits, None if proxy is None else listen, cell)
+        except BaseException:
+            self._cells.remove(cell)
+            raise
         try:
             await child.over()
         finally:
             try:
                 status = await child.end()
             finally:
+                self._cells.remove(cell)
                 await asyncio.gather(*opening, return_exceptions=True)
                 if proxy is not None:
                     await proxy.close()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from understudy.actors.sandbox import watch
+from understudy.actors.sandbox.cgroup import Cell
 from understudy.actors.sandbox.egress.listener import distrusted
 from understudy.actors.sandbox.inlet import CHUNK_BYTES
 from understudy.actors.sandbox.insist import insist, readable, send_kill
@@ -42,6 +43,7 @@ class Child:
         request: CallRequest,
         limits: Limits,
         listen: Callable[[socket.socket], None] | None = None,
+        cell: Cell | None = None,
     ):
         """`listen`: for a call with network, gets the listening socket that the runner has made in there."""
         self.distrust = ""
@@ -55,6 +57,8 @@ class Child:
         self._status = b""
         self._listen = listen
         self._pid = 0
+        self._cell = cell
+        self._entering: asyncio.Task[None] | None = None
         near, far = pipes()
         outlet: socket.socket | None = None
         self._inlet: socket.socket | None = None
@@ -70,7 +74,7 @@ class Child:
             close(far.request, far.printed, far.reply)
             if outlet is not None:
                 outlet.close()
-        self.overseer = Overseer(near, limits, self._kill)
+        self.overseer = Overseer(near, limits, self._kill, cell=cell)
         self._over = readable(self._pidfd)
         self._loop.add_reader(self._status_fd, self._read_status)
         if self._inlet is not None:
@@ -90,6 +94,8 @@ class Child:
             os.close(self._first)
         if self._overdue is not None:
             self._overdue.cancel()
+        if self._entering is not None:
+            interrupted |= await insist(self._entering)
         self.overseer.finish()
         self._loop.remove_reader(self._status_fd)
         self._close_inlet()
@@ -135,8 +141,19 @@ class Child:
         elif self._ending:
             self._kill()
         else:
-            self._pid = pid
-            self._begin()
+            self._entering = asyncio.ensure_future(self._enter(pid))
+
+    async def _enter(self, pid: int) -> None:
+        """What is there yet is put into the cell, and all that comes will be in it."""
+        try:
+            if self._cell is not None:
+                await self._cell.enter(lambda: watch.tree(self._process.pid))
+        except OSError as error:
+            self.distrust = f"the call could not enter its cgroup: {error}"
+            self._kill()
+            return
+        self._pid = pid
+        self._begin()
 
     def _begin(self) -> None:
         """Only now: bubblewrap is bound to our life by now, so there is nobody to do the work if we are gone. And a

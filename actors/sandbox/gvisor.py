@@ -19,6 +19,7 @@ from typing import Any
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox import watch
 from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Preflight
+from understudy.actors.sandbox.cgroup import NO_CELLS, Cell, Cells
 from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.insist import insist, readable, send_kill
@@ -52,6 +53,9 @@ class GvisorBackend:
     name = "gVisor (runsc)"
     tier: Tier = "gvisor"
 
+    def __init__(self, cells: Cells = NO_CELLS) -> None:
+        self._cells = cells
+
     def fits(self, profile: Profile) -> bool:
         """Any call without network: sockets of runsc's own network stack cannot be handed out to a proxy."""
         return not profile.network
@@ -70,12 +74,21 @@ class GvisorBackend:
                 raise BadGrant("tier 'gvisor' has a network stack that no proxy can listen in; name tier: cold")
         except BadGrant as error:
             return Outcome("error", error=str(error), error_type="BadGrant")
-        container = Container(program, profile, runtime)
+        cell = self._cells.make(profile.limits)
         try:
+            container = Container(program, profile, runtime, cell)
+        except BaseException:
+            self._cells.remove(cell)
+            raise
+        try:
+            await container.enter()
             container.overseer.begin(request_of(call, profile, runtime, way_out), container.look)
             await container.over()
         finally:
-            status = await container.end()
+            try:
+                status = await container.end()
+            finally:
+                self._cells.remove(cell)
         outcome = judge(container.overseer, status, profile.limits, time.perf_counter() - began)
         if outcome is None:
             words = said(container.overseer).strip().splitlines()
@@ -95,7 +108,8 @@ class GvisorBackend:
 class Container:
     """One call in runsc, as the host sees it. `end` has to be awaited, whatever happens before."""
 
-    def __init__(self, program: str, profile: Profile, runtime: Runtime) -> None:
+    def __init__(self, program: str, profile: Profile, runtime: Runtime, cell: Cell | None) -> None:
+        self._cell = cell
         self._limits = profile.limits
         self._bundle = Path(tempfile.mkdtemp(prefix="understudy-runsc-"))
         self._name = f"understudy-{secrets.token_hex(8)}"
@@ -115,7 +129,7 @@ class Container:
             close(far.request, far.printed, far.reply)
         self._pidfd = os.pidfd_open(self._process.pid)
         self._dead = readable(self._pidfd)
-        self.overseer = Overseer(near, profile.limits, lambda: send_kill(self._pidfd))
+        self.overseer = Overseer(near, profile.limits, lambda: send_kill(self._pidfd), cell=cell)
 
     def _spawn(self, far: FarEnds) -> "subprocess.Popen[bytes]":
         passed = ["--pass-fd", f"{far.reply}:{REPLY}"]
@@ -129,6 +143,11 @@ class Container:
             pass_fds=(far.reply,),
             start_new_session=True,
         )
+
+    async def enter(self) -> None:
+        """All there is by now, and so all that comes of it: of a request, there is none yet."""
+        if self._cell is not None:
+            await self._cell.enter(lambda: watch.tree(self._process.pid))
 
     def look(self) -> watch.Sample:
         return watch.sample(self._process.pid, self._limits.memory_bytes)

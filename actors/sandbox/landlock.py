@@ -26,6 +26,7 @@ from contextlib import suppress
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox import folders, marks, rules, seccomp, watch
 from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Preflight
+from understudy.actors.sandbox.cgroup import NO_CELLS, Cell, Cells
 from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.folders import Owner
@@ -56,8 +57,9 @@ class LandlockBackend:
     name = "landlock"
     tier: Tier = "landlock"
 
-    def __init__(self, version: int | None = None) -> None:
+    def __init__(self, version: int | None = None, cells: Cells = NO_CELLS) -> None:
         """`version`: of Landlock's ABI, where not all that the kernel offers is to be used."""
+        self._cells = cells
         self._version = rules.abi() if version is None else version
 
     def fits(self, profile: Profile) -> bool:
@@ -90,13 +92,21 @@ class LandlockBackend:
         except BadGrant as error:
             return Outcome("error", error=str(error), error_type="BadGrant")
         within = dataclasses.replace(profile, limits=_in_this_table(profile.limits))
-        kept = Kept(profile, runtime, self._version)
+        cell = self._cells.make(profile.limits)
+        try:
+            kept = Kept(profile, runtime, self._version, cell)
+        except BaseException:
+            self._cells.remove(cell)
+            raise
         try:
             await kept.here()
             kept.begin(request_of(call, within, runtime, way_out))
             await kept.over()
         finally:
-            status = await kept.end()
+            try:
+                status = await kept.end()
+            finally:
+                self._cells.remove(cell)
         outcome = judge(kept.overseer, status, profile.limits, time.perf_counter() - began)
         return _never_started(kept, status) if outcome is None else outcome
 
@@ -114,7 +124,8 @@ class LandlockBackend:
 class Kept:
     """One call and its keeper, as the host sees them. `end` has to be awaited, whatever happens before."""
 
-    def __init__(self, profile: Profile, runtime: Runtime, version: int) -> None:
+    def __init__(self, profile: Profile, runtime: Runtime, version: int, cell: Cell | None) -> None:
+        self._cell = cell
         self._limits = profile.limits
         self._mark = secrets.randbelow(marks.MARKS)
         owner = Owner(os.getpid(), folders.started_at(os.getpid()), self._mark)
@@ -136,11 +147,17 @@ class Kept:
         self._dead = readable(self._pidfd)
         self._here: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(self._status, self._read_status)
-        self.overseer = Overseer(near, profile.limits, self._let_go)
+        self.overseer = Overseer(near, profile.limits, self._let_go, cell=cell)
 
     async def here(self) -> None:
-        """Returns when the rules stand, or when it will never come to that."""
+        """Returns when the rules stand and all of the call is in its cell, or when it will never come to that."""
+        await self._enter()  # what is started from now on is in it, too
         await asyncio.wait([self._here, self._dead], return_when=asyncio.FIRST_COMPLETED)
+        await self._enter()
+
+    async def _enter(self) -> None:
+        if self._cell is not None:
+            await self._cell.enter(lambda: watch.tree(self._process.pid))
 
     def begin(self, request: CallRequest) -> None:
         """Send the request, if the rules stand. What is seen from outside has to agree."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from understudy.actors.outcome import OutcomeKind
 from understudy.actors.sandbox import watch
+from understudy.actors.sandbox.cgroup import Cell
 from understudy.actors.sandbox.inlet import Inlet
 from understudy.actors.sandbox.reply import ENVELOPE_BYTES
 from understudy.actors.sandbox.runner import STARTED
@@ -71,8 +72,14 @@ class Overseer:
     answered; `finish` has to be called once all in it are dead."""
 
     def __init__(
-        self, near: NearEnds, limits: Limits, end: Callable[[], None], answered: Callable[[], None] | None = None
+        self,
+        near: NearEnds,
+        limits: Limits,
+        end: Callable[[], None],
+        answered: Callable[[], None] | None = None,
+        cell: Cell | None = None,
     ) -> None:
+        """`cell`: in which the kernel bounds the call's memory, too."""
         self.cause: OutcomeKind | None = None
         """Why the call was ended from here; None while it was not."""
         self.sentence = ""
@@ -81,6 +88,7 @@ class Overseer:
         self._limits = limits
         self._end = end
         self._let_go = answered or end
+        self._cell = cell
         self._loop = asyncio.get_running_loop()
         self._request_fd = near.request
         self._unsent = memoryview(b"")
@@ -112,6 +120,7 @@ class Overseer:
 
     def finish(self) -> None:
         """Close everything."""
+        self._look_into_the_cell()
         self._finished = True
         self._deadline.cancel()
         if self._next_look is not None:
@@ -138,6 +147,7 @@ class Overseer:
         self.peak_bytes = max(self.peak_bytes, seen.memory_bytes)
         self.cpu_s = max(self.cpu_s, seen.cpu_s)
         limits = self._limits
+        self._look_into_the_cell()
         if seen.memory_bytes > limits.memory_bytes:
             self.stop(
                 "out_of_memory",
@@ -150,6 +160,15 @@ class Overseer:
         if seen.disk_bytes > limits.disk_bytes:
             self.stop("killed", f"the call wrote more than {limits.disk_bytes} bytes to its folder (disk_bytes)")
         self._next_look = self._loop.call_later(WATCH_EVERY_S, self._watch)
+
+    def _look_into_the_cell(self) -> None:
+        if self._cell is not None and self._cell.kills():
+            memory, disk = _mib(self._limits.memory_bytes), _mib(self._limits.disk_bytes)
+            self.stop(
+                "out_of_memory",
+                f"the kernel ended a process of the call, whose memory and files together were too much; the limits "
+                f"are {memory} (memory_bytes) and {disk} for each folder (disk_bytes)",
+            )
 
     def _answered(self) -> None:
         """The call is over when it has answered; what is left of it need not end by itself, and might not."""

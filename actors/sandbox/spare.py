@@ -16,6 +16,7 @@ from pathlib import Path
 
 from understudy.actors.sandbox import watch
 from understudy.actors.sandbox.backend import IsolationUnavailable
+from understudy.actors.sandbox.cgroup import Cell
 from understudy.actors.sandbox.egress.listener import PORT, distrusted
 from understudy.actors.sandbox.insist import insist, readable, send_kill
 from understudy.actors.sandbox.overseer import CallRequest, NearEnds, Overseer, close, files_most, pipes
@@ -32,7 +33,9 @@ BURIED_AFTER_S = 0.003
 class Spare:
     """One that is being made: await `ready`, then `begin` a call, then `over`; `end` has to be awaited in any case."""
 
-    def __init__(self, near: NearEnds, status: socket.socket) -> None:
+    def __init__(self, near: NearEnds, status: socket.socket, cell: Cell | None = None) -> None:
+        """`cell`: for all that will be in it."""
+        self.cell = cell
         self._near: NearEnds | None = near
         self._status = status
         self._first = -1  # pidfd
@@ -59,7 +62,9 @@ class Spare:
     def begin(self, request: CallRequest, limits: Limits) -> Overseer:
         """Start the call. Only when `ready`."""
         assert self._near is not None
-        self.overseer = Overseer(self._near, limits, self._kill, self._halt)
+        if self.cell is not None:
+            self.cell.bound(limits)
+        self.overseer = Overseer(self._near, limits, self._kill, self._halt, self.cell)
         self._near = None
         self.overseer.begin(request, lambda: watch.sample(self._pid, limits.memory_bytes))
         return self.overseer
@@ -135,6 +140,8 @@ class Spare:
         if len(fds) == 2:
             self.listener = socket.socket(fileno=fds[1])
             wrong = wrong or distrusted(self.listener)
+        if self.cell is not None and not self.cell.has(self._pid):
+            wrong = wrong or f"it is not in its cgroup {self.cell.path}"
         if wrong:
             send_kill(self._first)
             raise IsolationUnavailable(f"a spare came up, but {wrong}", "do not run untrusted tools here; report this")
@@ -167,24 +174,26 @@ class Spare:
         return int(self._told) if self._told.isdigit() else _KILLED
 
 
-def order(zygote: socket.socket, message: bytes) -> Spare:
+def order(zygote: socket.socket, message: bytes, cell: Cell | None = None) -> Spare:
     """Have a zygote make a spare. Raises OSError if there are no descriptors left or the zygote is gone."""
     near, far = pipes()
+    doors: list[int] = []
     try:
+        doors += [] if cell is None else [cell.door()]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError:
-        close(near.request, near.printed, near.reply, far.request, far.printed, far.reply)
+        close(near.request, near.printed, near.reply, far.request, far.printed, far.reply, *doors)
         raise
     try:
-        socket.send_fds(zygote, [message], [far.request, far.printed, far.reply, theirs.fileno()])
+        socket.send_fds(zygote, [message], [far.request, far.printed, far.reply, theirs.fileno(), *doors])
     except OSError:
         close(near.request, near.printed, near.reply)
         ours.close()
         raise
     finally:
-        close(far.request, far.printed, far.reply)
+        close(far.request, far.printed, far.reply, *doors)
         theirs.close()
-    return Spare(near, ours)
+    return Spare(near, ours, cell)
 
 
 def terms(limits: Limits, network: bool) -> dict[str, int]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from understudy.actors.outcome import Outcome, ToolCall
+from understudy.actors.sandbox import cgroup
 from understudy.actors.sandbox.backend import Backend, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
 from understudy.actors.sandbox.egress.way_out import WayOut
@@ -29,7 +30,8 @@ TRY_AGAIN_S = 10.0
 
 def all_tiers(spares: int) -> tuple[Backend, ...]:
     """One backend for each tier that there is. `spares`: sandboxes that wait, ready, for a call."""
-    return LandlockBackend(), ZygoteBackend(spares), BubblewrapBackend(), GvisorBackend()
+    cells, _told = cgroup.cells_here()
+    return LandlockBackend(cells=cells), ZygoteBackend(spares, cells), BubblewrapBackend(cells), GvisorBackend(cells)
 
 
 class Tiers:
@@ -85,6 +87,7 @@ class Tiers:
         details: dict[str, str] = {tier: _sentence(each) for tier, each in found.items()}
         if self._left_over:
             details["left over"] = f"{self._left_over} processes of workers that are dead, and ended"
+        details["memory"] = f"bounded by {cgroup.cells_here()[1]}"
         default = [each for tier, each in found.items() if TIERS.index(tier) >= TIERS.index(DEFAULT_TIER)]
         if any(each.available for each in default):
             return Preflight(True, details=details)
@@ -122,7 +125,7 @@ def _equips(backend: Backend, call: ToolCall) -> bool:
 
 def end_leftovers() -> int:
     """End what the calls of dead workers have left on this machine, in any tier. How many processes there were."""
-    return end_strays() + sweep()
+    return end_strays() + sweep() + cgroup.sweep()
 
 
 def _sentence(found: Preflight) -> str:

@@ -16,13 +16,14 @@ import time
 
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
+from understudy.actors.sandbox.cgroup import NO_CELLS, Cells
 from understudy.actors.sandbox.egress.way_out import WayOut, proxy_of
 from understudy.actors.sandbox.preflight import try_out
 from understudy.actors.sandbox.runtime import this_runtime
 from understudy.actors.sandbox.spare import Spare, terms
 from understudy.actors.sandbox.verdict import judge, request_of
 from understudy.actors.sandbox.zygote_process import START_S, Zygote, start
-from understudy.policies.profile import Profile, Tier
+from understudy.policies.profile import Limits, Profile, Tier
 
 CALLS_MOST = 2000
 """Calls of one zygote; then another takes over. Spares share the layout of its memory, so that should not last."""
@@ -36,8 +37,9 @@ class ZygoteBackend:
     name = "bubblewrap zygote"
     tier: Tier = "zygote"
 
-    def __init__(self, spares: int = 2) -> None:
+    def __init__(self, spares: int = 2, cells: Cells = NO_CELLS) -> None:
         self._spares = spares
+        self._cells = cells
         self._zygote: Zygote | None = None
         self._starting: asyncio.Task[Zygote] | None = None
 
@@ -66,8 +68,8 @@ class ZygoteBackend:
         message = json.dumps(terms(profile.limits, proxy is not None)).encode()
         request = request_of(call, profile, this_runtime(), way_out)
         zygote = await self._running()
-        spare = zygote.take(message)
-        self._refill_soon(zygote, message)
+        spare = zygote.take(message, profile.limits)
+        self._refill_soon(zygote, message, profile.limits)
         try:
             await _in_time(zygote, spare)
             if proxy is not None:
@@ -105,15 +107,15 @@ class ZygoteBackend:
         if zygote is not None:
             await zygote.close()
 
-    def _refill_soon(self, zygote: Zygote, message: bytes) -> None:
+    def _refill_soon(self, zygote: Zygote, message: bytes, limits: Limits) -> None:
         """Not in the way of the call that has just begun, if there is another spare for the next."""
         delay_s = REFILL_AFTER_S if zygote.waiting else 0.0
-        asyncio.get_running_loop().call_later(delay_s, self._refill, zygote, message)
+        asyncio.get_running_loop().call_later(delay_s, self._refill, zygote, message, limits)
 
-    def _refill(self, zygote: Zygote, message: bytes) -> None:
+    def _refill(self, zygote: Zygote, message: bytes, limits: Limits) -> None:
         """As many spares as there should be. The terms of the last call are the likeliest of the next."""
         if zygote.is_open():
-            zygote.refill(message, self._spares)
+            zygote.refill(message, self._spares, limits)
         if zygote.made >= CALLS_MOST and self._starting is None:
             self._starting = asyncio.ensure_future(self._start())
 
@@ -128,7 +130,7 @@ class ZygoteBackend:
     async def _start(self) -> Zygote:
         """Another zygote takes over; the one before ends with the last of its calls."""
         try:
-            before, self._zygote = self._zygote, await start(this_runtime())
+            before, self._zygote = self._zygote, await start(this_runtime(), self._cells)
             if before is not None:
                 before.retire()
             return self._zygote

@@ -14,8 +14,8 @@ The zygote has no capability either, loads no tool, and holds no secret: a spare
 what every Python knows. What spares share is the layout of that memory; who minds takes the tier `cold`.
 
 Run as `python -I -S -B zygote_inside.py CONTROL_FD`. The first message is what `prepare` in `zygote_process.py`
-writes; each later one makes a spare: what `terms` in `spare.py` says, with the far ends of its three pipes and a socket
-for its first process.
+writes; each later one makes a spare: what `terms` in `spare.py` says, with the far ends of its three pipes, a socket
+for its first process, and a way into a cgroup, if there is one.
 """
 
 import ctypes
@@ -33,13 +33,16 @@ from types import ModuleType
 from typing import Any
 
 ID = 1000
-CLONE_NEW_ALL = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
+CLONE_NEW_ALL = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
+CLONE_NEWCGROUP = 0x02000000
 SYS_CLONE3 = 435  # the same number on every architecture
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC = 0x1, 0x2, 0x4, 0x8, 0x1000, 0x4000
 SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
 WORKING_FOLDER = "/tmp"
 # Where the ends lie in a spare: as where bubblewrap puts them.
 REPLY, STATUS = 3, 4
+FDS = 4
+"""That come with an order; and one more, where a cgroup was made for the call."""
 REHEARSALS = 20
 """After so many, the interpreter has settled on how it executes this, and writes to less of its memory."""
 UNBOUNDED = 1 << 60
@@ -133,7 +136,8 @@ def become_first(
 ) -> None:
     """The first process of a spare: builds the walls, starts the runner, reaps, and tells how it ended."""
     try:
-        arrange(fds)
+        enter_cgroup(fds[FDS:])
+        arrange(fds[:FDS])
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.setsid()
@@ -174,6 +178,15 @@ def halt(status: socket.socket) -> None:
     status.send(HALTED)
     while True:  # to end takes a core half a millisecond, which whoever waits for the word can use better
         signal.pause()
+
+
+def enter_cgroup(doors: list[int]) -> None:
+    """The one that was made for the call, if there is one; from inside, it is all there is."""
+    for door in doors:
+        os.write(door, b"0")
+    from understudy.actors.sandbox.confine import check, libc
+
+    check(libc.unshare(CLONE_NEWCGROUP), "unshare")
 
 
 def arrange(fds: list[int]) -> None:

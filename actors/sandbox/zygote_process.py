@@ -11,6 +11,7 @@ from typing import Any
 
 from understudy.actors.sandbox import seccomp, watch
 from understudy.actors.sandbox.backend import IsolationUnavailable
+from understudy.actors.sandbox.cgroup import Cells
 from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
 from understudy.actors.sandbox.diagnosis import not_started
 from understudy.actors.sandbox.insist import insist, readable, send_kill
@@ -18,7 +19,7 @@ from understudy.actors.sandbox.launch import find_bubblewrap, line
 from understudy.actors.sandbox.runtime import Runtime
 from understudy.actors.sandbox.spare import Spare, order
 from understudy.actors.sandbox.walls import WORKING_FOLDER, host_root, zygote_command
-from understudy.policies.profile import covers
+from understudy.policies.profile import Limits, covers
 
 PRELOAD = ("cloudpickle", "pydantic", "asyncio", "typing", "traceback", "understudy.actors.tool")
 """What tools import most. It costs each zygote some memory, and no call anything."""
@@ -32,11 +33,12 @@ _WORDS_BYTES = 8192
 class Zygote:
     """One that is ready. Whoever takes a spare from it has to await `end` for it."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", control: socket.socket, cells: Cells) -> None:
         self.made = 0
         """Spares, over its life."""
         self._process = process
         self._control = control
+        self._cells = cells
         self._pidfd = os.pidfd_open(process.pid)
         self.dead = readable(self._pidfd)
         self._open = 0
@@ -60,20 +62,20 @@ class Zygote:
         """Whether it takes calls."""
         return not self._retired and not self.dead.done()
 
-    def take(self, message: bytes) -> Spare:
+    def take(self, message: bytes, limits: Limits) -> Spare:
         """A spare made to these terms: one that waits, or else a new one. Raises IsolationUnavailable."""
         for place, (made_to, spare) in enumerate(self._waiting):
             if made_to == message:
                 del self._waiting[place]
                 return spare
-        return self._make(message)
+        return self._make(message, limits)
 
-    def refill(self, message: bytes, wanted: int) -> None:
-        """Have so many spares waiting, and one at least made to these terms."""
+    def refill(self, message: bytes, wanted: int, limits: Limits) -> None:
+        """Have so many spares waiting, and one at least made to these terms. `limits`: that are the likeliest."""
         if wanted and len(self._waiting) >= wanted and all(made_to != message for made_to, _ in self._waiting):
             self._spawn(self.end(self._waiting.popleft()[1]))
         while len(self._waiting) < wanted and self.is_open():
-            self._waiting.append((message, self._make(message)))
+            self._waiting.append((message, self._make(message, limits)))
 
     async def end(self, spare: Spare) -> int:
         """The exit status, once nothing in it executes any more; even when cancelled."""
@@ -106,11 +108,16 @@ class Zygote:
         if interrupted:
             raise asyncio.CancelledError
 
-    def _make(self, message: bytes) -> Spare:
+    def _make(self, message: bytes, limits: Limits) -> Spare:
+        cell = self._cells.make(limits)
         try:
-            spare = order(self._control, message)
+            spare = order(self._control, message, cell)
         except (BrokenPipeError, ConnectionResetError):
+            self._cells.remove(cell)
             raise IsolationUnavailable("the zygote is gone", "it is started again with the next call") from None
+        except BaseException:
+            self._cells.remove(cell)
+            raise
         self.made += 1
         self._open += 1
         return spare
@@ -129,7 +136,10 @@ class Zygote:
             self.kill()  # and `dead` buries it
 
     async def _bury_spare(self, spare: Spare) -> None:
-        await spare.buried()
+        try:
+            await spare.buried()
+        finally:
+            self._cells.remove(spare.cell)
         self._open -= 1
         self._close_if_done()
 
@@ -146,11 +156,11 @@ class Zygote:
         task.add_done_callback(self._tasks.discard)
 
 
-async def start(runtime: Runtime) -> Zygote:
+async def start(runtime: Runtime, cells: Cells) -> Zygote:
     """A zygote that is ready. Raises IsolationUnavailable; then nothing of it is left."""
     machine = os.uname().machine
     filters = {"alone": seccomp.program(machine), "network": seccomp.program(machine, network=True)}
-    zygote, pid, control, said = _spawn(runtime)
+    zygote, pid, control, said = _spawn(runtime, cells)
     try:
         await _until_ready(pid, control, prepare(runtime, filters))
     except _NotReady:
@@ -164,7 +174,7 @@ async def start(runtime: Runtime) -> Zygote:
     return zygote
 
 
-def _spawn(runtime: Runtime) -> tuple[Zygote, int, socket.socket, int]:
+def _spawn(runtime: Runtime, cells: Cells) -> tuple[Zygote, int, socket.socket, int]:
     """One that starts, its pid, its control socket, and the end of the pipe where it says what is wrong."""
     program = find_bubblewrap()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -187,7 +197,7 @@ def _spawn(runtime: Runtime) -> tuple[Zygote, int, socket.socket, int]:
     finally:
         theirs.close()
         os.close(said_out)
-    return Zygote(process, ours), process.pid, ours, said_in
+    return Zygote(process, ours, cells), process.pid, ours, said_in
 
 
 class _NotReady(Exception):

@@ -319,6 +319,16 @@ def r04_fill_memory_together(children: int, each: int) -> None:
     signal.pause()
 
 
+def r04_fill_memory_until_one_dies(children: int, each: int) -> int:
+    """All at once, and touched as fast as it goes."""
+    for _ in range(children):
+        if os.fork() == 0:
+            held = b"x" * each
+            signal.pause()
+            print(len(held))
+    return os.waitstatus_to_exitcode(os.wait()[1])
+
+
 def r04_share_memory(children: int, size: int) -> int:
     """Forked processes hold the same pages: that is not more memory."""
     held = b"x" * size
