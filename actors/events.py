@@ -95,6 +95,9 @@ def _decided(graph: str, data: Mapping[str, Any]) -> dict[str, float]:
     counted = {sample("policy_decisions_total", decision=data["decision"], tool=data["tool"]): 1.0}
     if "refused" in data:  # by the sandbox, which did not believe the grant
         counted[sample("grants_refused_total", reason=data["refused"])] = 1.0
+    for reached in (*data.get("budgets", ()), *data.get("beyond", ())):  # a budget's limit, and what came of it
+        named = {"budget": reached["budget"], "policy": reached["policy"], "decision": data["decision"]}
+        counted[sample("budget_limits_reached_total", **named)] = 1.0
     return counted
 
 

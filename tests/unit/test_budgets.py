@@ -446,9 +446,16 @@ def test_a_person_is_asked_call_by_call_and_what_they_agree_to_goes_beyond() -> 
         asked.append(question.payload)
         return len(asked) == 1
 
-    note, found = play(calls(3), policy("{id: few, scope: run, limits: {calls: 1}, at_limit: ask}"), answers=answer)
+    store, rules = MemoryStore(), policy("{id: few, scope: run, limits: {calls: 1}, at_limit: ask}")
+    note, found = play(calls(3), rules, store, answers=answer)
     assert note.seen[:2] == ["0", "1"]
     assert note.seen[2].startswith("a person said no; budget 'few'")
+    counted = asyncio.run(store.counters())
+    reached = {name: n for name, n in counted.items() if name.startswith("budget_limits_reached_total")}
+    assert reached == {
+        f'budget_limits_reached_total{{budget="few",decision="{decision}",policy="shop"}}': 1.0
+        for decision in ("allow", "deny")
+    }
     assert [each["tool"] for each in asked] == ["search", "search"]
     (told,) = asked[0]["budgets"]
     assert (told["budget"], told["limit"], told["spent"], told["wanted"]) == ("few", "1", "1", "1")
