@@ -48,13 +48,15 @@ class Graph(graph.Graph):
                 be used here; give the function.
             policy: rules (Policy, or the text of a policy file) to judge tool calls by; default: yes to all.
             key, thread, labels, files: as in `Cluster.start`. The same key on the same store goes on with the same run,
-                also in a new process after this one was killed.
+                also in a new process after this one was killed; a child's graph that is in no module is found there
+                if a node of its parent names it.
             answers: by interrupt id, node or tool name; or a function of the Interrupt that returns the answer. None is
                 no answer. An approval is answered with True or False.
             messages: put into the run's mailbox before it begins.
             tools: functions to call in the place of tools, by the tool's name.
             secrets: what tools get by `understudy.secret(NAME)`, by name.
-            clock: default, this machine's: `ctx.sleep` takes its time. With `SteppedClock()` it takes none.
+            clock: default, this machine's: `ctx.sleep` takes its time. With `SteppedClock()` it takes none; one
+                that goes on with a run begins no earlier than the run was left.
         Returns the final state, as the graph's model.
         Raises RunFailed (failed, cancelled); AnswerNeeded (a question that `answers` does not answer, and that has no
         deadline); CallerError: the input does not fit, the store is served by a cluster, nothing can end a wait.

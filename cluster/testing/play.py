@@ -61,7 +61,8 @@ class Played:
     steps: Mapping[str, tuple[int, ...]]
     """The supersteps that have a checkpoint, by run."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """The workspace at the end, by run: text of it, in the order of its paths."""
+    """The workspace at the end, by run: text of it, in the order of its paths. Not of a run that has lost files as a
+    call's sandbox died: a person who gives the call's value does not have them."""
     lost: tuple[str, ...] = ()
     """Checkpoints that were acknowledged, and are not there."""
     broken: tuple[str, ...] = ()
@@ -100,7 +101,7 @@ class Played:
             ("files", "run {}: the files of its workspace are"),
         ):
             for run, expected in getattr(self, name).items():
-                found = getattr(other, name).get(run, "nowhere")
+                found = getattr(other, name).get(run, expected if name == "files" else "nowhere")
                 if found != expected:
                     return f"{what.format(run)} {_shown(found)}, not {_shown(expected)}"
         for effects, found_effects in ((self.effects, other.effects), (self.world, other.world)):
@@ -161,6 +162,8 @@ class Theatre(Inline):
         self.turn = asyncio.Lock()
         self.broken: list[str] = []
         self._runs: dict[Process, str] = {}
+        self._without_files: set[str] = set()
+        """Runs for which a person gave the value of a call that has left files."""
         match fault:
             case Fault(victim="machine"):
                 self.hand.strike = self._everything_dies
@@ -264,6 +267,8 @@ class Theatre(Inline):
         for receipt in await self.store.receipts(record.run_id):
             if receipt.digest == question.digest and receipt.state == "unknown":
                 outcome = self.hand.ledger.outcome_of(receipt.key)
+                if outcome is not None and outcome.files:
+                    self._without_files.add(record.run_id)  # they died with the sandbox, and no person has them
                 if outcome is not None:
                     return {"value": outcome.value} if outcome.kind == "ok" else "fail"
         return "retry"
@@ -293,7 +298,9 @@ class Theatre(Inline):
                 names[run_id]: tuple(sorted(row.step for row in rows if row.run_id == run_id))
                 for run_id, rows in history.items()
             },
-            files={names[r.run_id]: await _files(self.store, r) for r in records},
+            files={
+                names[r.run_id]: await _files(self.store, r) for r in records if r.run_id not in self._without_files
+            },
             lost=tuple(sorted(self.hand.ledger.durable() - kept)),
             broken=(*self.hand.broken, *self.broken),
             operations=tuple(self.hand.names),

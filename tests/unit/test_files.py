@@ -157,6 +157,18 @@ def test_a_death_at_every_boundary_leaves_the_same_files() -> None:
     assert report.ok, report
 
 
+def test_files_that_die_with_their_sandbox_are_no_fault_of_the_graph() -> None:
+    graph = Graph("once", Work)
+
+    @graph.node
+    async def work(state: Work, ctx: Context) -> dict[str, Any]:
+        return {"seen": [await ctx.call(replace, path="a", text="once")]}
+
+    graph.edge(START, "work").edge("work", END)
+    report = crash_points(graph, {})
+    assert report.ok, report
+
+
 def test_parallel_nodes_may_change_different_paths() -> None:
     assert two_nodes("a", "b").run_inline({}).seen == [["a", "b", "c"]]
 
