@@ -269,7 +269,7 @@ class Driver:
     def _start(self, task: Task, checkpoint: Checkpoint) -> None:
         context = self._context(task, checkpoint) if self.plan.nodes[task.node].context_name else Unaided()
         self._residence.stream.begin(task, again=self._again)
-        work = asyncio.ensure_future(self._attempt(task, checkpoint, context))
+        work = asyncio.get_running_loop().create_task(self._attempt(task, checkpoint, context))
         self._work[work] = context
         work.add_done_callback(functools.partial(self._ended, task))
 

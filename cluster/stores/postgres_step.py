@@ -8,15 +8,14 @@ from understudy.cluster.stores.rows import summed, to_json
 COMMITTED = {sample("checkpoint_commits_total", result="ok"): 1.0}
 STEP = Prepared(
     "understudy_step",
-    f"SELECT run_step({', '.join(f'${n}' for n in range(1, 16))})",
-    binary=(True, False, False, False, False, True, True, False, True, True, True, False, True, True, False),
+    f"SELECT run_step({', '.join(f'${n}' for n in range(1, 17))})",
+    binary=tuple(letter == "b" for letter in "b----bb--bbb-bb-"),
 )
 
 
 def is_step(commit: Commit) -> bool:
-    new = commit.checkpoint
     plain = not (commit.taken or commit.result or commit.error)
-    return new is not None and commit.status == "running" and new.step == commit.step and plain
+    return commit.checkpoint is not None and commit.status == "running" and plain
 
 
 async def take_step(connection: Connection, commit: Commit) -> bool | None:
@@ -32,6 +31,7 @@ async def take_step(connection: Connection, commit: Commit) -> bool | None:
         b"%d" % commit.step,
         new.checkpoint_id.encode(),
         new.parent.encode(),
+        b"%d" % new.step,
         b"t" if new.snapshot else b"f",
         new.since.encode(),
         new.body.encode(),

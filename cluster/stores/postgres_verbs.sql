@@ -297,8 +297,8 @@ END $$;
 -- it see what others did to the run until then. Null: it is none of these cases, nothing was changed, ask run_commit.
 CREATE OR REPLACE FUNCTION run_step(
     p_run_id text, p_epoch bigint, p_seq bigint, p_at float8, p_step bigint, p_checkpoint_id text, p_parent text,
-    p_snapshot boolean, p_since text, p_body text, p_kinds text[], p_times float8[], p_data text[], p_names text[],
-    p_amounts float8[]
+    p_checkpoint_step bigint, p_snapshot boolean, p_since text, p_body text, p_kinds text[], p_times float8[],
+    p_data text[], p_names text[], p_amounts float8[]
 ) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     run_n bigint;
@@ -314,7 +314,7 @@ BEGIN
         RETURN NULL;
     END IF;
     INSERT INTO checkpoints (thread_id, checkpoint_id, parent, step, snapshot, since, body, run_id, at)
-    VALUES (thread, p_checkpoint_id, p_parent, p_step, p_snapshot, p_since, p_body, p_run_id, p_at);
+    VALUES (thread, p_checkpoint_id, p_parent, p_checkpoint_step, p_snapshot, p_since, p_body, p_run_id, p_at);
     DELETE FROM writes WHERE run = run_n;
     INSERT INTO events (run, n, kind, at, data)
     SELECT run_n, coalesce((SELECT max(n) FROM events WHERE run = run_n), 0) + place, kind, at, data

@@ -18,10 +18,10 @@ from support.stage import Stage
 from support.waiting import wait_until_async
 from understudy import END, START, Graph, append
 from understudy.actors.errors import CallerError, Conflict, StoreUnavailable
-from understudy.actors.records import run_id_on
+from understudy.actors.records import Committed, Event, run_id_on
 from understudy.cluster.stores import open_store
 from understudy.cluster.stores.postgres import PostgresStore
-from understudy.cluster.testing.conformance.suite import T, commit_of, create, owned
+from understudy.cluster.testing.conformance.suite import T, checkpoint, commit_of, create, owned
 
 
 def using(url: str, check: Callable[[PostgresStore], Awaitable[None]]) -> None:
@@ -294,5 +294,40 @@ def test_info_tells_whether_it_is_durable(postgres_url: str) -> None:
         info = await store.info()
         assert (info.kind, info.durable, info.detail["fsync"]) == ("postgres", True, "on")
         assert "@" not in info.where
+
+    using(postgres_url, check)
+
+
+def test_a_step_says_what_it_was_given_however_much_that_is(postgres_url: str) -> None:
+    """By the short way (postgres_wire.py): no text ends early or is read as something else, and what is more than the
+    socket takes at once arrives; a server that has forgotten the statement is told it again."""
+    odd = 'a "quoted", {braced}, back\\slashed, NULL \u00e9\U0001f600 text\n'
+
+    async def check(store: PostgresStore) -> None:
+        run = await owned(store)
+        body = json.dumps([odd, "x" * 20_000_000], ensure_ascii=False)
+        for seq, name in enumerate((odd, "second"), start=1):
+            commit = commit_of(
+                run,
+                seq=seq,
+                step=seq,
+                checkpoint=checkpoint(f"c{seq}", f"c{seq - 1}" if seq > 1 else "", seq, seq == 1, body=body),
+                events=(Event("node_finished", T + 0.25, {"node": name}), Event("checkpoint", T, {})),
+                counters={f"c{name}": 0.5, "other": 2.0},
+            )
+            assert await store.commit(commit) == Committed(duplicate=False, cancel_asked=False)
+            assert (await store.commit(commit)).duplicate
+            await store.connections.run(lambda connection: connection.execute("DEALLOCATE ALL"))
+        assert [row.body for row in await store.chain(run.thread_id, "c2")] == [body, body]
+        events = await store.events(run.run_id)
+        assert [(e.kind, e.at, e.data) for e in events[-4:-2]] == [
+            ("node_finished", T + 0.25, {"node": odd}),
+            ("checkpoint", T, {}),
+        ]
+        counted = await store.counters()
+        assert (counted[f"c{odd}"], counted["other"]) == (0.5, 4.0)
+        with pytest.raises(CallerError, match=r"cannot hold this.*0x00"):
+            await store.commit(commit_of(await store.run(run.run_id), checkpoint=checkpoint("c3", "c2", body="a\0b")))
+        assert (await store.run(run.run_id)).seq == 2
 
     using(postgres_url, check)
