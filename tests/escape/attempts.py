@@ -102,6 +102,12 @@ def f14_make_setuid() -> list[str]:
     return [stopped(lambda: os.chmod("program", 0o4755)), stopped(lambda: os.chmod("program", 0o2755)), created]
 
 
+def f14_become_root() -> list[str]:
+    """Through a program that everybody may execute as root. Who it then is; empty if it does not get there."""
+    done = subprocess.run(["/usr/bin/su", "-c", "id -u"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return done.stdout.split()
+
+
 def f15_open_by_handle() -> str:
     return call(304, 265, -100, b"\0" * 64, 0)
 

@@ -90,6 +90,11 @@ def test_no_file_becomes_setuid(sandbox: Place) -> None:
     assert sandbox.tried(attempts.f14_make_setuid) == ["EPERM", "EPERM", "EPERM"]
 
 
+def test_a_setuid_program_gives_nothing(sandbox: Place) -> None:
+    assert sandbox.tried(attempts.f14_become_root) == []
+    assert sandbox.tried(attempts.k24_status)[0] == 1  # no new privileges, so no program brings any
+
+
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
@@ -118,6 +123,8 @@ def test_other_processes_are_not_there(sandbox: Place) -> None:
     assert sandbox.tried(attempts.p08_signal, pid=sandbox.worker.process.pid) == ("ESRCH" if alone else "EPERM")
     assert sandbox.tried(attempts.p04_ptrace, pid=1) == "EPERM"
     assert sandbox.tried(attempts.p05_read_memory_of, pid=1) == "EPERM"
+    memory = f"/proc/{sandbox.worker.process.pid}/mem"
+    assert sandbox.tried(attempts.open_for_writing, path=memory) == ("ENOENT" if alone else "EACCES")
     assert sandbox.tried(attempts.p07_take_a_descriptor) == "EPERM"
     assert sandbox.tried(attempts.p09_limits_of_the_first) == "EPERM"
 
@@ -146,6 +153,10 @@ def _sockets_refused(place: Place, path: str, profile: Profile) -> None:
 
 def test_the_hosts_abstract_sockets_cannot_be_reached(sandbox: Place) -> None:
     _sockets_refused(sandbox, f"\0{CANARY}-{os.getpid()}", Profile())
+
+
+def test_the_hosts_sockets_cannot_be_reached(sandbox: Place) -> None:
+    _sockets_refused(sandbox, str(sandbox.folder / "s"), Profile())
 
 
 def test_a_socket_in_a_granted_folder_cannot_be_reached(granting: Place) -> None:
@@ -215,6 +226,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "k17 sethostname": (170, 161, b"x", 1),
     "k18 clock_settime": (227, 112, 0, 0),
     "k18 adjtimex": (159, 171, 0),
+    "k20 mount proc": (165, 40, b"proc", b"/tmp", b"proc", 0, 0),
     "k20 swapon": (167, 224, b"/tmp/x", 0),
     "k20 quotactl": (179, 60, 0, 0, 0, 0),
     "k26 kcmp": (312, 272, 1, 1, 0, 0, 0),
@@ -300,6 +312,13 @@ def test_memory_of_many_processes_is_bounded_together(sandbox: Place) -> None:
     outcome = sandbox.outcome(attempts.r04_fill_memory_together, profile, children=6, each=40 * MIB)
     assert outcome.kind == "out_of_memory", outcome
     assert outcome.duration_s < 10
+
+
+def test_memory_that_is_taken_all_at_once_is_bounded(sandbox: Place) -> None:
+    """By the watchdog, or by the kernel where the call has a cgroup; the first to see it ends the call."""
+    profile = limited(memory_bytes=64 * MIB, disk_bytes=MIB, wall_s=20)
+    outcome = sandbox.outcome(attempts.r04_fill_memory_until_one_dies, profile, children=8, each=60 * MIB)
+    assert outcome.kind == "out_of_memory", outcome
 
 
 def test_shared_memory_counts_once(sandbox: Place) -> None:
