@@ -16,6 +16,8 @@ from understudy.policies.operators import normal_path, show
 
 SHOWN_MAX = 50
 """Problems that a message lists."""
+LOCATED_MAX = 100
+"""Problems that are told with their line."""
 
 Kind = Literal["duration", "size", "count"]
 _UNITS: Final[Mapping[Kind, Mapping[str, float]]] = {
@@ -91,7 +93,8 @@ class Reader:
     """The line of a field of a rule."""
 
     def wrong(self, field: str, words: str) -> None:
-        self.problems.append(Problem(self.source, self.rule, field, words, self.locate(self.place, field)))
+        line = self.locate(self.place, field) if len(self.problems) < LOCATED_MAX else 0  # each looks through the file
+        self.problems.append(Problem(self.source, self.rule, field, words, line))
 
     def amount(self, at: str, value: Any, kind: Kind) -> float:
         """A duration in seconds, a size in bytes, or a count."""

@@ -568,3 +568,12 @@ RULE_VALUES: st.SearchStrategy[Any] = st.fixed_dictionaries(
 def test_a_policy_survives_being_stored(rules: list[dict[str, Any]], budgets: list[dict[str, Any]]) -> None:
     listed = [{"id": f"r{n}", **rule} for n, rule in enumerate(rules)]
     reads_or_refuses(json.dumps({"policy": "p", "version": "1", "rules": listed, "budgets": budgets}))
+
+
+def test_lines_are_looked_for_as_long_as_somebody_reads_them() -> None:
+    """Each looks through the file: eighty thousand unknown keys took minutes."""
+    with pytest.raises(PolicyError) as caught:
+        load_policy("\n".join(f"k{number}: 1" for number in range(300)), source="p.yaml")
+    lines = [problem.line for problem in caught.value.problems]
+    assert all(lines[:50])
+    assert not any(lines[100:])
