@@ -189,6 +189,6 @@ def test_whatever_is_printed_is_harmless_and_json_is_the_same(text: str, other: 
     assert harmless(harmless(text)) == harmless(text)
     value: Any = {text: [other, {"a": text}]}
     line = json_line(value)
-    assert json.loads(line) == value
+    assert json.loads(line) == json.loads(json.dumps(value))  # two halves of a character are one in any JSON
     assert not STEERS & {*line}
     line.encode()
