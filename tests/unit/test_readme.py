@@ -32,6 +32,11 @@ def test_the_example_runs_under_its_policy_and_survives_crashes():
     assert report.ok, report
 
 
+def test_the_budgets_are_ones():
+    policy = load_policy("policy: readme\nversion: 1\n" + block("yaml", "budgets:"), source="policy.yaml")
+    assert [budget.id for budget in policy.budgets] == ["each-run", "each-customer"]
+
+
 def test_the_migration_leaves_no_channel_behind_that_the_new_model_does_not_have():
     class Declaring:
         declared: Callable[[dict[str, Any]], dict[str, Any]]
