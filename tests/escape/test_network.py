@@ -191,6 +191,7 @@ def test_nothing_asks_on_when_the_call_is_over(sandbox: Place) -> None:
     with upstream() as served:
         url = f"http://127.0.0.1:{served.port}/"
         assert sandbox.tried(callers.keeps_asking, network(f"127.0.0.1:{served.port}"), url=url) == "left"
+        served.settle()  # what was sent before the end may be heard after it
         heard = len(served.heard)
         began = time.monotonic()
         assert sandbox.tried(callers.asks, network(f"127.0.0.1:{served.port}"), url=url)[0] == 200

@@ -21,6 +21,15 @@ class Upstream:
     heard: list[bytes] = field(default_factory=list)
     echo: bool = False
     """Answer with what was asked, as some servers do for debugging."""
+    answering: list[threading.Thread] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Returns when all that was connected before has been heard: connections are taken up in turn."""
+        with socket.create_connection(("127.0.0.1", self.port), 20) as last:
+            last.shutdown(socket.SHUT_WR)
+            last.recv(1)
+        for each in list(self.answering):
+            each.join(30)
 
 
 @contextlib.contextmanager
@@ -35,7 +44,8 @@ def upstream(answer: bytes = OK, *, echo: bool = False, tls: ssl.SSLContext | No
                     client = listener.accept()[0]
                 except OSError:
                     return
-                threading.Thread(target=_one, args=(client, served, tls), daemon=True).start()
+                served.answering.append(threading.Thread(target=_one, args=(client, served, tls), daemon=True))
+                served.answering[-1].start()
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
