@@ -145,6 +145,15 @@ class Accounts:
             self._known.popitem(last=False)
 
 
+def given(store: Store) -> Callable[[], Awaitable[Store]]:
+    """A store that is open already, as `Accounts` and `Budgets` ask for one."""
+
+    async def opened() -> Store:
+        return store
+
+    return opened
+
+
 def charged(outcome: Outcome, bill: Bill) -> Outcome:
     """The outcome of a tool call, with what it did cost. What was refused has not cost anything; what nobody knows the
     end of stays held."""

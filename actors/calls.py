@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar
 
-from understudy.actors.accounts import Accounts
+from understudy.actors.accounts import Accounts, given
 from understudy.actors.approvals import Submission, read_approval, submission
 from understudy.actors.effects import BUDGET, call_digest, call_text, read_outcome, write_outcome
 from understudy.actors.errors import CallerError, tellable
@@ -152,11 +152,8 @@ class Caller:
     accounts: Accounts = field(init=False)
 
     def __post_init__(self) -> None:
-        self.accounts = Accounts(self._opened)
+        self.accounts = Accounts(given(self.store))
         self.ledger = Ledger(self.store, self.clock, self.token, self.durable)
-
-    async def _opened(self) -> Store:
-        return self.store
 
     async def call(self, place: Place, tool: Tool[Any, Any], args: dict[str, Any], index: int) -> Outcome:
         """The outcome of the call at this place: from its receipt, or made now.

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from understudy.actors.channels import adapter_of, channels_of
 from understudy.actors.errors import GraphError
-from understudy.actors.plan import END, START, Branch, Join, Migration, Node, Plan, Target
+from understudy.actors.plan import END, START, Branch, Join, Migration, Node, Plan, Target, is_async
 from understudy.policies.retention import All, Keep
 from understudy.policies.retry import Retry
 
@@ -203,7 +203,7 @@ def _node(name: str, fn: Callable[..., Any], state: type[BaseModel], goto: tuple
         fn=fn,
         takes_state=bool(rest),
         context_name=context.name if context else "",
-        is_async=inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)),  # noqa: B004
+        is_async=is_async(fn),
         arg_adapter=adapter_of(annotation, state),
         takes_model=annotation is Any or annotation is state,
         goto=goto,

@@ -11,13 +11,13 @@ import inspect
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from understudy.actors.accounts import Accounts, charged, settled
+from understudy.actors.accounts import Accounts, charged, given, settled
 from understudy.actors.budget_sweep import sweep_all
 from understudy.actors.budgets import Budgets, own_effect_allowed
 from understudy.actors.calls import Granted, Order, SandboxDied, Verdict, finish, finished_event
@@ -69,13 +69,13 @@ class RulesPolicy:
         self._store = store
         self._histories = RunHistories(store) if store is not None else None
         held = store or MemoryStore()  # where there is none, accounts live as long as this object
-        self._budgets = Budgets(_given(held))
+        self._budgets = Budgets(given(held))
         self._clock = clock
 
     async def mend(self) -> None:
         """Settle what a process before this one has left held, which nobody else does where no supervisor is."""
         if self._store is not None and any(policy.budgets for policy in self._policies):
-            await sweep_all(self._store, Accounts(_given(self._store)), self._clock(), mend_after_s=0.0)
+            await sweep_all(self._store, Accounts(given(self._store)), self._clock(), mend_after_s=0.0)
 
     async def decide(self, request: Request, key: str, epoch: int, policy: str, approved: bool) -> Verdict:
         now, history = self._clock(), NO_HISTORY
@@ -120,7 +120,7 @@ class InlineSandboxes:
         self._clock = clock
         self._secrets = dict(secrets or {})
         self._traces = Traces(self._secrets)
-        self._accounts = Accounts(_given(store))
+        self._accounts = Accounts(given(store))
         self._tools: dict[str, Tool[Any, Any]] = {}
         self._work: dict[tuple[str, str], asyncio.Task[Outcome | Receipt]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inline-tools") if in_thread else None
@@ -257,13 +257,6 @@ def _bill_of(token: str) -> Bill:
     """Other policies' tokens are other things."""
     text = token.removeprefix(BILL)
     return bill_in(json.loads(text)) if text and text != token else FREE
-
-
-def _given(store: Store) -> Callable[[], Awaitable[Store]]:
-    async def opened() -> Store:
-        return store
-
-    return opened
 
 
 async def _awaited(value: Any) -> Any:

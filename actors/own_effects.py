@@ -32,6 +32,7 @@ from understudy.actors.events import counters_of
 from understudy.actors.ledger import Ledger, Place, Wish, decision_data
 from understudy.actors.outcome import Outcome
 from understudy.actors.paid import Paid, costs_of
+from understudy.actors.plan import is_async
 from understudy.actors.reconciled import Done, Reconciled, Unsure, read_reconciled
 from understudy.actors.records import Event, Receipt
 from understudy.actors.threads import in_a_thread
@@ -284,7 +285,7 @@ def _jsonable(effect: OwnEffect, value: Any) -> Any:
 async def _called(caller: Caller, fn: Callable[..., Any], key: str) -> Any:
     """Call a plain function in a thread, an async one here; with the key, if it takes an argument."""
     args = (key,) if _wants_key(fn) else ()
-    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+    if is_async(fn):
         return await fn(*args)
     try:
         value = await in_a_thread(_THREADS, lambda: fn(*args))

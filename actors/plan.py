@@ -4,6 +4,7 @@ What a user builds it with is in graph.py.
 """
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,11 @@ class Migration:
     from_: str
     to: str
     fn: Callable[[dict[str, Any]], Any]
+
+
+def is_async(fn: Any) -> bool:
+    """Whether calling it gives a coroutine; of an object, whether its `__call__` does."""
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from understudy.actors.accounts import SHELF, Accounts, account_in
+from understudy.actors.accounts import SHELF, Accounts, account_in, given
 from understudy.actors.documents import Document
 from understudy.actors.errors import CallerError, NotFound
 from understudy.actors.paging import each_document
@@ -45,7 +45,7 @@ async def raise_limits(
     store: Store, settings: Settings, name: str, more: Amounts, *, by: str = "", note: str = ""
 ) -> Account:
     """Add to the limits of one account, as it is now: of a window, of this window. Raises NotFound, CallerError."""
-    _, account = await _found(store, name)
+    account = account_in(await _found(store, name))
     for unit in more:
         if unit not in account.limits:
             has = ", ".join(account.limits)
@@ -57,7 +57,7 @@ async def raise_limits(
         after = None if found is None else lift(found, more)
         return after, after
 
-    raised = await _accounts(store).change(name, act)
+    raised = await Accounts(given(store)).change(name, act)
     if raised is None:
         raise _no_account(name)
     return raised
@@ -65,9 +65,7 @@ async def raise_limits(
 
 async def reset(store: Store, settings: Settings, name: str, *, by: str = "", note: str = "") -> None:
     """Begin an account anew: as if nothing had been spent, or held. Raises NotFound, Overtaken."""
-    document = await store.read_document(SHELF, name)
-    if document is None:
-        raise _no_account(name)
+    document = await _found(store, name)
     told = {"by": by or user_name(), "note": note, "user": user_name()}
     with contextlib.suppress(CallerError):  # one that cannot be read is to be reset, above all
         told["spent"] = str(written(account_in(document).settled))
@@ -75,24 +73,17 @@ async def reset(store: Store, settings: Settings, name: str, *, by: str = "", no
     await store.erase_document(SHELF, name, document.version)
 
 
-async def _found(store: Store, name: str) -> tuple[Document, Account]:
+async def _found(store: Store, name: str) -> Document:
     document = await store.read_document(SHELF, name)
     if document is None:
         raise _no_account(name)
-    return document, account_in(document)
+    return document
 
 
 def _no_account(name: str) -> NotFound:
     return NotFound(
         f"there is no account {name!r}: `understudy budgets` lists those that there are; one begins with its first call"
     )
-
-
-def _accounts(store: Store) -> Accounts:
-    async def opened() -> Store:
-        return store
-
-    return Accounts(opened)
 
 
 def account_data(name: str, account: Account) -> dict[str, Any]:

@@ -65,22 +65,17 @@ class BubblewrapBackend:
             opening.append(asyncio.ensure_future(proxy.open(listener)))
 
         request = request_of(call, profile, runtime, way_out)
-        cell = self._cells.make(profile.limits)
-        try:
+        with self._cells.one(profile.limits) as cell:
             child = Child(started_by, bpf, request, profile.limits, None if proxy is None else listen, cell)
-        except BaseException:
-            self._cells.remove(cell)
-            raise
-        try:
-            await child.over()
-        finally:
             try:
-                status = await child.end()
+                await child.over()
             finally:
-                self._cells.remove(cell)
-                await asyncio.gather(*opening, return_exceptions=True)
-                if proxy is not None:
-                    await proxy.close()
+                try:
+                    status = await child.end()
+                finally:
+                    await asyncio.gather(*opening, return_exceptions=True)
+                    if proxy is not None:
+                        await proxy.close()
         outcome = judge(child.overseer, status, profile.limits, time.perf_counter() - began)
         return _never_started(child, status) if outcome is None else outcome
 

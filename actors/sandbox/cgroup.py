@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -154,6 +154,15 @@ class Cells:
             cell.remove()
             raise
         return cell
+
+    @contextmanager
+    def one(self, limits: Limits) -> Iterator[Cell | None]:
+        """For as long as a call; all in it have to be dead when it is left. Raises OSError."""
+        cell = self.make(limits)
+        try:
+            yield cell
+        finally:
+            self.remove(cell)
 
     def remove(self, cell: Cell | None) -> None:
         """When all in it are dead. The kernel may take a moment to see it so; it is then tried again with the next."""

@@ -74,21 +74,14 @@ class GvisorBackend:
                 raise BadGrant("tier 'gvisor' has a network stack that no proxy can listen in; name tier: cold")
         except BadGrant as error:
             return Outcome("error", error=str(error), error_type="BadGrant")
-        cell = self._cells.make(profile.limits)
-        try:
+        with self._cells.one(profile.limits) as cell:
             container = Container(program, profile, runtime, cell)
-        except BaseException:
-            self._cells.remove(cell)
-            raise
-        try:
-            await container.enter()
-            container.overseer.begin(request_of(call, profile, runtime, way_out), container.look)
-            await container.over()
-        finally:
             try:
-                status = await container.end()
+                await container.enter()
+                container.overseer.begin(request_of(call, profile, runtime, way_out), container.look)
+                await container.over()
             finally:
-                self._cells.remove(cell)
+                status = await container.end()
         outcome = judge(container.overseer, status, profile.limits, time.perf_counter() - began)
         if outcome is None:
             words = said(container.overseer).strip().splitlines()

@@ -92,21 +92,14 @@ class LandlockBackend:
         except BadGrant as error:
             return Outcome("error", error=str(error), error_type="BadGrant")
         within = dataclasses.replace(profile, limits=_in_this_table(profile.limits))
-        cell = self._cells.make(profile.limits)
-        try:
+        with self._cells.one(profile.limits) as cell:
             kept = Kept(profile, runtime, self._version, cell)
-        except BaseException:
-            self._cells.remove(cell)
-            raise
-        try:
-            await kept.here()
-            kept.begin(request_of(call, within, runtime, way_out))
-            await kept.over()
-        finally:
             try:
-                status = await kept.end()
+                await kept.here()
+                kept.begin(request_of(call, within, runtime, way_out))
+                await kept.over()
             finally:
-                self._cells.remove(cell)
+                status = await kept.end()
         outcome = judge(kept.overseer, status, profile.limits, time.perf_counter() - began)
         return _never_started(kept, status) if outcome is None else outcome
 
