@@ -64,6 +64,15 @@ def approval_answer(approval: Approval) -> dict[str, Any]:
     return answer
 
 
+def withdrawal(why: str, by: str) -> dict[str, Any]:
+    """What answers a question that has lost its reason, as JSON values: neither yes nor no. The call is judged anew."""
+    return {"withdrawn": why, "by": by}
+
+
+def is_withdrawn(answer: Any) -> bool:
+    return isinstance(answer, dict) and "withdrawn" in answer
+
+
 def read_approval(answer: Any) -> Approval:
     """The inverse; whatever else it is, it is a no."""
     if not isinstance(answer, dict):

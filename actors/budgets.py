@@ -121,9 +121,10 @@ class Budgets:
         self, due: _Due, key: str, hold: Hold, *, beyond: bool = False, only_look: bool = False
     ) -> Short | None:
         def act(account: Account | None) -> tuple[Account | None, Short | None]:
-            held = reserve(opened(due.title, due.budget, account), key, hold, beyond=beyond)
-            if isinstance(held, Short):
-                return account, held
+            begun = opened(due.title, due.budget, account)
+            held = reserve(begun, key, hold, beyond=beyond)
+            if isinstance(held, Short):  # an account that there is can be raised, as the refusal says
+                return (account if only_look else begun), held
             return (account if only_look else held), None
 
         return await self._accounts.change(due.name, act)
@@ -182,7 +183,11 @@ def _stopped(decision: Allow | Ask, request: Request, stops: Sequence[Short]) ->
 
 
 def _asked(decision: Allow | Ask, asks: Sequence[Short]) -> Judged:
-    reason = "; ".join(f"{short}; approve it to go beyond that with this one call" for short in asks)
+    reason = "; ".join(
+        f"{short}; approve it to go beyond that with this one call, or raise it with {_raising(short)}, and the call "
+        f"goes on by itself"
+        for short in asks
+    )
     asked = Ask("", asks[0].title.policy, reason, decision.profile, decision.redact, decision.marks, cost=decision.cost)
     return Judged(asked, False, noted={"budgets": [each.told() for each in asks]})
 
@@ -190,8 +195,12 @@ def _asked(decision: Allow | Ask, asks: Sequence[Short]) -> Judged:
 def _remedy(short: Short) -> str:
     if short.unit is None:
         return "then it goes on"
-    raised = f"`understudy budgets --raise {short.unit}=AMOUNT {name_of(short.title)}`"
-    return f"raise it with {raised}, or in the policy" + (", or wait for the next window" if short.title.window else "")
+    later = ", or wait for the next window" if short.title.window else ""
+    return f"raise it with {_raising(short)}, or in the policy{later}"
+
+
+def _raising(short: Short) -> str:
+    return f"`understudy budgets --raise {short.unit}=AMOUNT {name_of(short.title)}`"
 
 
 def _lowered(decision: Allow | Ask, budgets: Sequence[Budget]) -> Allow | Ask:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar
 
 from understudy.actors.accounts import Accounts, given
-from understudy.actors.approvals import Submission, read_approval, submission
+from understudy.actors.approvals import Submission, is_withdrawn, read_approval, submission
 from understudy.actors.effects import BUDGET, call_digest, call_text, read_outcome, write_outcome
 from understudy.actors.errors import CallerError, tellable
 from understudy.actors.events import counters_of
@@ -341,15 +341,19 @@ class Caller:
         """What the policy says; and a person, where the call goes beyond a budget that asks. Raises Suspended."""
         run = wish.place.run
         verdict = await self.policy.decide(request, wish.key, run.epoch, run.policy, approved)
+        named = _budget_question(wish)
+        approval = read_approval(wish.place.answers[named]) if named in wish.place.answers else None
+        if isinstance(verdict, Granted) and approval is not None and not approval.approve:
+            # There is room by now, and somebody has said no all the same.
+            await self.accounts.release(verdict.bill.accounts, wish.key, run.epoch)
+            reason = f"{approval.who} said no{approval.noted}"
+            return Refused(verdict.rule, verdict.policy, reason, verdict.noted, verdict.redact)
         if not isinstance(verdict, Asked) or "budgets" not in verdict.noted:
             return verdict
-        # About money, and not about the call: so it is a question of its own, whatever was approved before.
-        named = "b" + call_digest(wish.key, "budget", {"digest": wish.digest})[:15]
-        if named not in wish.place.answers:
+        if approval is None:
             told = {"rule": verdict.rule, "policy": verdict.policy, "reason": verdict.reason, **verdict.noted}
             shown = {"tool": request.tool, "args": redacted(request.args, verdict.redact), **told}
             raise self.ledger.question(wish, named, "approval", shown)
-        approval = read_approval(wish.place.answers[named])
         if not approval.approve:
             reason = f"{approval.who} said no{approval.noted}; {verdict.reason}"
             return Refused(verdict.rule, verdict.policy, reason, verdict.noted, verdict.redact)
@@ -403,6 +407,15 @@ class Caller:
             return await self.store.receipt(run.run_id, wish.key, wish.place.checkpoint_id) or await self._execute(
                 wish, tool, args, granted
             )
+
+
+def _budget_question(wish: Wish) -> str:
+    """About money, and not about the call: so it is a question of its own, whatever was approved before. One that was
+    withdrawn, as the budget was raised, is asked under another name if it has to be asked again."""
+    named = "b" + call_digest(wish.key, "budget", {"digest": wish.digest})[:15]
+    while is_withdrawn(wish.place.answers.get(named)):
+        named = "b" + call_digest(named, "again", {})[:15]
+    return named
 
 
 def _end(receipt: Receipt, outcome: str, seconds: float, error: str) -> dict[str, Any]:

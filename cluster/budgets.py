@@ -5,15 +5,19 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from understudy.actors.accounts import SHELF, Accounts, account_in, given
+from understudy.actors.accounts import SHELF, Accounts, account_in, given, name_of
 from understudy.actors.documents import Document
 from understudy.actors.errors import CallerError, NotFound
 from understudy.actors.paging import each_document
 from understudy.actors.process import user_name
 from understudy.actors.store import Store
 from understudy.cluster.auditing import pen
+from understudy.cluster.client import Run, open_questions
 from understudy.cluster.settings import Settings
-from understudy.policies.budget import UNITS, Account, Amounts, Unit, lift, plain, written
+from understudy.policies.budget import UNITS, Account, Amounts, Title, Unit, lift, plain, written
+
+WAITING_MAX = 100_000
+"""Newest waiting runs that are looked through for questions about a budget."""
 
 
 async def accounts_of(store: Store, run_id: str = "") -> list[tuple[str, Account]]:
@@ -43,8 +47,12 @@ async def _paid_by(store: Store, run_id: str) -> set[tuple[str, str]]:
 
 async def raise_limits(
     store: Store, settings: Settings, name: str, more: Amounts, *, by: str = "", note: str = ""
-) -> Account:
-    """Add to the limits of one account, as it is now: of a window, of this window. Raises NotFound, CallerError."""
+) -> list[str]:
+    """Add to the limits of one account, as it is now: of a window, of this window.
+
+    Questions of calls that it was too small for are withdrawn, and those calls judged again: the runs that asked them.
+    Raises NotFound, CallerError.
+    """
     account = account_in(await _found(store, name))
     for unit in more:
         if unit not in account.limits:
@@ -60,17 +68,37 @@ async def raise_limits(
     raised = await Accounts(given(store)).change(name, act)
     if raised is None:
         raise _no_account(name)
-    return raised
+    return await _withdraw_questions(store, settings, name, "the budget was raised", told["by"])
 
 
-async def reset(store: Store, settings: Settings, name: str, *, by: str = "", note: str = "") -> None:
-    """Begin an account anew: as if nothing had been spent, or held. Raises NotFound, Overtaken."""
+async def reset(store: Store, settings: Settings, name: str, *, by: str = "", note: str = "") -> list[str]:
+    """Begin an account anew: as if nothing had been spent, or held. As `raise_limits`. Raises NotFound, Overtaken."""
     document = await _found(store, name)
     told = {"by": by or user_name(), "note": note, "user": user_name()}
     with contextlib.suppress(CallerError):  # one that cannot be read is to be reset, above all
         told["spent"] = str(written(account_in(document).settled))
     await pen(store, settings).append("budget_reset", account=name, **told)
     await store.erase_document(SHELF, name, document.version)
+    return await _withdraw_questions(store, settings, name, "the budget began anew", told["by"])
+
+
+async def _withdraw_questions(store: Store, settings: Settings, name: str, why: str, by: str) -> list[str]:
+    """Of the waiting runs that ask whether to go beyond this account. One whom a person answers meanwhile is left."""
+    asked = []
+    for record in await store.runs("waiting", WAITING_MAX):
+        run = Run(store, record.run_id, audit=pen(store, settings))
+        for question in open_questions(record):
+            if question.kind == "approval" and name in _accounts_asked(question.payload):
+                with contextlib.suppress(CallerError):
+                    await run.withdraw(question.interrupt_id, why, by=by)
+                    asked.append(record.run_id)
+    return asked
+
+
+def _accounts_asked(payload: Mapping[str, Any]) -> set[str]:
+    """Names of the accounts that a question says are at their limit."""
+    parts = ("scope", "of", "layer", "policy", "budget", "window")
+    return {name_of(Title(*(told[part] for part in parts))) for told in payload.get("budgets", [])}
 
 
 async def _found(store: Store, name: str) -> Document:
@@ -96,6 +124,7 @@ def account_data(name: str, account: Account) -> dict[str, Any]:
         "layer": title.layer,
         "scope": title.scope,
         "of": title.of,
+        "label": title.label,
         "window": title.window,
         "at_limit": account.at_limit,
         "calls_held": len(account.held),

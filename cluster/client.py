@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from understudy.actors.answers import checked_answer, json_of
-from understudy.actors.approvals import Approval, approval_answer
+from understudy.actors.approvals import Approval, approval_answer, withdrawal
 from understudy.actors.audit_log import AuditLog
 from understudy.actors.checkpoint import restore
 from understudy.actors.children import cancel_children, children_of
@@ -171,6 +171,11 @@ class Run:
     async def answer_call(self, call_id: str, value: Any, *, note: str = "", by: str = "") -> RunRecord:
         """Give the result of a tool call that the policy asks about (JSON values). Nothing is executed."""
         return await self._decide(call_id, Approval(False, answered=True, value=value, note=note, by=by))
+
+    async def withdraw(self, call_id: str, why: str, *, by: str = "") -> RunRecord:
+        """Take a question about a call back, as what it was about has changed: the policy judges the call anew."""
+        call_to_decide(await self.record(), call_id)
+        return await self._answer(call_id, json_of(withdrawal(why, by)), said="withdrawn", by=by)
 
     async def _decide(self, call_id: str, approval: Approval) -> RunRecord:
         call = call_to_decide(await self.record(), call_id)

@@ -127,6 +127,14 @@ async def check_store(settings: Settings) -> Check:
         return Check("store", "fail", f"no answer within {STORE_TIMEOUT_S:.0f} s", "is it overloaded or unreachable?")
     detail = ", ".join(f"{name} {value}" for name, value in info.detail.items() if name != "note")
     found = f"{info.where}: {detail}"
+    evicts = info.detail.get("maxmemory_policy", "noeviction")
+    if evicts not in ("noeviction", "unknown"):  # refused as soon as there is a maxmemory; until then it is but near
+        return Check(
+            "store",
+            "warn",
+            f"{found}; with a maxmemory, it would drop runs, and be refused",
+            "`redis-cli CONFIG SET maxmemory-policy noeviction`, and the same in redis.conf",
+        )
     if info.durable:
         return Check("store", "ok", found)
     remedy = info.detail.get("note") or "turn its durability on, see the words above"
@@ -143,7 +151,7 @@ def check_policy(settings: Settings) -> Check:
     except PoliciesUnusable as error:
         remedy = f"mend {settings.policy}: `understudy policy check` tries it; a daemon that is up keeps what it had"
         return Check("policy", "fail", str(error), remedy)
-    layers = "; ".join(f"{p.layer} {p.name!r} version {p.version}, {len(p.rules)} rules" for p in policies)
+    layers = "; ".join(f"{p.layer} {p.name!r} version {p.version}, {_rules(len(p.rules))}" for p in policies)
     return Check("policy", "ok", f"{settings.policy}: {layers}")
 
 
@@ -261,6 +269,10 @@ def check_daemon(settings: Settings) -> Check:
     if daemon is None:
         return Check("daemon", "ok", "down; `understudy up` starts it")
     return Check("daemon", "ok", f"up, pid {daemon.pid}, metrics {daemon.metrics_url}")
+
+
+def _rules(count: int) -> str:
+    return "1 rule" if count == 1 else f"{count} rules"
 
 
 def _bytes(count: int) -> str:

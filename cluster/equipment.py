@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 from understudy.actors.environment import Environment
 from understudy.actors.errors import CallerError
@@ -22,14 +24,9 @@ class Wanted:
 def wanted_by(target: str) -> list[Wanted]:
     """By tools and MCP servers that are global names of `MODULE`, or of that of `MODULE:GRAPH`; or by `MODULE:TOOL`.
 
-    Raises CallerError: there is no such module.
+    Raises CallerError: there is no such module, or no such name in it.
     """
-    name, _, attribute = target.partition(":")
-    try:
-        module = import_module(name)
-    except Exception as error:
-        raise CallerError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
-    one = getattr(module, attribute, None) if attribute else None
+    module, one = _named(target)
     one_of_them = isinstance(one, Tool | McpServer)
     tools = [each for each in ([one] if one_of_them else vars(module).values()) if isinstance(each, Tool | McpServer)]
     found: dict[str, Wanted] = {}
@@ -39,6 +36,25 @@ def wanted_by(target: str) -> list[Wanted]:
             before = found.get(tool.environment.text, Wanted(tool.environment, ()))
             found[tool.environment.text] = Wanted(tool.environment, (*before.tools, named))
     return list(found.values())
+
+
+def is_tool(target: str) -> bool:
+    """Whether it names one tool, or MCP server, and not a module or a graph. Raises CallerError."""
+    return isinstance(_named(target)[1], Tool | McpServer)
+
+
+def _named(target: str) -> tuple[ModuleType, Any]:
+    """The module, and what is named in it, if anything is."""
+    name, _, attribute = target.partition(":")
+    try:
+        module = import_module(name)
+    except Exception as error:
+        raise CallerError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    first = attribute.partition(".")[0]
+    if first and not hasattr(module, first):
+        tools = ", ".join(key for key, each in vars(module).items() if isinstance(each, Tool | McpServer)) or "none"
+        raise CallerError(f"module {name!r} has no {first!r}; its tools are: {tools}")
+    return module, getattr(module, attribute, None) if attribute else None
 
 
 def problems(environments: Environments, wanted: Sequence[Wanted]) -> dict[str, str]:

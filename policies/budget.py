@@ -14,7 +14,7 @@ them or in none, is the business of `actors/budgets.py`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from typing import Any, Final, Literal, get_args
 
@@ -86,10 +86,19 @@ class Title:
     window: str = ""
     ends_at: float | None = None
     """Seconds since the epoch; None: never."""
+    label: str = ""
+    """Of a tenant: the label of runs that names it. (It is not in the account's name: a budget has but one.)"""
+
+    @property
+    def whose(self) -> str:
+        """Runs that lack the label of a tenant have one account together."""
+        if self.scope == "tenant" and not self.of:
+            return f"runs without a label {self.label!r}" if self.label else "runs without a tenant's label"
+        return f"{self.scope} {self.of!r}"
 
     @property
     def words(self) -> str:
-        who = f"{self.scope} {self.of!r}" + (f", {self.window}" if self.window else "")
+        who = self.whose + (f", {self.window}" if self.window else "")
         return f"budget {self.budget!r} of policy {self.policy!r} ({who})"
 
 
@@ -152,10 +161,9 @@ class Short:
     def __str__(self) -> str:
         if self.unit is None:
             return f"{self.title.words} holds {HELD_MAX} calls, and that is the most; wait until some have ended"
-        said = {name: plain(getattr(self, name)) for name in ("wanted", "limit", "spent", "held")}
         return (
-            f"{self.title.words} is at its limit: {said['wanted']} {self.unit} wanted, the limit is {said['limit']}, "
-            f"spent are {said['spent']} and held {said['held']}"
+            f"{self.title.words} is at its limit: {spoken(self.wanted, self.unit)} wanted, the limit is "
+            f"{plain(self.limit)}, spent are {plain(self.spent)} and held {plain(self.held)}"
         )
 
     def told(self) -> dict[str, Any]:
@@ -169,16 +177,17 @@ class Short:
 def title_of(budget: Budget, policy: str, layer: str, of: str, now: float) -> Title:
     """The account of a budget at this time."""
     window, ends_at = start_and_end(budget.per, now) if budget.per else ("", None)
-    return Title(budget.scope, of, layer, policy, budget.id, window, ends_at)
+    label = budget.label if budget.scope == "tenant" else ""
+    return Title(budget.scope, of, layer, policy, budget.id, window, ends_at, label)
 
 
 def opened(title: Title, budget: Budget, account: Account | None = None) -> Account:
     """A new account; or one that there is, with what the policy says today."""
     if account is None:
         return Account(title, budget.limits, budget.at_limit)
-    if (account.limits, account.at_limit) == (budget.limits, budget.at_limit):
+    if (account.title, account.limits, account.at_limit) == (title, budget.limits, budget.at_limit):
         return account
-    return replace(account, limits=budget.limits, at_limit=budget.at_limit)
+    return replace(account, title=title, limits=budget.limits, at_limit=budget.at_limit)
 
 
 def reserve(account: Account, key: str, hold: Hold, *, beyond: bool = False) -> Account | Short:
@@ -257,6 +266,11 @@ def plain(amount: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def spoken(amount: Decimal, unit: Unit) -> str:
+    """An amount with its unit: `1 call`, `2 calls`, `0.5 money`."""
+    return f"{plain(amount)} {unit[:-1] if amount == 1 and unit.endswith('s') else unit}"
+
+
 def written(amounts: Amounts) -> dict[str, str]:
     """JSON values; as text, so that none is rounded."""
     return {unit: plain(amounts[unit]) for unit in UNITS if unit in amounts}
@@ -271,7 +285,7 @@ def to_data(account: Account) -> dict[str, Any]:
     """JSON values."""
     title = account.title
     return {
-        "title": [title.scope, title.of, title.layer, title.policy, title.budget, title.window, title.ends_at],
+        "title": [getattr(title, each.name) for each in fields(Title)],
         "at_limit": account.at_limit,
         "limits": written(account.limits),
         "raised": written(account.raised),

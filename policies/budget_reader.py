@@ -58,7 +58,7 @@ class BudgetReader(ConditionReader):
             words = "say what goes on, e.g. degrade: {deny: [search]}, with 'at_limit: degrade', or leave both out"
             self.wrong(f"{at}.degrade", words)
         limits = self.amounts(f"{at}.limits", raw.get("limits", {}))
-        if not limits:
+        if raw.get("limits") == {}:  # else it is said already what is wrong with what is there
             self.wrong(f"{at}.limits", f"it limits nothing; write e.g. {{calls: 100}} of {', '.join(KINDS)}")
         return Budget(
             id=self.name(f"{at}.id", raw.get("id", "")) if "id" in raw else "",

@@ -37,6 +37,12 @@ class Target:
     path: str = ""
     """With `..` resolved; empty without a scheme."""
 
+    @property
+    def place(self) -> str:
+        """As a pattern for nothing else is written: `example.org:443`, `[::1]:80`."""
+        host = _bracketed(self.host)
+        return host if self.port is None else f"{host}:{self.port}"
+
 
 @dataclass(frozen=True)
 class HostPattern:

@@ -6,12 +6,17 @@ A policy is read by people who approve it and by a program that obeys it; both h
 """
 
 import json
+import re
 from collections.abc import Iterable
 from functools import cache, lru_cache
 from typing import Any
 
 TEXT_MAX_BYTES = 1024 * 1024
 DEPTH_MAX = 32
+NUMBER_MAX = 1000
+"""Characters of a number: to read one takes the square of its length, and a minute for half a megabyte."""
+_NUMBER = re.compile(r"[-+.:_ 0-9a-fA-FoxT]*")
+"""What YAML 1.1 makes numbers of, hexadecimal and sexagesimal ones, too."""
 
 
 class Unreadable(ValueError):
@@ -75,6 +80,9 @@ def _loader() -> Any:
             event: Any = self.peek_event()  # type: ignore[no-untyped-call]
             if getattr(event, "anchor", None) is not None:
                 raise Unreadable(f"{_place(event)}: anchors and aliases (& and *) are not read; write the value out")
+            if isinstance(event, yaml.ScalarEvent) and event.implicit != (False, True) and is_endless(event.value):
+                what = f"a number of {len(event.value)} characters, {event.value[:20]}..."
+                raise Unreadable(f"{_place(event)}: {what}; {NUMBER_MAX} are the most (text goes in quotes)")
             self.depth += 1
             if self.depth > DEPTH_MAX:
                 raise Unreadable(f"{_place(event)}: it is nested deeper than {DEPTH_MAX} levels")
@@ -137,6 +145,11 @@ def _nodes(text: str) -> Any:
         return _loader()(text).get_single_node()
     except Exception:  # it is told elsewhere
         return None
+
+
+def is_endless(text: str) -> bool:
+    """Whether it looks like a number, a date or a time, and has more digits than any that is meant."""
+    return len(text) > NUMBER_MAX and _NUMBER.fullmatch(text) is not None
 
 
 def _place(thing: Any) -> str:

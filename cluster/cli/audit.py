@@ -21,7 +21,7 @@ from understudy.cluster.cli.command import (
     say_error,
     stdout,
 )
-from understudy.cluster.cli.view import iso, moment, short
+from understudy.cluster.cli.view import counted, iso, moment, short
 from understudy.policies.audit import Entry, Head
 
 audits = typer.Typer(
@@ -65,7 +65,8 @@ async def verify(
             say(f"good are segments {found.first} to {min(found.head.number, fault.number - 1)}", "dim")
     else:
         screen = stdout()
-        told = f"good: segments {found.first} to {found.head.number}, {found.entries} entries"
+        told = f"good: segments {found.first} to {found.head.number}, "
+        told += "1 entry" if found.entries == 1 else f"{found.entries} entries"
         screen.print(Text(told if found.entries else "good: there are no entries", "green"), soft_wrap=True)
         screen.print(Text(f"head {found.head}", "dim"), soft_wrap=True)
     return 1 if fault else 0
@@ -132,7 +133,7 @@ async def prune(
         raise WrongUsage(f"--before {before!r} is no ISO date or time; write e.g. 2026-01-31") from None
     async with here.store() as store:
         count = await pruned(store, here.settings.secret(), until, time.time())
-    print_json({"pruned": count}) if as_json else print_line(f"pruned {count} segments")
+    print_json({"pruned": count}) if as_json else print_line(f"pruned {counted(count, 'segment')}")
 
 
 def _head(text: str) -> Head | None:

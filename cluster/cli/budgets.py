@@ -16,7 +16,7 @@ from understudy.cluster.cli.command import (
     say,
     stdout,
 )
-from understudy.cluster.cli.view import plain_table
+from understudy.cluster.cli.view import counted, plain_table
 
 if TYPE_CHECKING:
     from understudy.policies.budget import Account, Amounts
@@ -47,7 +47,7 @@ async def budgets(
     """Show what is spent and held of each budget, and what its limit is; raise it, or begin it anew.
 
     An account is one budget of one run, thread or tenant, in one window of time; it begins with the first call that it
-    pays for.
+    pays for, or is too small for. Calls that ask whether to go beyond it are judged again once it is raised.
 
     Examples:
     [bold]understudy budgets r3f-0c81[/]
@@ -59,11 +59,12 @@ async def budgets(
         raise WrongUsage("name one account, as `understudy budgets` lists it, to raise or reset it")
     if more and anew:
         raise WrongUsage("an account is raised or begun anew, not both; leave --raise or --reset out")
+    asked: list[str] = []
     async with here.store() as store:
         if anew:
-            await reset(store, here.settings, what, by=by, note=note)
+            asked = await reset(store, here.settings, what, by=by, note=note)
         elif more:
-            await raise_limits(store, here.settings, what, _amounts(more), by=by, note=note)
+            asked = await raise_limits(store, here.settings, what, _amounts(more), by=by, note=note)
         is_account = "/" in what
         run_id = (await find_run(store, what)).run_id if what and not is_account else ""
         found = [each for each in await accounts_of(store, run_id) if not is_account or each[0] == what]
@@ -76,6 +77,9 @@ async def budgets(
         say("nothing has been paid from a budget yet", "dim")
     else:
         _show(found)
+    if asked:
+        runs = ", ".join(sorted(set(asked))[:5]) + (", ..." if len(set(asked)) > 5 else "")
+        say(f"{counted(len(asked), 'question')} about it withdrawn, and judged anew: {runs}", "dim")
 
 
 def _amounts(pairs: list[str]) -> "Amounts":
@@ -106,3 +110,6 @@ def _show(found: "list[tuple[str, Account]]") -> None:
             shown = (amounts["spent"] or "", amounts["held"] or "", amounts["limit"] or "-")
             table.add_row("" if place else name, unit, *shown, left, then)
     stdout().print(table)
+    for name, account in found:
+        if account.title.scope == "tenant" and not account.title.of:
+            say(f"{name} is that of {account.title.whose}, all of them together", "dim")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from understudy.cluster.cli.command import Here, Json, app, command, print_json, say, stdout
+from understudy.cluster.cli.command import Here, Json, WrongUsage, app, command, print_json, say, stdout
 from understudy.cluster.cli.view import iso, plain_table, short, span
 
 group = typer.Typer(no_args_is_help=True, help="Packages that tools find in their sandboxes: build, list, remove.")
@@ -32,6 +32,8 @@ async def build(
 ) -> None:
     """Build the environments that tools declare, on this machine, where they are not there already.
 
+    A module none of whose tools declares one is fine; a tool that is named, and declares none, is not.
+
     Do this on each machine that has sandbox actors, with the interpreter that they have. pip's own settings count
     (PIP_INDEX_URL, pip.conf). Two that build the same wait for each other.
 
@@ -40,14 +42,20 @@ async def build(
     """
     from understudy.actors.sandbox.build import build as built
     from understudy.actors.sandbox.environments import Environments
-    from understudy.cluster.equipment import wanted_by
+    from understudy.cluster.equipment import is_tool, wanted_by
 
     sys.path.insert(0, os.getcwd())
     pip = [] if index else ["--no-index"]
     pip += [word for folder in links or [] for word in ("--find-links", folder)]
     environments = Environments(str(here.settings.environments))
     rows: list[dict[str, Any]] = []
-    for wanted in [each for target in targets for each in wanted_by(target)]:
+    wishes = {target: wanted_by(target) for target in targets}
+    for target in (target for target, found in wishes.items() if not found and is_tool(target)):
+        raise WrongUsage(
+            f"tool {target!r} declares no environment, so there is nothing to build; give it one, "
+            f"e.g. @tool(environment=Environment(packages=['left-pad==1.0']))"
+        )
+    for wanted in [each for found in wishes.values() for each in found]:
         key, fresh = built(environments, wanted.environment, pip, sources)
         told = {"environment": key, "of": str(wanted.environment), "tools": list(wanted.tools), "built": fresh}
         rows.append(told)

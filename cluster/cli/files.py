@@ -21,7 +21,7 @@ from understudy.cluster.cli.command import (
 )
 from understudy.cluster.cli.reading import PANEL
 from understudy.cluster.cli.screen import write_out
-from understudy.cluster.cli.view import plain_table
+from understudy.cluster.cli.view import counted, plain_table
 
 
 @command(panel=PANEL)
@@ -51,7 +51,7 @@ async def files(
             _write(found, to)
         except OSError as error:
             raise CallerError(f"--to {str(to)!r} cannot be written: {error}; name another folder") from None
-        say(f"{len(found)} files in {to}", "dim")
+        say(f"{counted(len(found), 'file')} in {to}", "dim")
     elif as_json:
         print_json([_document(found, path) for path in sorted(found)])
     elif not found:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -11,22 +11,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from understudy.actors.errors import CallerError
+from understudy.actors.errors import CallerError, UnderstudyError
 from understudy.cluster.cli.command import (
     Here,
     Json,
     WrongUsage,
     app,
     command,
+    find_run,
     parse_json,
     parse_pairs,
     print_json,
+    say,
     stdout,
 )
 from understudy.cluster.cli.view import plain_table
 
 if TYPE_CHECKING:
-    from understudy.policies.permission import Allow, Ask, Deny, Policy
+    from understudy.actors.records import RunRecord
+    from understudy.cluster.draws import Draw
+    from understudy.policies.budget import Budget
+    from understudy.policies.permission import Allow, Ask, Deny, Policy, Request
 
 policies = typer.Typer(no_args_is_help=True, help="Check a policy file; explain its word on a call; print its schema.")
 app.add_typer(policies, name="policy", rich_help_panel="This machine")
@@ -90,10 +95,19 @@ async def check(
         table.add_row(rule.id, Text(rule.effect, COLOURS[rule.effect]), ", ".join(rule.tools))
     screen.print(table)
     for budget in policy.budgets:
-        limits = ", ".join(f"{amount} {unit}" for unit, amount in budget_data(budget)["limits"].items())
-        per = f" a {budget.per}" if budget.per else ""
-        screen.print(Text(f"budget {budget.id}: each {budget.scope} {limits}{per}, then {budget.at_limit}"))
+        screen.print(Text(f"budget {budget.id}: {_budget_words(budget)}"), soft_wrap=True)
     return 0
+
+
+def _budget_words(budget: "Budget") -> str:
+    from understudy.policies.budget import UNITS, spoken
+
+    each = f"each {budget.scope}"
+    if budget.scope == "tenant":  # runs without it have one account together
+        each = f"each tenant (label {budget.label!r} of the run; those without it together)"
+    limits = ", ".join(spoken(budget.limits[unit], unit) for unit in UNITS if unit in budget.limits)
+    per = f" a {budget.per}" if budget.per else ""
+    return f"{each} {limits}{per}, then {budget.at_limit}"
 
 
 @command(policies)
@@ -127,13 +141,20 @@ async def explain(
     mark: Annotated[
         list[str] | None, typer.Option(metavar="M", help="A mark that a call before has left; repeatable.")
     ] = None,
+    run: Annotated[
+        str, typer.Option(metavar="RUN", help="The run that would call: its graph, labels and accounts count.")
+    ] = "",
     var: Var = None,
     as_json: Json = False,
 ) -> None:
-    """What would be decided on a call, by which rule, and what each rule says to it. Nothing is executed.
+    """What would be decided on a call, by which rule, what each rule says to it, and which budgets it is paid from.
 
-    Example:
+    Nothing is executed, and nothing is spent. What is left of a budget is told where it is known whose it is: by the
+    labels of a tenant, or by [bold]--run[/].
+
+    Examples:
     [bold]understudy policy explain --tool pay --args '{"amount": 120}' --policy policy.yaml[/]
+    [bold]understudy policy explain --tool pay --policy policy.yaml --run r3f-0c81[/]
     """
     from understudy.actors.policy_source import PoliciesUnusable, read_policies
     from understudy.policies.history import History, Past
@@ -152,16 +173,20 @@ async def explain(
     if policy is not None:
         layers.append(read_policy(policy, parse_pairs(var or [], "--var")))
     now = _moment(at)
-    request = Request(
-        tool=tool, args=values, run_id="", graph=graph, digest="", labels=parse_pairs(label or [], "--label")
-    )
+    labels = parse_pairs(label or [], "--label")
+    caller = await _caller(here, run) if run else None
+    if caller is not None:
+        graph, labels = graph or caller.graph, {**caller.labels, **labels}
+    request = Request(tool=tool, args=values, run_id="", graph=graph, digest="", labels=labels)
     history = History(Past(frozenset(after or ()), frozenset(mark or ())))
     decision, steps = decide(layers, request, now, history), steps_of(layers, request, now, history)
     document = _document(decision)
+    named = [("run" if policy is not None and layer is layers[-1] else layer.layer, layer) for layer in layers]
+    draws = await _draws(here, named, request, decision, caller, now)
     if as_json:
-        print_json(
-            {**document, "policies": [layer.told() for layer in layers], "steps": [asdict(step) for step in steps]}
-        )
+        told = [layer.told() for layer in layers]
+        drawn = [draw.data() for draw in draws]
+        print_json({**document, "policies": told, "steps": [asdict(step) for step in steps], "budgets": drawn})
         return
     screen = stdout()
     word = document["decision"]
@@ -173,6 +198,39 @@ async def explain(
         mark_of = "decides " if step.decided else "fits    " if step.matched else "        "
         line = Text(f"  {mark_of}", COLOURS[step.effect]).append(f"{step.effect:<6}{step.policy}/{step.rule}: ", "")
         screen.print(line.append(step.why, "dim"), soft_wrap=True)
+    for draw in draws:
+        line = Text("  is paid ", "yellow" if draw.short else "").append(f"from budget {draw.budget.id}: ", "")
+        screen.print(line.append(draw.words(), "dim"), soft_wrap=True)
+
+
+async def _caller(here: Here, run: str) -> "RunRecord":
+    async with here.store() as store:
+        return await (await find_run(store, run)).record()
+
+
+async def _draws(
+    here: Here,
+    layers: "Sequence[tuple[str, Policy]]",
+    request: "Request",
+    decision: "Allow | Ask | Deny",
+    caller: "RunRecord | None",
+    now: float,
+) -> "list[Draw]":
+    """The budgets that the call would be paid from; what is left of them, as far as a store is at hand that knows."""
+    from understudy.cluster.draws import draws_of, is_at_hand
+    from understudy.policies.permission import Deny
+
+    if isinstance(decision, Deny):
+        return []
+    draws = draws_of(layers, request, decision, caller)
+    if not draws or not is_at_hand(here.settings.store_url):
+        return draws
+    try:
+        async with here.store() as store:
+            return [await draw.looked_up(store, now) for draw in draws]
+    except UnderstudyError as error:
+        say(f"what is left of the budgets cannot be told: {error}", "yellow")
+        return draws
 
 
 def _moment(text: str) -> float:

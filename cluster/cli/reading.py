@@ -1,6 +1,5 @@
 """Commands that look: ps, show, events, history. They open the store and nothing else."""
 
-import json
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +24,9 @@ from understudy.cluster.cli.command import (
 from understudy.cluster.cli.live import Live, seen_document
 from understudy.cluster.cli.screen import json_line
 from understudy.cluster.cli.view import (
+    abridged,
     checkpoint_document,
+    counted,
     moment,
     note_on,
     open_waits,
@@ -33,7 +34,6 @@ from understudy.cluster.cli.view import (
     question_lines,
     run_document,
     runs_table,
-    short,
     span,
     status_text,
     wait_of,
@@ -102,7 +102,7 @@ async def show(here: Here, run: RunId, as_json: Json = False) -> None:
         return
     now, screen = time.time(), stdout()
     screen.print(_head(record, now), end="")
-    screen.print(_values("result" if record.status == "succeeded" else "state", state), end="")
+    screen.print(_values("result" if record.status == "succeeded" else "state", state), end="", soft_wrap=True)
     for child in children:
         line = Text("child    ", "dim").append(child.run_id, "bold").append(f"  {child.graph}  ")
         screen.print(line.append_text(status_text(child.status)))
@@ -119,7 +119,7 @@ async def show(here: Here, run: RunId, as_json: Json = False) -> None:
 
 def _head(record: RunRecord, now: float) -> Text:
     text = Text()
-    restarts = f", {record.restarts} restarts" if record.restarts else ""
+    restarts = f", {counted(record.restarts, 'restart')}" if record.restarts else ""
     lines = [
         ("run", Text(record.run_id, "bold")),
         ("graph", Text(f"{record.graph}, version {record.version}")),
@@ -147,7 +147,7 @@ def _values(title: str, state: dict[str, Any]) -> Text:
     text = Text()
     for index, (name, value) in enumerate(state.items()):
         text.append(f"{title if index == 0 else '':<9}", "dim").append(name).append(" = ", "dim")
-        text.append(short(json.dumps(value, ensure_ascii=False), 160)).append("\n")
+        text.append(abridged(value)).append("\n")
     return text
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from understudy.actors.errors import NotFound
+from understudy.actors.errors import NotFound, StoreUnavailable
 from understudy.actors.files import BYTES_MAX, FILES_MAX, Files
 from understudy.actors.process import user_name
 from understudy.actors.records import BUSY, RETRYABLE, Interrupt, RunRecord, open_questions
@@ -96,7 +96,7 @@ async def run(
     """
     from understudy.actors.code import load_ref
     from understudy.actors.start import input_text
-    from understudy.cluster.client import connect
+    from understudy.cluster.client import connect, is_served
 
     values, mode = read_input(given), _code_mode(code)
     chosen = next((how for how in BUSY if how == busy), None)
@@ -117,8 +117,11 @@ async def run(
         if detach:
             record = await started.record()
             print_json(run_document(record, (), here.command)) if as_json else print_line(record.run_id)
-            if not await _is_served(here):
-                say(f"nobody serves this store yet; {here.command('up')} takes the run up", "yellow")
+            try:
+                if not await is_served(cluster.store, time.time()):
+                    say(f"nobody serves this store yet; {here.command('up')} takes the run up", "yellow")
+            except StoreUnavailable as error:
+                say(f"the run is durable; whether anybody serves it cannot be told: {error}", "yellow")
             return 0
         say(f"run {started.run_id}", "bold")
         watch = asyncio.ensure_future(_watch_service(here, cluster.store)) if cluster.host is None else None

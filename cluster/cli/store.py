@@ -9,7 +9,7 @@ from rich.text import Text
 
 from understudy.actors.errors import CallerError
 from understudy.cluster.cli.command import Here, Json, WrongUsage, app, command, print_json, say, stdout
-from understudy.cluster.cli.view import plain_table
+from understudy.cluster.cli.view import counted, plain_table
 
 if TYPE_CHECKING:
     from understudy.cluster.move import Progress
@@ -103,9 +103,10 @@ async def migrate(
     before = f", {moved.found} of them before" if moved.found else ""
     screen = stdout()
     screen.print(
-        Text(f"moved {moved.threads} threads{before}", "green").append(
-            f": {moved.runs} runs, {moved.checkpoints} checkpoints, {moved.blobs} blobs, "
-            f"{moved.documents} documents, {moved.counters} counters",
+        Text(f"moved {counted(moved.threads, 'thread')}{before}", "green").append(
+            f": {counted(moved.runs, 'run')}, {counted(moved.checkpoints, 'checkpoint')}, "
+            f"{counted(moved.blobs, 'blob')}, {counted(moved.documents, 'document')}, "
+            f"{counted(moved.counters, 'counter')}",
             "",
         ),
         soft_wrap=True,

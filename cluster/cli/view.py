@@ -139,11 +139,23 @@ def span(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
+def counted(count: int, thing: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def short(value: Any, limit: int = 60) -> str:
-    """A JSON value on one line."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    text = " ".join(text.split())
+    """A JSON value on one line, as it is but for its end, where that is too long."""
+    text = on_one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def abridged(value: Any, limit: int = 160) -> str:
+    """A JSON value on one line, as it is; where its end is cut off, it is said how much that is."""
+    text = json.dumps(value, ensure_ascii=False)
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}… ({counted(len(text) - limit, 'character')} more; --json has all)"
 
 
 def on_one_line(text: str) -> str:

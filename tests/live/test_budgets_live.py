@@ -74,7 +74,7 @@ def test_what_is_spent_stays_spent_whoever_dies(folder: Path) -> None:
             other = await cluster.start(graphs.spending, {"calls": 2}, labels={"tenant": "acme"})
             record = await other.wait(120)
             assert record.status == "failed"
-            assert "budget 'customer' of policy 'house' (tenant 'acme') is at its limit: 1 calls wanted" in record.error
+            assert "budget 'customer' of policy 'house' (tenant 'acme') is at its limit: 1 call wanted" in record.error
             assert (await account(cluster)).settled["calls"] == 5
             *_, entry = [entry async for _, entry in entries_of(cluster.store, other.run_id)]
             assert (entry["decision"], entry["tool"], entry["budgets"][0]["budget"]) == ("deny", "counted", "customer")

@@ -26,6 +26,8 @@ from understudy.actors.records import (
     partition_of_thread,
 )
 from understudy.actors.store import BLOB_KEPT_S
+from understudy.cluster.doctor import check_store
+from understudy.cluster.settings import Settings
 from understudy.cluster.stores import redis_address, redis_client, redis_link
 from understudy.cluster.stores.redis import RedisStore
 from understudy.cluster.stores.redis_client import RedisClient
@@ -618,6 +620,11 @@ def test_info_and_credentials(redis_server: RedisServer, redis_url: str) -> None
         info = await store.info()
         assert (info.kind, info.where, info.durable) == ("redis", redis_url, True)
         assert info.detail["appendfsync"] == "always"
+        admin.config_set("maxmemory-policy", "allkeys-lru")  # nothing is dropped before there is a maxmemory
+        told = await check_store(Settings(store=redis_url))
+        assert (told.state, "maxmemory-policy noeviction" in told.remedy) == ("warn", True)
+        admin.config_set("maxmemory-policy", "noeviction")
+        assert (await check_store(Settings(store=redis_url))).state == "ok"
         await store.close()
         store = await RedisStore.open(managed)  # CONFIG is hidden
         info = await store.info()
@@ -636,6 +643,7 @@ def test_info_and_credentials(redis_server: RedisServer, redis_url: str) -> None
     try:
         run_async(go())
     finally:
+        admin.config_set("maxmemory-policy", "noeviction")
         admin.execute_command("ACL", "DELUSER", "managed")
 
 

@@ -189,7 +189,7 @@ def test_windows_begin_and_end_in_utc() -> None:
     budget = Budget("daily", "tenant", {"calls": Decimal(1)}, per="day")
     assert title_of(budget, "shop", "run", "acme", at + 1).window == "2026-01-01"
     assert title_of(replace(budget, per=None), "shop", "run", "acme", at) == Title(
-        "tenant", "acme", "run", "shop", "daily"
+        "tenant", "acme", "run", "shop", "daily", label="tenant"
     )
 
 

@@ -111,7 +111,7 @@ def test_at_the_limit_a_call_is_refused_with_budget_limit_spent_held_and_remedy(
     assert note.seen[2] == note.seen[3]
     (name,) = found
     assert note.seen[2] == (
-        f"budget 'few' of policy 'shop' (run {found[name].title.of!r}) is at its limit: 1 calls wanted, the limit is "
+        f"budget 'few' of policy 'shop' (run {found[name].title.of!r}) is at its limit: 1 call wanted, the limit is "
         f"2, spent are 2 and held 0; raise it with `understudy budgets --raise calls=AMOUNT {name}`, or in the policy"
     )
     assert found[name].settled["calls"] == 2
@@ -405,7 +405,7 @@ def test_a_run_that_failed_of_it_goes_on_when_it_is_retried_with_more() -> None:
 
     store, rules = MemoryStore(), policy("{id: few, scope: run, limits: {calls: 2}}")
     for more in (0, 1):
-        with pytest.raises(RunFailed, match="1 calls wanted"):
+        with pytest.raises(RunFailed, match="1 call wanted"):
             play(work, rules, store, key="one")
         asyncio.run(again(store, Decimal(more)))
     note, found = play(work, rules, store, key="one")

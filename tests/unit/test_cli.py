@@ -18,7 +18,7 @@ from support.servers import promtool_check_metrics
 from support.stage import Stage, YesPolicy
 from understudy import END, START, Context, Graph, append, tool
 from understudy.actors.calls import Asked, Granted, Verdict
-from understudy.actors.errors import CallerError
+from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.events import Event
 from understudy.actors.records import STATUSES
 from understudy.actors.store import Store
@@ -334,6 +334,13 @@ def test_show_tells_what_waits_and_what_to_type(cli: Cli, url: str) -> None:
     assert "approved" in cli(*words_of(typed[0])).stderr
 
 
+def test_show_shows_what_is_there_and_says_what_it_leaves_out(cli: Cli, url: str) -> None:
+    text = cli("show", played(url, asking, "two  blanks\tand\n a line")).stdout
+    assert r'order = "two  blanks\tand\n a line"' in text
+    text = cli("show", played(url, asking, "x" * 200)).stdout
+    assert f'order = "{"x" * 159}… (42 characters more; --json has all)' in text
+
+
 def test_a_beginning_of_an_id_is_enough_if_it_is_one(cli: Cli, url: str) -> None:
     ids = [played(url, asking) for _ in range(2)]
     assert document(cli("show", ids[0][:12], "--json"))["run_id"] == ids[0]
@@ -465,7 +472,9 @@ def test_cancel(cli: Cli, url: str) -> None:
     assert again.exit_code == 0
 
 
-def test_run_detached_is_durable_and_says_that_nobody_serves(cli: Cli, tmp_path: Path) -> None:
+def test_run_detached_is_durable_and_says_that_nobody_serves(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "flow_here.py").write_text(FLOW)
     result = cli("run", "flow_here:graph", "--input", '{"n": 3}', "--key", "k", "--label", "a=b", "--detach")
     assert result.exit_code == 0, result.stderr
@@ -486,6 +495,14 @@ def test_run_detached_is_durable_and_says_that_nobody_serves(cli: Cli, tmp_path:
     assert wrong.exit_code == 2
     assert """write e.g. '{"order": "A1"}'""" in wrong.stderr
     assert "its graphs: graph" in failed(cli("run", "flow_here:nix"))
+
+    async def away(store: Store, now: float) -> bool:
+        raise StoreUnavailable("too many clients already")
+
+    monkeypatch.setattr("understudy.cluster.client.is_served", away)
+    result = cli("run", "flow_here:graph", "--input", '{"n": 3}', "--key", "k", "--detach")
+    assert (result.exit_code, result.stdout.strip()) == (0, run_id), "it is durable"
+    assert "the run is durable; whether anybody serves it cannot be told: too many clients" in result.stderr
 
 
 def test_a_run_that_is_left_alone_says_so_once(cli: Cli, capsys: pytest.CaptureFixture[str], url: str) -> None:
@@ -609,6 +626,7 @@ def test_a_time_beyond_all_dates_is_told_all_the_same() -> None:
     assert iso(0.0) is None
 
 
-def test_short_is_one_line() -> None:
-    assert short("a\n  b") == "a b"
+def test_short_is_one_line_and_else_as_it_is() -> None:
+    assert short("a\nb  c") == "a b  c"
+    assert short(["a  b"]) == '["a  b"]'
     assert len(short("x" * 100, 10)) == 10

@@ -85,7 +85,7 @@ def test_an_approval_is_in_the_log_with_who_gave_it(cli: Cli, asks: str) -> None
     assert told == ("answer", asks, "approve", "pay", "ann", user_name())
     assert "approve" in cli("audit", "show").stdout
     assert document(cli("audit", "verify", "--json"))["good"] is True
-    assert "good: segments 1 to 1, 1 entries" in cli("audit", "verify").stdout
+    assert "good: segments 1 to 1, 1 entry" in cli("audit", "verify").stdout
 
 
 def test_an_answer_that_came_too_late_is_noted_as_such(cli: Cli, asks: str, tmp_path: Path) -> None:

@@ -106,4 +106,12 @@ def test_what_cannot_be_built_is_told(cli: Cli, tmp_path: Path) -> None:
     assert "cannot be built" in result.output
     assert Environments(str(tmp_path / "state" / "environments")).all() == [], "nothing of it is left"
     assert "cannot be imported" in cli("environments", "build", "no_such_module").output
-    assert "declares an environment" in cli("environments", "build", "padding_flow:plain").output
+    bare = cli("environments", "build", "padding_flow:plain")
+    assert bare.exit_code == 2
+    assert "tool 'padding_flow:plain' declares no environment" in bare.stderr
+    typo = cli("environments", "build", "padding_flow:padz")
+    assert typo.exit_code == 1
+    assert "module 'padding_flow' has no 'padz'; its tools are: pads, pads_too, server, plain" in typo.stderr
+    (tmp_path / "bare_flow.py").write_text("")
+    nothing = cli("environments", "build", "bare_flow")
+    assert (nothing.exit_code, "no tool of bare_flow declares an environment" in nothing.stderr) == (0, True)

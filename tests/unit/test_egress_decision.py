@@ -33,11 +33,17 @@ def test_only_what_is_listed_is_allowed() -> None:
     ):
         denied = decide(read_target(other), granted)
         assert isinstance(denied, Denied)
-        assert denied.reason == f"{other} is not granted; the grant lists api.example.org:443, *.cdn.example.org:80"
+        assert denied.reason == (
+            f"{other} is not granted; the grant lists api.example.org:443, *.cdn.example.org:80. If this call may "
+            f'reach it, let the policy\'s rule for it say network: ["{other}"]'
+        )
 
 
 def test_no_grant_is_no_way_out() -> None:
-    assert decide(read_target("a.example:80"), ()) == Denied("a.example:80 is not granted; the grant lists nothing")
+    denied = decide(read_target("[2001:db8::1]:80"), ())
+    assert isinstance(denied, Denied)
+    assert denied.reason.startswith("[2001:db8::1]:80 is not granted; the grant lists nothing.")
+    assert decide(read_target("[2001:db8::1]:80"), patterns(["[2001:db8::1]:80"])) != denied, "what it says to write"
 
 
 @pytest.mark.parametrize(

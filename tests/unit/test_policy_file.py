@@ -414,7 +414,10 @@ def test_an_example_that_cannot_be_judged_is_no_match_and_no_safe_miss() -> None
         ("a: .nan", "a: nan is no number"),
         ('{"a": NaN}', "a: nan is no number"),
         ('{"a": "\\ud800"}', "half a character"),
-        ("a: 0x" + "f" * 5000, "20000 bits"),
+        ("a: 0x" + "f" * 900, "3600 bits"),
+        ("a: 1" + ":1" * 300_000, "line 1: a number of 600001 characters, 1:1:1:1:1:1:1:1:1:1:...; 1000 are the most"),
+        ("a:\n- !!int '" + "1" * 5000 + "'", "line 2: a number of 5000 characters"),
+        ('{"a": ' + "1" * 600_000 + "}", "line 1: a number of 600000 characters"),
         ("a: [", "it is no YAML: line 1, column 5: while parsing a flow node, "),
         ("policy: a\n  version: 1", "it is no YAML: line 2, column 10: mapping values are not allowed here"),
         ("a: 1\n---\nb: 2", "it is no YAML"),
@@ -428,6 +431,13 @@ def test_ambiguous_text_is_refused(text: str, words: str) -> None:
     (only,) = problems(text)
     assert only.startswith("demo.yaml: ")
     assert words in only
+
+
+def test_text_may_be_as_long_as_no_number() -> None:
+    digits, words = "1" * 5000, "a word and " * 500
+    assert problems(f"policy: a\nversion: 1\nrules: []\nx: '{digits}'\ny: {words}") == problems(
+        "policy: a\nversion: 1\nrules: []\nx: x\ny: y"
+    )
 
 
 def test_a_bomb_does_not_go_off() -> None:

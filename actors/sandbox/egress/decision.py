@@ -30,7 +30,11 @@ def decide(target: Target, granted: Sequence[HostPattern]) -> Decision:
         if pattern.fits(target):
             return Allowed(str(pattern))
     shown = ", ".join(map(str, granted[:SHOWN_MAX])) + (", ..." if len(granted) > SHOWN_MAX else "")
-    return Denied(f"{target.host}:{target.port} is not granted; the grant lists {shown or 'nothing'}")
+    place = target.place
+    return Denied(
+        f"{place} is not granted; the grant lists {shown or 'nothing'}. If this call may reach it, let the policy's "
+        f'rule for it say network: ["{place}"]'
+    )
 
 
 def patterns(network: Sequence[str]) -> tuple[HostPattern, ...]:

@@ -53,6 +53,8 @@ ADDRESSES_MAX: Final = 32
 """Addresses of a name that are looked at."""
 ATTEMPTS_MAX: Final = 3
 """Addresses of a name that are tried."""
+PHRASE_MAX: Final = 800
+"""Characters of a reason phrase."""
 
 
 class Refused(Exception):
@@ -327,23 +329,16 @@ async def _let_go(tool: Ends, cut: bool) -> None:
         transport.abort()
 
 
-_WORDS: Final = {
-    400: "Bad Request",
-    403: "Forbidden",
-    417: "Expectation Failed",
-    431: "Request Header Fields Too Large",
-    501: "Not Implemented",
-    502: "Bad Gateway",
-}
-
-
 _WHAT: Final = {_Unreachable: UNREACHABLE, BadAnswer: BROKEN}
 
 
 async def _answer(writer: asyncio.StreamWriter, status: int, what: str, words: str) -> None:
-    body = f"understudy's proxy: {words}\n".encode("ascii", "backslashreplace")
+    """In the place of the reason phrase, too: most clients show no more of it (`HTTP Error 403: Forbidden`)."""
+    line = f"understudy's proxy: {words}".encode("ascii", "backslashreplace").decode()
+    phrase = "".join(char if char.isprintable() else " " for char in line[:PHRASE_MAX])
+    body = f"{line}\n".encode()
     head = (
-        f"HTTP/1.1 {status} {_WORDS[status]}\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n"
+        f"HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n"
         f"{HEADER}: {what}\r\nConnection: close\r\n\r\n"
     )
     writer.write(head.encode() + body)
