@@ -6,6 +6,8 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 
 def name_of_this_process() -> str:
@@ -16,6 +18,46 @@ def name_of_this_process() -> str:
 def keep_no_core() -> None:
     """Whatever this process dies of, its memory is not written to a file: there are secrets in it."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+@dataclass(frozen=True)
+class Bearings:
+    """What holds for a whole process, and code of a node's may change: its limits, where it is, and with which rights
+    it makes files."""
+
+    limits: Mapping[int, tuple[int, int]]
+    folder: str
+    umask: str
+
+    @classmethod
+    def of_this_process(cls) -> "Bearings":
+        names = (name for name in dir(resource) if name.startswith("RLIMIT_"))
+        limits = {(which := getattr(resource, name)): resource.getrlimit(which) for name in names}
+        with open("/proc/self/status") as status:
+            umask = next((line.split()[1] for line in status if line.startswith("Umask:")), "")
+        try:
+            folder = os.getcwd()
+        except FileNotFoundError:  # it was removed meanwhile
+            folder = ""
+        return cls(limits, folder, umask)
+
+    def restore(self) -> bool:
+        """Make it so again, for whatever runs here later; False if that cannot be done, as a limit was lowered for
+        good."""
+        try:
+            now = Bearings.of_this_process()
+            if now == self:
+                return True
+            for which, limit in self.limits.items():
+                if now.limits[which] != limit:
+                    resource.setrlimit(which, limit)
+            if self.umask:
+                os.umask(int(self.umask, 8))
+            if self.folder:
+                os.chdir(self.folder)
+        except (OSError, ValueError):  # also that nothing can be opened any more
+            return False
+        return True
 
 
 def user_name() -> str:

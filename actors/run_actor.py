@@ -12,7 +12,7 @@ import asyncio
 import gc
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from understudy.actors.code import Code, Library
@@ -20,7 +20,7 @@ from understudy.actors.driver import Driver
 from understudy.actors.errors import CodeError, Fenced, StoreUnavailable
 from understudy.actors.open import OpenStore
 from understudy.actors.ports import Policies, Sandboxes
-from understudy.actors.process import end, name_of_this_process
+from understudy.actors.process import Bearings, end, name_of_this_process
 from understudy.actors.records import Status
 from understudy.actors.ship import Shipper
 from understudy.actors.store import Store
@@ -49,7 +49,7 @@ class Left:
     status: Status | None = None
     reason: str = ""
     dirty: bool = False
-    """The process is not fit for another run."""
+    """The process is not fit for another run: a node could not be stopped, or has lowered a limit for good."""
 
 
 class RunActor:
@@ -76,11 +76,16 @@ class RunActor:
             # of all the time of a process with 500 runs.
             gc.collect()
             gc.freeze()
+            self._bearings = Bearings.of_this_process()
         return name_of_this_process()
 
     async def drive(self, run_id: str, epoch: int) -> Left:
         """Take a claimed run from where it stands to its end or its next wait."""
         await self.ready()
+        left = await self._drive(run_id, epoch)
+        return left if self._bearings.restore() else replace(left, dirty=True)
+
+    async def _drive(self, run_id: str, epoch: int) -> Left:
         assert self._store is not None
         assert self._library is not None
         self._drivers[run_id] = (epoch, None)
