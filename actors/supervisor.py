@@ -4,7 +4,7 @@ Laws kept here:
 1. It takes a run away (epoch + 1) before anyone else gets it; whatever the old owner still does is refused.
 9. Crash-only: starting is recovering. It holds nothing that the store does not; when it dies, the next one goes on.
 10. A lease that has passed counts as a death, whatever Ray thinks of the actor; but not right after an outage of the
-   store, in which nobody could renew (see policies/grace).
+   store, in which nobody could renew (see policies/grace). Nor does a clock that is set back hide one (see set_back).
 11. A crash is restarted under restart intensity with backoff, then quarantined with the reason (see policies/restart).
 
 The manner is Erlang's (`supervisor.erl`), with the difference that children are virtual: a run is resident in an actor
@@ -36,6 +36,7 @@ from understudy.actors.process import end, is_dead, name_of_this_process, pid_of
 from understudy.actors.records import Event, RunRecord
 from understudy.actors.run_actor import Left, RunActor, RunActorConfig
 from understudy.actors.sandbox_actor import SandboxActor
+from understudy.actors.set_back import SetBack
 from understudy.actors.store import Store
 from understudy.actors.turns import LOOK_MAX, Turns
 from understudy.policies.grace import Grace
@@ -96,7 +97,8 @@ class Supervisor:
         self._freed = asyncio.Event()
         self._turns = Turns()
         self._grace = Grace(config.lease_s)
-        self._last_beat = self._last_sweep = 0.0
+        self._set_back = SetBack(config.lease_s, config.restart.backoff_max_s)
+        self._last_beat = self._last_sweep = float("-inf")
         self._accounts = Accounts(self._opened)
         self._sweeping: asyncio.Task[None] | None = None
         self._swept = ""
@@ -242,14 +244,14 @@ class Supervisor:
         self._grace.looks(now, began)
         try:
             await self._tick(now)
-            if now - self._last_beat >= min(1.0, self._config.lease_s / 4):
+            if began - self._last_beat >= min(1.0, self._config.lease_s / 4):
                 await self._store.beat(self.name, json.dumps(self.report()), now)
-                self._last_beat = now
-            if now - self._last_sweep >= 60.0:
+                self._last_beat = began
+            if began - self._last_sweep >= 60.0:
                 await self._store.sweep(now)
                 if self._sweeping is None or self._sweeping.done():
                     self._sweeping = self._spawn(self._sweep_budgets(now))
-                self._last_sweep = now
+                self._last_sweep = began
             answered = True
         except StoreUnavailable:
             await asyncio.sleep(0.5)
@@ -268,23 +270,34 @@ class Supervisor:
     async def _tick(self, now: float) -> None:
         assert self._store is not None
         limit = max(1, self._config.run_actors * self._config.runs_per_actor)
+        began = time.monotonic()
+        if back_s := self._set_back.looks(now, began):
+            self._turns.earlier(back_s)
+        await self._set_back.gather(self._store, now, began)
         due = await self._store.due(now, limit)
-        for run_id, epoch in () if self._grace.holds(time.monotonic()) else due.overdue:
+        overdue: list[tuple[str, int]] = []
+        if not self._grace.holds(time.monotonic()):
+            overdue = [*due.overdue, *(await self._set_back.unkept(self._store, began))]
+        for run_id, epoch in overdue:
             slot = next((s for s in self._slots if s.runs.get(run_id) == epoch), None)
             await self._requeue(run_id, epoch, "lease_expired")
             if slot is not None:
                 self._retire(slot)
-        ready = await self._turns.ready(self._store, due.ready, limit, now)
+        late = self._set_back.late
+        line = [*late, *(run_id for run_id in due.ready if run_id not in late)]
+        ready = await self._turns.ready(self._store, line, limit, now)
         for run_id in ready:
             # Looked for anew each time: an actor may have gone since, with the places that it had left.
             slot = min((s for s in self._slots if self._fits(s)), key=lambda s: len(s.runs), default=None)
             if slot is None:
                 break
             self._turns.takes(run_id)
+            at = late.pop(run_id, now)
             try:
-                run = await self._store.claim(run_id, f"{self.name}/{slot.pid}", self._config.lease_s, now)
+                run = await self._store.claim(run_id, f"{self.name}/{slot.pid}", self._config.lease_s, at)
             except (Conflict, NotFound):
                 continue
+            self._set_back.keep(run, now, began)
             self._assign(slot, run)
         self._resize(len(ready))
 

@@ -39,6 +39,11 @@ class Turns:
         """A run has had its turn."""
         self._returning.pop(run_id, None)
 
+    def earlier(self, by_s: float) -> None:
+        """The clock was set back: what was to be at a time is to be so much earlier."""
+        self._returning = {run_id: at - by_s for run_id, at in self._returning.items()}
+        self._looked_at = float("-inf")
+
     async def ready(self, store: Store, due: Sequence[str], limit: int, now: float) -> list[str]:
         """Who may be claimed now, in the order of their turns.
 

@@ -9,10 +9,12 @@ otherwise (an actor's pending call) are not waited for.
 
 from dataclasses import dataclass
 
-SHARE = 0.5
-"""An outage of this share of a lease is one. Owners renew four times within a lease, so a shorter one costs none."""
+SHARE = 0.25
+"""An outage of this share of a lease is one. Owners renew four times within a lease, and whoever looks may have noticed
+the outage half a second late: after a shorter one, they still have the time of half a lease to come back."""
+ABSENCE_SHARE = 0.5
 ABSENCE_S_MIN = 2.0
-"""A shorter absence is nothing unusual on a busy machine."""
+"""A shorter absence is nothing unusual on a busy machine: one that is busy all the time would have grace for ever."""
 
 
 @dataclass
@@ -28,7 +30,7 @@ class Grace:
 
     def looks(self, wall: float, now: float) -> None:
         """To be called before each look at the leases, `wall` being the time in which they are written."""
-        if self._looked_at is not None and wall - self._looked_at >= max(ABSENCE_S_MIN, SHARE * self.lease_s):
+        if self._looked_at is not None and wall - self._looked_at >= max(ABSENCE_S_MIN, ABSENCE_SHARE * self.lease_s):
             self.until = now + self.lease_s
 
     def looked(self, wall: float) -> None:

@@ -68,9 +68,8 @@ class Played:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._stack = AsyncExitStack()
-        settings = Settings(
-            state_dir=state, store=store, run_actors=2, spare_actors=1, lease_s=3.0, restart_intensity=3
-        )
+        # Leases are the usual ones: on a machine that is busy with other tests, one of 3 s passes by itself.
+        settings = Settings(state_dir=state, store=store, run_actors=2, spare_actors=1, restart_intensity=3)
         entering = self._stack.enter_async_context(connect(settings=settings, embedded=True))
         self.cluster: Cluster = self._call(entering, 120)
 

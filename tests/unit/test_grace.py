@@ -6,12 +6,14 @@ from understudy.policies.grace import Grace
 def test_an_outage_gives_every_owner_one_lease() -> None:
     grace = Grace(10.0)
     assert not grace.holds(0.0)
-    grace.asked(100.0, 104.9)
-    assert not grace.holds(104.9)  # owners renew often enough to sit it out
-    grace.asked(105.0, 117.0)
-    assert grace.holds(117.0)
-    assert grace.holds(126.9)
-    assert not grace.holds(127.0)
+    grace.asked(100.0, 102.4)
+    assert not grace.holds(102.4)  # owners renew often enough to sit it out
+    grace.asked(103.0, 105.5)  # and here they might not: it began when the last renewal was a quarter of a lease ago,
+    assert grace.holds(115.4)  # and may have been noticed late
+    assert not grace.holds(115.5)
+    grace.asked(116.0, 127.0)
+    assert grace.holds(136.9)
+    assert not grace.holds(137.0)
 
 
 def test_many_short_refusals_are_one_outage() -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from support.waiting import run_async
+from understudy.actors import set_back
 from understudy.actors.accounts import SHELF, account_in
 from understudy.actors.errors import StoreUnavailable
 from understudy.actors.memory import MemoryStore
 from understudy.actors.policy_source import PolicySource
 from understudy.actors.records import Due, RunRecord
-from understudy.actors.supervisor import Supervisor, SupervisorConfig
+from understudy.actors.supervisor import Slot, Supervisor, SupervisorConfig
 from understudy.cluster.testing.conformance.suite import create
 from understudy.policies.budget import Account, Hold, Title, to_data
 from understudy.policies.restart import RestartPolicy
@@ -156,3 +157,58 @@ def test_nor_when_the_machine_has_slept_or_its_clock_was_set() -> None:
         assert (await store.renew([(run.run_id, 1)], 10.0, time.time() + 3600.0)).lost == ()
 
     run_async(played(), 20)
+
+
+def test_a_clock_that_is_set_back_hides_no_owner_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def played() -> None:
+        monkeypatch.setattr(set_back, "UNKEPT_S", 1e-6)
+        store = MemoryStore()
+        supervisor, hangs = await supervised(store)
+        wall = time.time()
+        await store.renew([(hangs.run_id, 1)], LEASE_S, wall)
+        lives = await create(store, "2", "other")
+        await store.claim(lives.run_id, "elsewhere/2", LEASE_S, wall)
+        await supervisor._turn(wall)
+        wall -= 3600.0
+        await supervisor._turn(wall)  # notes whose lease is of the old time
+        await store.renew([(lives.run_id, 1)], LEASE_S, wall)
+        await supervisor._turn(wall)
+        assert (await store.run(hangs.run_id)).restarts == 1
+        assert (await store.run(lives.run_id)).restarts == 0
+
+    run_async(played())
+
+
+def test_nor_does_it_hold_up_what_was_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a run that nobody has begun, nor one that crashed and is to start again in a moment."""
+
+    async def played() -> None:
+        store = MemoryStore()
+        supervisor, crashed = await supervised(store)
+        monkeypatch.setattr(supervisor, "_grow", lambda count: None)
+        begun: list[str] = []
+
+        class Handle:
+            """Of an actor that is at work for ever."""
+
+            @property
+            def drive(self) -> "Handle":
+                return self
+
+            def remote(self, run_id: str, epoch: int) -> "asyncio.Future[None]":
+                begun.append(run_id)
+                return asyncio.get_running_loop().create_future()
+
+        wall = time.time()
+        await supervisor._turn(wall)  # the crash is noticed
+        await store.claim(crashed.run_id, "elsewhere/1", -1.0, time.time())
+        await supervisor._turn(wall)  # the second one waits for a moment
+        fresh = await create(store, "2", "other", now=wall)
+        assert (await store.run(crashed.run_id)).restarts == 2
+        supervisor._slots += [Slot(Handle(), ready=True, idle_since=time.monotonic()) for _ in range(2)]
+        await supervisor._turn(wall - 3600.0)
+        await supervisor._turn(wall - 3599.0)
+        await asyncio.sleep(0)
+        assert begun == [fresh.run_id, crashed.run_id]
+
+    run_async(played())
