@@ -110,7 +110,9 @@ def _files(path: Path) -> list[Path]:
     try:
         if not path.is_dir():
             return [path]
-        files = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES and not each.name.startswith("."))
+        files = sorted(
+            each for each in path.iterdir() if each.suffix.lower() in SUFFIXES and not each.name.startswith(".")
+        )
     except OSError as error:
         raise PoliciesUnusable(f"{path}: it cannot be read: {error.strerror}") from None
     if not files:

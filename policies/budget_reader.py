@@ -57,6 +57,8 @@ class BudgetReader(ConditionReader):
         if ("degrade" in raw) != (at_limit == "degrade") and not self.problems:
             words = "say what goes on, e.g. degrade: {deny: [search]}, with 'at_limit: degrade', or leave both out"
             self.wrong(f"{at}.degrade", words)
+        label = self.text(f"{at}.label", raw.get("label", "tenant"))
+        self.as_seen(f"{at}.label", label)
         limits = self.amounts(f"{at}.limits", raw.get("limits", {}))
         if raw.get("limits") == {}:  # else it is said already what is wrong with what is there
             self.wrong(f"{at}.limits", f"it limits nothing; write e.g. {{calls: 100}} of {', '.join(KINDS)}")
@@ -65,7 +67,7 @@ class BudgetReader(ConditionReader):
             scope=scope,
             limits=limits,
             per=cast(Per, self.word(f"{at}.per", raw["per"], "window", PERS)) if "per" in raw else None,
-            label=self.text(f"{at}.label", raw.get("label", "tenant")),
+            label=label,
             at_limit=at_limit,
             degrade=self.degrade(f"{at}.degrade", raw["degrade"]) if "degrade" in raw else Degrade(),
         )

@@ -136,7 +136,10 @@ class PolicyReader(BudgetReader):
     def labels(self, data: Any) -> Iterable[tuple[str, str | tuple[str, ...]]]:
         for name, value in self.mapping("labels", data).items():
             at = f"labels.{name}"
-            yield name, self.texts(at, value, "[test, dev]") if isinstance(value, list) else self.text(at, value)
+            found = self.texts(at, value, "[test, dev]") if isinstance(value, list) else self.text(at, value)
+            for each in (name, *([found] if isinstance(found, str) else found)):
+                self.as_seen(at, each)
+            yield name, found
 
     def windows(self, data: Any) -> Iterable[Window]:
         for number, each in enumerate(data if isinstance(data, list) else [data]):

@@ -214,7 +214,19 @@ class Reader:
         for glob in found:
             if not 1 <= len(glob) <= 256:
                 self.wrong(at, f"{show(glob)} has {len(glob)} characters; write 1 to 256")
+            self.as_seen(at, glob)
         return found
+
+    def as_seen(self, at: str, text: str) -> None:
+        """A name with something in it that nobody sees is another name, and the rule would never fit. (What is stored
+        with a run is as it was.)"""
+        if self.variables is None:
+            return
+        hidden = next((sign for sign in text if not sign.isprintable()), "")
+        if text != text.strip():
+            self.wrong(at, f"{show(text)} begins or ends with a blank; take it away")
+        elif hidden:
+            self.wrong(at, f"{show(text)} holds {hidden!a}, which nobody sees; take it out")
 
     def paths(self, at: str, value: Any) -> tuple[str, ...]:
         if not isinstance(value, list):
@@ -224,6 +236,7 @@ class Reader:
         for each in value:
             before = len(self.problems)
             path = self.text(at, each)
+            self.as_seen(at, path)
             if len(self.problems) > before:
                 continue
             if not path.startswith("/") or "\0" in path:

@@ -1,15 +1,16 @@
 """Reads YAML or JSON into plain data, and refuses whatever two readers could understand differently.
 
 A policy is read by people who approve it and by a program that obeys it; both have to see the same. So: no key twice
-(the last would silently win), no anchors (ten of them can expand to gigabytes), no merge, and nothing but JSON values
-(a bare date or `!!set` is none).
+(the last would silently win), no anchors (ten of them can expand to gigabytes), no merge, nothing but JSON values (a
+bare date or `!!set` is none), and no word that is one thing to YAML 1.1 and another to 1.2, as `010`, `12:30`, `1e3`
+and `no`: `deny` with `eq: no` was meant for Norway, and would never fit.
 """
 
 import json
 import re
 from collections.abc import Iterable
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, Final
 
 TEXT_MAX_BYTES = 1024 * 1024
 DEPTH_MAX = 32
@@ -17,6 +18,14 @@ NUMBER_MAX = 1000
 """Characters of a number: to read one takes the square of its length, and a minute for half a megabyte."""
 _NUMBER = re.compile(r"[-+.:_ 0-9a-fA-FoxT]*")
 """What YAML 1.1 makes numbers of, hexadecimal and sexagesimal ones, too."""
+_ALIKE: Final = {
+    "bool": re.compile("true|True|TRUE|false|False|FALSE"),
+    "int": re.compile("[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+"),
+    "float": re.compile(r"[-+]?(0|[1-9][0-9]*)?\.[0-9]*([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+}
+"""How a bare word is written that is the same to every reader, by what PyYAML (1.1) takes it for."""
+_NUMBER_TO_OTHERS: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|0o[0-7]+")
+"""What PyYAML takes for text."""
 
 
 class Unreadable(ValueError):
@@ -91,6 +100,17 @@ def _loader() -> Any:
             finally:
                 self.depth -= 1
 
+        def compose_scalar_node(self, anchor: Any) -> Any:
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            node: Any = super().compose_scalar_node(anchor)
+            bare = event.tag is None and node.style is None
+            if bare and not node.value:
+                raise Unreadable(f"{_place(node)}: there is nothing where a value should be; write it, or null")
+            if bare and not _is_alike(node.tag.rpartition(":")[2], node.value):
+                words = f"{node.value[:80]!r} is not the same to every reader of YAML"
+                raise Unreadable(f"{_place(node)}: {words}; put it in quotes, or write true, false or a plain number")
+            return node
+
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen: set[str] = set()
             for key, _ in node.value:
@@ -103,6 +123,13 @@ def _loader() -> Any:
             return super().construct_mapping(node, deep)
 
     return Strict
+
+
+def _is_alike(kind: str, word: str) -> bool:
+    """Whether a bare word is the same to readers of both versions. (One with a tag says itself what it is.)"""
+    if kind == "str":
+        return _NUMBER_TO_OTHERS.fullmatch(word) is None
+    return kind not in _ALIKE or _ALIKE[kind].fullmatch(word) is not None
 
 
 def line_of(text: str, place: int | None, field: str) -> int:

@@ -16,6 +16,7 @@ from understudy.policies.permission import Allow, Deny, Request, decide
 from understudy.policies.policy_file import PolicyError, canonical, from_canonical, load_policy
 from understudy.policies.policy_reader import ENFORCED, RULE_KEYS
 from understudy.policies.profile import Limits, Profile
+from understudy.policies.strict_yaml import read as read_yaml
 
 EXAMPLE = """
 policy: demo
@@ -267,7 +268,7 @@ rules:
     when: {path: {underr: /x}, n: {gt: "5"}, s: {matches: "("}, p: {under: relative}}
     files: {read: [data], wirte: [/x]}
     limits: {wall: 10 parsecs, memory: -1, processes: 1.5, disk: true}
-  - tool: yes
+  - tool: true
     effect: deny
     limits: {wall: 1s}
   - just text
@@ -332,10 +333,19 @@ rules:
         ("when: {a: {gt: true}}", "True is no number"),
         (f"when: {{a: {{matches: {'a' * 600}}}}}", "it has 600 characters, and 512 are the most"),
         ("reason: 5", "5 is read as a number, not as text; put it in quotes"),
-        ("labels: {env: yes}", "True is read as true or false, not as text; put it in quotes"),
+        ('graph: "shop "', "'shop ' begins or ends with a blank"),
+        ('graph: ["a", "sh\\uFEFFop"]', "holds '\\ufeff', which nobody sees"),
+        ('labels: {tenant: "acme\\n"}', "begins or ends with a blank"),
+        ('labels: {tenant: ["a\\u200Bb"]}', "holds '\\u200b', which nobody sees"),
+        ('labels: {"tenant ": a}', "labels.tenant : 'tenant ' begins or ends with a blank"),
+        ('files: {read: ["/data "]}', "begins or ends with a blank"),
+        ('when: {a: {under: "/da\\u00ADta"}}', "holds '\\xad', which nobody sees"),
+        ('when: {a: {command: {program: "git\\t"}}}', "begins or ends with a blank"),
+        ('after: {tool: " read"}', "begins or ends with a blank"),
+        ("labels: {env: true}", "True is read as true or false, not as text; put it in quotes"),
         ("match: {a: 1}", "is no list; write a list of arguments"),
         ("time: {}", "{} says nothing"),
-        ("time: {from: 10:30}", '630 is no time of day; write e.g. "09:30", in quotes'),
+        ("time: {from: 630}", '630 is no time of day; write e.g. "09:30", in quotes'),
         ('time: {from: "25:00"}', "'25:00' is no time of day"),
         ('time: {from: "09:00", to: "09:00"}', "ends when it begins"),
         ("time: {days: [monday]}", "['monday'] are no days; write some of mon, tue"),
@@ -407,7 +417,21 @@ def test_an_example_that_cannot_be_judged_is_no_match_and_no_safe_miss() -> None
         ("1: a", "line 1: the key '1' is not text"),
         ("? [a]\n: b", "is not text"),
         ("a: 2024-01-01", "a: '2024-01-01' is read as a date; put it in quotes"),
-        ("a: !!set {b}", "is read as a set"),
+        ("a: !!set {b: null}", "is read as a set"),
+        ("a: no", "line 1: 'no' is not the same to every reader of YAML; put it in quotes"),
+        ("b: 1\na: [Off]", "line 2: 'Off' is not the same"),
+        ("a: {yes: 1}", "'yes' is not the same"),
+        ("a: 010", "'010' is not the same"),
+        ("a: 08", "'08' is not the same"),
+        ("a: 0o17", "'0o17' is not the same"),
+        ("a: 0b11", "'0b11' is not the same"),
+        ("a: 1_000", "'1_000' is not the same"),
+        ("a: 10:30", "'10:30' is not the same"),
+        ("a: 1:30.5", "'1:30.5' is not the same"),
+        ("a: 1e3", "'1e3' is not the same"),
+        ("a: -.5", "'-.5' is not the same"),
+        ("a:\nb: 1", "line 1: there is nothing where a value should be; write it, or null"),
+        ("a: [1, {b}]", "line 1: there is nothing where a value should be"),
         ("a: !!python/object/apply:os.system [x]", "it is no YAML"),
         ('a: !!int ""', "it is no YAML"),
         ("a: !!bool x", "it is no YAML"),
@@ -438,6 +462,13 @@ def test_text_may_be_as_long_as_no_number() -> None:
     assert problems(f"policy: a\nversion: 1\nrules: []\nx: '{digits}'\ny: {words}") == problems(
         "policy: a\nversion: 1\nrules: []\nx: x\ny: y"
     )
+
+
+def test_what_is_the_same_to_every_reader_is_read() -> None:
+    plain = "[true, False, null, ~, 0, -7, +7, 0x1F, 1.5, 1.0e+3, -0.5, 1.2.3, 09:30x, nobody]"
+    values = [True, False, None, None, 0, -7, 7, 31, 1.5, 1000.0, -0.5, "1.2.3", "09:30x", "nobody"]
+    assert read_yaml(plain) == values
+    assert read_yaml("[!!str no, !!str 1e3, 'no', \"010\", '']") == ["no", "1e3", "no", "010", ""]
 
 
 def test_a_bomb_does_not_go_off() -> None:
