@@ -48,6 +48,8 @@ class Granted:
     redact: tuple[str, ...] = ()
     """Paths into the arguments that no event shows."""
     workspace: Workspace = "none"
+    order: str = ""
+    """The name of the one start that it is good for; empty: any."""
     bill: Bill = FREE
     """Where it is paid from. That of a tool call is in its grant, too, and only that one counts there."""
 
@@ -379,9 +381,11 @@ class Caller:
     ) -> Outcome | Receipt:
         await self.durable()
         now, run = self.clock(), wish.place.run
-        receipt = wish.receipt("started", self.token(), now, sandbox=self.sandboxes.pick())
+        receipt = wish.receipt("started", granted.order or self.token(), now, sandbox=self.sandboxes.pick())
         wish = replace(wish, said=call_text(tool.name, redacted(args, granted.redact)))
         noted = {"rule": granted.rule, "policy": granted.policy, **granted.noted}
+        if tool.judged_as != tool.name:  # rules that ask for the past know it by that name
+            noted["judged_as"] = tool.judged_as
         decided = decision_data(wish, "allow", reason=granted.reason, by=granted.by, **noted)
         used = least([tool.workspace, granted.workspace])
         order = Order(

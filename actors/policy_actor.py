@@ -80,7 +80,8 @@ class PolicyActor:
         judged = await self._budgets.judge(named, request, decision, key, epoch, approved, now)
 
         def token(decision: Allow | Ask) -> str:
-            deciding = [layer.digest for layer in layers if layer.compiled.concerns(request.graph)]
+            deciding = [layer for layer in layers if layer.compiled.concerns(request.graph)]
+            paths = set().union(*(layer.compiled.judged_paths(request.tool) for layer in deciding))
             grant = Grant(
                 run_id=request.run_id,
                 key=key,
@@ -89,7 +90,7 @@ class PolicyActor:
                 code=request.code,
                 epoch=epoch,
                 profile=decision.profile,
-                policy_digest=hashlib.sha256("\n".join(deciding).encode()).hexdigest(),
+                policy_digest=hashlib.sha256("\n".join(layer.digest for layer in deciding).encode()).hexdigest(),
                 rule=decision.rule,
                 decision="approved" if isinstance(decision, Ask) else "allow",
                 issued_at=now,
@@ -97,13 +98,14 @@ class PolicyActor:
                 id=grant_id,
                 args=args_digest(request.args),
                 bill=judged.bill,
+                paths=tuple(sorted(paths)),
             )
             return sign(grant, self._secret)
 
         if request.effect is not None:  # nobody but the run's own process acts on it, and no sandbox may
             return verdict(layers, request, judged, lambda _: ""), ""
         found = verdict(layers, request, judged, token)
-        return found, grant_id if isinstance(found, Granted) else ""
+        return (dataclasses.replace(found, order=grant_id), grant_id) if isinstance(found, Granted) else (found, "")
 
     async def _has_budgets(self, policy: str) -> bool:
         own = await self._policy(policy)

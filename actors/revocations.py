@@ -15,7 +15,7 @@ from understudy.actors.documents import Overtaken
 from understudy.actors.paging import each_document
 from understudy.actors.store import Store
 from understudy.policies.grant import GRANT_TTL_S
-from understudy.policies.spent import Revocation
+from understudy.policies.revocation import Revocation
 
 SHELF: Final = "revocations"
 KEPT_S: Final = 86_400.0

@@ -66,7 +66,8 @@ class RunHistories:
             allowed = [e.data for e in events if e.kind == "decided" and e.data.get("decision") == "allow"]
             if allowed:
                 marks = frozenset(mark for data in allowed for mark in data.get("marks", ()))
-                read.past |= Past(frozenset(str(data["tool"]) for data in allowed), marks)
+                tools = frozenset(str(data[name]) for data in allowed for name in ("tool", "judged_as") if name in data)
+                read.past |= Past(tools, marks)
             read.children += tuple(str(e.data["run_id"]) for e in events if e.kind == "child_started")
             read.after = max([read.after, *(event.n for event in events)])
             if len(events) < PAGE:

@@ -32,13 +32,13 @@ from understudy.actors.revocations import read_revocations
 from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.environments import Environments, EnvironmentUnusable
+from understudy.actors.sandbox.real_paths import leads_elsewhere
 from understudy.actors.sandbox.tiers import Tiers, all_tiers
 from understudy.actors.secret_file import SecretFile, SecretsUnusable
 from understudy.actors.store import Store
 from understudy.policies.bill import FREE, Bill
-from understudy.policies.grant import GRANT_TTL_S, Grant, GrantRefused, check
+from understudy.policies.grant import Grant, GrantRefused, check
 from understudy.policies.profile import TIERS, Profile, strongest
-from understudy.policies.spent import Revocation, Spent
 
 LOOK_S = 2.0
 """How often a call at work looks whether its run still wants it."""
@@ -69,7 +69,6 @@ class SandboxActor:
         self._tiers = Tiers(all_tiers(spares=min(at_once, SPARES_MOST)))
         self._store: Store | None = None
         self._work: dict[tuple[str, str], asyncio.Task[Outcome | Receipt]] = {}
-        self._spent = Spent(GRANT_TTL_S)
         self._audit = AuditLog(self._ready, secret)
         self._accounts = Accounts(self._ready)
         self._taken_back: dict[str, str] = {}
@@ -92,6 +91,7 @@ class SandboxActor:
                 digest=order.receipt.digest,
                 args=order.call.args,
                 code=order.call.code.digest,
+                order=order.receipt.token,
                 now=now,
             )
             if order.receipt.sandbox != self._name:  # whoever waits for it would not find it here
@@ -122,21 +122,18 @@ class SandboxActor:
         denied = Event("decided", now, {**order.decided.data, **told})
         events = [denied, finished_event(receipt, outcome, now)]
         answer = await store.begin(receipt, order.epoch, events, counters_of(order.graph, events), now)
-        if answer.receipt.outcome == receipt.outcome:  # else another call is on record, and paid for with what is held
-            await settled(self._accounts, bill, receipt.key, outcome)
-        return outcome if answer.fresh else answer.receipt
+        if answer.receipt.outcome != receipt.outcome:  # the call is on record, and paid for with what is held
+            return answer.receipt
+        await settled(self._accounts, bill, receipt.key, outcome)
+        return outcome
 
     async def _perform(self, store: Store, order: Order, grant: Grant) -> Outcome | Receipt:
-        """Wait for room, use the grant, put the call on record, make it, and write its receipt. Raises Fenced."""
+        """Wait for room, put the call on record (its grant is used up), make it, write its receipt. Raises Fenced."""
         profile = grant.profile
         async with self._room_for(order, grant):
-            try:
-                reason = await self._revoked(store, grant)
-                if reason:
-                    raise GrantRefused("revoked", reason)
-                self._spent.use(grant, order.receipt.token, time.time())
-            except GrantRefused as error:  # revoked while it waited, or used by another order
-                return await self._refuse(store, order, error, time.time(), grant.bill)
+            spoilt = await self._spoilt(store, order, grant)
+            if spoilt is not None:
+                return await self._refuse(store, order, spoilt, time.time(), grant.bill)
             on_record = await self._begin(store, order, grant)
             if on_record is not None:
                 return on_record
@@ -156,6 +153,16 @@ class SandboxActor:
         await self._record(store, order, outcome, entrusted)
         await settled(self._accounts, grant.bill, order.receipt.key, outcome)
         return outcome
+
+    async def _spoilt(self, store: Store, order: Order, grant: Grant) -> GrantRefused | None:
+        """Why a good grant is none any more, or not here: it was revoked, perhaps while the call waited; or a path that
+        was judged leads elsewhere on this machine."""
+        reason = await self._revoked(store, grant)
+        if reason:
+            return GrantRefused("revoked", reason)
+        if grant.paths:
+            reason = await asyncio.to_thread(leads_elsewhere, grant.paths, order.call.args, grant.profile)
+        return GrantRefused("wrong arguments", reason) if reason else None
 
     @contextlib.asynccontextmanager
     async def _room_for(self, order: Order, grant: Grant) -> AsyncIterator[None]:
@@ -293,10 +300,6 @@ class SandboxActor:
         work = self._work.get((key, token))
         if work is not None:
             work.cancel()
-
-    async def revoke(self, revocation: Revocation) -> None:
-        """From now on, no call begins here with one of these grants. Calls that have begun go on; see `abort`."""
-        self._spent.revoke(revocation, time.time())
 
     async def ready(self) -> str:
         """The name of the process."""

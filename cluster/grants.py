@@ -14,7 +14,7 @@ from understudy.actors.store import Store
 from understudy.cluster.auditing import entries_of, pen
 from understudy.cluster.settings import Settings
 from understudy.policies.grant import GRANT_TTL_S
-from understudy.policies.spent import Revocation
+from understudy.policies.revocation import Revocation
 
 
 @dataclass(frozen=True)

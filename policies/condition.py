@@ -111,6 +111,16 @@ def judge(checks: Iterable[Check], args: Mapping[str, JSON], allowing: bool) -> 
 _MISSING: Final = object()
 
 
+def value_at(args: Mapping[str, JSON], field: str) -> Any:
+    """What is at a path into arguments; None: nothing."""
+    name, *deeper = field.split(".")
+    try:
+        found = _look_into(args.get(name, _MISSING), deeper)
+    except Unclear:
+        return None
+    return None if found is _MISSING else found
+
+
 def _look_into(value: Any, path: Sequence[str]) -> Any:
     for part in path:
         if value is _MISSING or value is None:

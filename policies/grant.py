@@ -31,7 +31,7 @@ Reason = Literal[
 GRANT_TTL_S = 600.0
 """A grant that was not used after this long is refused by the sandbox; it covers the wait for a free sandbox."""
 SECRET_MIN_BYTES = 16
-_DOMAIN: Final = b"understudy grant 6\0"
+_DOMAIN: Final = b"understudy grant 7\0"
 """Signed together with the grant: the same secret signs other things (code), and none of them may pass for a grant. The
 number changes with the fields, so that a grant of another version is refused and not misread."""
 
@@ -63,6 +63,8 @@ class Grant:
     """`args_digest` of the arguments that were judged, made by whoever judged them."""
     bill: Bill = FREE
     """Where the call is paid from."""
+    paths: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """By argument, the folders that rules have asked about: whoever has the files looks where the path leads."""
 
 
 class GrantRefused(Exception):
@@ -98,9 +100,15 @@ def check(
     digest: str,
     args: Mapping[str, Any],
     code: str,
+    order: str,
     now: float,
 ) -> Grant:
-    """The grant in a token that is good for this call at this time. Raises GrantRefused."""
+    """The grant in a token that is good for this call at this time. Raises GrantRefused.
+
+    Args:
+        order: the name of this start of the call. The store begins one of a name once, whoever asks it to, and whatever
+            has become of it since; so a grant, which is good for the one that bears its own id, is used up for good.
+    """
     body, dot, mac = token.partition(".")
     if not dot or not body or not mac:
         raise GrantRefused("forged", f"{token[:12]!r}... is no token; it lacks a signature")
@@ -123,6 +131,8 @@ def check(
         raise GrantRefused("wrong arguments", f"the arguments of tool {tool!r} are not those that were judged")
     if grant.code != code:
         raise GrantRefused("wrong code", f"the code of tool {tool!r} is not that which was judged")
+    if grant.id != order:
+        raise GrantRefused("replayed", f"it is good for order {grant.id[:40]!r}, not for {order[:40]!r}")
     return grant
 
 
@@ -140,7 +150,8 @@ def _read(body: str) -> Grant:
     limits = Limits(**profile["limits"])
     lists = {name: tuple(profile[name]) for name in ("read", "write", "network", "secrets")}
     walls = Profile(**lists, limits=limits, tier=profile["tier"], workspace=profile["workspace"])
-    return Grant(**fields, profile=walls, bill=bill_in((bill["accounts"], bill["most"], bill["told"])))
+    paths = tuple((name, tuple(folders)) for name, folders in fields.pop("paths"))
+    return Grant(**fields, profile=walls, paths=paths, bill=bill_in((bill["accounts"], bill["most"], bill["told"])))
 
 
 def _base64(data: bytes) -> str:

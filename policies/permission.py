@@ -8,8 +8,8 @@
 - What cannot be judged (text where a number was expected) is never in the call's favour: an allow rule does not fit,
   a deny or ask rule that fits otherwise denies. A rule that fails while it is judged denies, whatever it says.
 - A command line that cannot be read for sure is never better than ask.
-- `under` and the globs look at names. They say what is wanted; the sandbox, which shows a call only the files of its
-  profile, is the wall (a symlink fools a name, and not a wall).
+- `under` and the globs look at names. Where a link leads a path to a place that a rule's `under` would judge otherwise,
+  the sandbox, which has the files, refuses the call. The wall is that it shows the files of the call's profile only.
 """
 
 from collections.abc import Sequence

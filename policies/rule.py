@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, get_args
 from understudy.policies.budget import Budget, Cost, dearest
 from understudy.policies.condition import Condition, Finding, Truth, judge, make_ready
 from understudy.policies.history import Earlier, History
-from understudy.policies.operators import JSON
+from understudy.policies.operators import JSON, listed
 from understudy.policies.profile import (
     DEFAULT_TIER,
     Limits,
@@ -213,6 +213,11 @@ class Compiled:
     def asks_history(self, tool: str) -> bool:
         """Whether what it says of a tool depends on what the run has done before."""
         return any(ready.rule.after or ready.rule.not_after for ready in self.for_tool(tool)[0])
+
+    def judged_paths(self, tool: str) -> set[tuple[str, tuple[str, ...]]]:
+        """By argument, the folders that rules about a tool ask about: names, which a link can fool."""
+        conditions = [condition for ready in self.for_tool(tool)[0] for condition in ready.rule.when]
+        return {(each.field, tuple(listed(each.value))) for each in conditions if each.op == "under"}
 
     def granted(self, matched: tuple[Ready, ...]) -> tuple[Profile, tuple[str, ...], tuple[Cost, ...]]:
         """The profile, the marks and the cost of rules that fit together."""

@@ -107,6 +107,24 @@ def test_a_target_in_an_odd_spelling_is_refused(target: str) -> None:
     refused(f"GET {target} HTTP/1.1\r\n\r\n")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "GET http://user:hunter22@h/ HTTP/1.1\r\n\r\n",
+        "GET http://h/?token=hunter22#part HTTP/1.1\r\n\r\n",
+        "GET http://h..h/?token=hunter22 HTTP/1.1\r\n\r\n",
+        "CONNECT user:hunter22@h:443 HTTP/1.1\r\n\r\n",
+        "GET http://h/ HTTP/1.1\r\nAuthorization Bearer hunter22\r\n\r\n",
+        "GET http://h/ HTTP/1.1\r\nAuthorization: Bearer\r\n hunter22\r\n\r\n",
+        "GET http://h/ HTTP/1.1\r\nAuthorization: hunter22\r\nHost: other\r\n\r\n",
+        "GET http://h/hunter22 HTTP/2.0\r\n\r\n",
+    ],
+)
+def test_a_refusal_quotes_no_password(text: str) -> None:
+    """It goes on record."""
+    assert "hunter22" not in refused(text)
+
+
 @pytest.mark.parametrize("where", ["h", "h:", "http://h:443", "h:443/path", "u@h:443", "h\x00.example.org:443", "h:0"])
 def test_a_tunnel_to_an_odd_place_is_refused(where: str) -> None:
     refused(f"CONNECT {where} HTTP/1.1\r\n\r\n")

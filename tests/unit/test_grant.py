@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from understudy.policies.grant import GRANT_TTL_S, Grant, GrantRefused, args_digest, check, sign
 from understudy.policies.profile import Limits, Profile
-from understudy.policies.spent import REVOKED_MAX, Revocation, Spent
+from understudy.policies.revocation import Revocation
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 GRANT = Grant(
@@ -42,6 +42,7 @@ CALL: dict[str, Any] = {
     "digest": GRANT.digest,
     "args": {"amount": 3, "order": "A1"},
     "code": GRANT.code,
+    "order": GRANT.id,
     "now": 1001.0,
 }
 
@@ -73,6 +74,7 @@ def test_a_grant_is_read_back_as_it_was_given() -> None:
         ({"args": {}}, "wrong arguments"),
         ({"now": 1000.0 - GRANT_TTL_S - 1}, "expired"),
         ({"code": "x" * 64}, "wrong code"),
+        ({"order": "x" * 32}, "replayed"),
         ({"secret": b"another secret of some length"}, "altered"),
     ],
 )
@@ -131,22 +133,7 @@ def test_any_text_is_refused_and_never_an_accident(text: str) -> None:
     assert refusal(text) in ("altered", "forged")
 
 
-# Used, and revoked.
-
-
-def refused(spent: Spent, grant: Grant, order: str, now: float = 1001.0) -> str:
-    with pytest.raises(GrantRefused) as caught:
-        spent.use(grant, order, now)
-    return caught.value.reason
-
-
-def test_a_grant_is_used_once() -> None:
-    spent = Spent(GRANT_TTL_S)
-    spent.use(GRANT, "order-1", 1001.0)
-    spent.use(GRANT, "order-1", 1002.0)  # its reply was lost
-    assert refused(spent, GRANT, "order-2") == "replayed"
-    assert refused(spent, dataclasses.replace(GRANT, run_id="other"), "order-2") == "replayed"
-    spent.use(dataclasses.replace(GRANT, id="another"), "order-2", 1002.0)
+# Revoked.
 
 
 @pytest.mark.parametrize(
@@ -160,41 +147,10 @@ def test_a_grant_is_used_once() -> None:
         (Revocation(1000.0, tool="pay", rule="other"), False),
         (Revocation(1000.0, grant_id=GRANT.id), True),
         (Revocation(1000.0, grant_id="x"), False),
+        (Revocation(1000.0, key=GRANT.key), True),
+        (Revocation(1000.0, key="x"), False),
     ],
 )
-def test_what_is_revoked_is_refused_before_its_time_and_what_is_granted_later_is_not(
-    revocation: Revocation, hit: bool
-) -> None:
-    spent = Spent(GRANT_TTL_S)
-    spent.revoke(revocation, 1000.0)
-    if hit:
-        assert refused(spent, GRANT, "order-1") == "revoked"
-    else:
-        spent.use(GRANT, "order-1", 1001.0)
-    spent.use(dataclasses.replace(GRANT, id="later", issued_at=1000.5), "order-2", 1001.0)
-
-
-def test_a_used_grant_can_be_revoked_too() -> None:
-    spent = Spent(GRANT_TTL_S)
-    spent.use(GRANT, "order-1", 1001.0)
-    spent.revoke(Revocation(1002.0), 1002.0)
-    assert refused(spent, GRANT, "order-1") == "revoked"
-
-
-def test_nothing_is_kept_of_grants_that_have_ended() -> None:
-    spent = Spent(ttl_s=10.0)
-    for second in range(1000):
-        grant = dataclasses.replace(GRANT, id=str(second), issued_at=float(second), expires_at=second + 10.0)
-        spent.use(grant, "order", float(second))
-        spent.revoke(Revocation(float(second), run_id="other"), float(second))
-        assert len(spent) <= 22
-    assert refused(spent, dataclasses.replace(GRANT, id="999"), "another", 999.0) == "replayed"
-
-
-def test_too_many_revocations_are_refused_and_none_is_forgotten() -> None:
-    spent = Spent(GRANT_TTL_S)
-    for number in range(REVOKED_MAX):
-        spent.revoke(Revocation(1000.0, grant_id=GRANT.id if number == 0 else str(number)), 1000.0)
-    with pytest.raises(ValueError, match="revoke everything with Revocation"):
-        spent.revoke(Revocation(1000.0), 1000.0)
-    assert refused(spent, GRANT, "order-1") == "revoked"
+def test_what_is_revoked_is_meant_and_what_is_granted_later_is_not(revocation: Revocation, hit: bool) -> None:
+    assert revocation.covers(GRANT) is hit
+    assert not revocation.covers(dataclasses.replace(GRANT, id="later", issued_at=1000.5))

@@ -14,6 +14,7 @@ from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.mcp import pins
 from understudy.actors.mcp.server import mcp_server, misfit
 from understudy.actors.memory import MemoryStore
+from understudy.actors.run_history import RunHistories
 
 ADD = {"name": "add", "description": "Adds.", "inputSchema": {"type": "object"}, "outputSchema": None}
 SUB = {**ADD, "name": "sub"}
@@ -139,6 +140,7 @@ def test_what_is_pinned_at_first_sight_is_in_the_runs_log_whoever_dies_in_betwee
         assert told["accepted"] == {"add": pins.digest("s", ADD)[:16]}
         assert list(told["set_aside"]) == ["sub"]
         assert await store.read_document(pins.SHELF, "s") is not None
+        assert "mcp:s" in (await RunHistories(store).of(run.run_id)).own.tools, "as rules that ask for the past say it"
 
     run_async(played())
 

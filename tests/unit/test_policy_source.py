@@ -5,6 +5,7 @@ import os
 import pickle
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,12 +115,12 @@ def test_one_that_starts_anew_beside_a_broken_file_goes_on_with_what_was_last_in
 def test_a_folder_holds_a_file_for_each_layer(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text("allow", "shop", "layer: graph, graph: refund,"))
     (tmp_path / "b.yml").write_text(text("ask", "all"))
-    (tmp_path / "c.json").write_text(text("deny", "org", "layer: organisation,"))
+    (tmp_path / "c.JSON").write_text(text("deny", "org", "layer: organisation,"))
     (tmp_path / "notes.txt").write_text("no policy")
     (tmp_path / ".b.yml.swp").write_text("no policy")
     policies = DeploymentPolicies(source_of(tmp_path))
     assert [layer.name for layer in policies.layers] == ["org", "all", "shop"]
-    (tmp_path / "c.json").unlink()
+    (tmp_path / "c.JSON").unlink()
     looked(policies)
     assert [layer.name for layer in policies.layers] == ["all", "shop"]
     (tmp_path / "d.yaml").write_text(text("deny", "all"))
@@ -141,9 +142,9 @@ def request(tool: str = "pay") -> Request:
     return Request(tool, {}, "r00-a", "refund", "d", code="c")
 
 
-def grant_in(token: str, card: str = "") -> Grant:
-    now, args = time.time(), {"card": card} if card else {}
-    return check(token, SECRET, run_id="r00-a", key="key", tool="pay", digest="d", args=args, code="c", now=now)
+def grant_in(found: Granted, card: str = "") -> Grant:
+    about: Any = {"run_id": "r00-a", "key": "key", "tool": "pay", "digest": "d", "args": {"card": card} if card else {}}
+    return check(found.token, SECRET, **about, code="c", order=found.order, now=time.time())
 
 
 async def asked(actor: PolicyActor) -> Verdict:
@@ -163,7 +164,7 @@ def test_the_policy_actor_takes_up_a_change_and_records_which_text_decided(tmp_p
         await actor.ready()
         first = await asked(actor)
         assert isinstance(first, Granted)
-        grant = grant_in(first.token)
+        grant = grant_in(first)
         assert grant.rule == "r"
         known = source_of(file)
         report, newer = await actor.report(known)
@@ -200,11 +201,26 @@ def test_a_grant_names_all_the_policies_that_decided(tmp_path: Path) -> None:
         file.write_text(text("allow", version=version))
         verdict = await asked(PolicyActor(opened, SECRET, source_of(file)))
         assert isinstance(verdict, Granted)
-        found = grant_in(verdict.token)
+        found = grant_in(verdict)
         return found.policy_digest
 
     async def played() -> None:
         assert await digest("1") == await digest("1") != await digest("2")
+
+    run_async(played())
+
+
+def test_a_grant_says_of_which_folders_rules_have_asked(tmp_path: Path) -> None:
+    """So that whoever has the files sees where a path leads."""
+    file = tmp_path / "policy.yaml"
+    deny = "{id: d, effect: deny, tool: '*', when: {to: {under: [/srv/b, /srv/a]}, x: {eq: 1}}}"
+    more = "{id: o, effect: deny, tool: other, when: {to: {under: /etc}}}"
+    file.write_text(f"{{policy: p, version: 1, rules: [{{id: r, effect: allow, tool: pay}}, {deny}, {more}]}}")
+
+    async def played() -> None:
+        found = await asked(PolicyActor(opened, SECRET, source_of(file)))
+        assert isinstance(found, Granted)
+        assert grant_in(found).paths == (("to", ("/srv/b", "/srv/a")),)
 
     run_async(played())
 
@@ -223,7 +239,7 @@ def test_every_decision_is_in_the_audit_log_before_it_is_told(tmp_path: Path) ->
         actor = PolicyActor(same, SECRET, source_of(file))
         granted = await actor.decide(secretive, "key", 1, "", False)
         assert isinstance(granted, Granted)
-        grant = grant_in(granted.token, "4111-1111")
+        grant = grant_in(granted, "4111-1111")
         ((place, entry),) = [found async for found in entries_of(store)]
         assert granted.noted["audit"] == place == "1.0"
         assert (entry["run"], entry["key"], entry["tool"], entry["digest"]) == ("r00-a", "key", "pay", "d")

@@ -42,11 +42,12 @@ class HeldBackend:
         return Outcome("ok", value=call.key)
 
 
-def order(run: RunRecord, key: str, code: ToolCode = CODE) -> Order:
+def order(run: RunRecord, key: str, code: ToolCode = CODE, token: str = "") -> Order:
+    token = token or f"token of {key}"
     profile = Profile(limits=Limits(wall_s=7))
-    ends = (code.digest, f"grant {run.epoch} of {key}", args_digest({}))
+    ends = (code.digest, token, args_digest({}))
     grant = Grant(RUN, key, "pay", "d", run.epoch, profile, "", "r", "allow", 0.0, 2e10, *ends)
-    receipt = Receipt(key, RUN, "", "task", "pay", "d", "started", "sandbox-0", f"token of {key}", at=time.time())
+    receipt = Receipt(key, RUN, "", "task", "pay", "d", "started", "sandbox-0", token, at=time.time())
     decided = Event("decided", 0.0, {"tool": "pay", "decision": "allow"})
     return Order(ToolCall(key, "pay", code, {}), sign(grant, SECRET), receipt, run.epoch, "g", decided)
 
@@ -111,8 +112,7 @@ def test_a_queued_call_of_an_owner_that_lost_the_run_never_starts(monkeypatch: p
         events = [Event("crashed", 3.0, {"cause": "actor_died", "epoch": run.epoch, "attempt": 1})]
         await store.requeue(RUN, run.epoch, 3.0, 0.0, events, counters_of("g", events))
         again = await store.claim(RUN, "next owner", 60.0, 4.0)
-        anew = order(again, "k2")
-        anew = dataclasses.replace(anew, receipt=dataclasses.replace(anew.receipt, token="of the next owner"))
+        anew = order(again, "k2", token="of the next owner")
         next_one = asyncio.ensure_future(actor.execute(anew))
         backend.go.set()
         assert (await first).value == "k1", "one that has started is finished, whoever owns the run (law 5)"

@@ -5,7 +5,7 @@ import json
 import time
 from decimal import Decimal
 
-from unit.test_sandbox_grants import SECRET, Scene, kind
+from unit.test_sandbox_grants import SECRET, Scene, kind, take_back
 
 from support.waiting import run_async
 from understudy.actors.accounts import SHELF, account_in
@@ -13,7 +13,6 @@ from understudy.actors.outcome import Outcome
 from understudy.policies.bill import Bill
 from understudy.policies.budget import Account, Hold, Title, to_data
 from understudy.policies.grant import sign
-from understudy.policies.spent import Revocation
 
 WORST = {"calls": Decimal(1), "seconds": Decimal(30), "tokens": Decimal(50)}
 BILL = Bill(("a", "b"), (("calls", "1"), ("seconds", "30"), ("tokens", "50")))
@@ -62,12 +61,12 @@ def test_a_call_that_never_begins_gives_back_what_was_held_for_it() -> None:
         scene.walls.open.clear()
         at_work = asyncio.ensure_future(scene.actor.execute(scene.order(scene.token("k1"))))
         await scene.walls.began.wait()
-        revoked = asyncio.ensure_future(scene.actor.execute(scene.order(scene.token("k2"), "k2", "o2")))
-        unwanted = asyncio.ensure_future(scene.actor.execute(scene.order(scene.token("k3"), "k3", "o3")))
+        revoked = asyncio.ensure_future(scene.actor.execute(scene.order(scene.token("k2"), "k2")))
+        unwanted = asyncio.ensure_future(scene.actor.execute(scene.order(scene.token("k3"), "k3")))
         await asyncio.sleep(0)  # both begin
         await asyncio.sleep(0)  # and wait for room
-        await scene.actor.revoke(Revocation(time.time() + 1, key="k2"))
-        await scene.actor.abort("k3", "o3")
+        await take_back(scene, key="k2")
+        await scene.actor.abort("k3", "grant of k3")
         assert kind(await unwanted) == "killed"
         assert set((await scene.account()).held) == {"k1", "k2"}
         scene.walls.open.set()

@@ -89,10 +89,10 @@ def _fields(lines: Sequence[str]) -> list[tuple[str, str]]:
     if len(lines) > FIELDS_MAX:
         raise BadRequest(f"it has {len(lines)} header fields, and {FIELDS_MAX} are the most", 431)
     fields = []
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         name, colon, value = line.partition(":")
         if not colon or not _TOKEN.fullmatch(name):  # also a folded line, and a blank before the colon
-            raise BadRequest(f"{line[:60]!a} is no header field")
+            raise BadRequest(f"line {number} of its head is no header field")  # without it: it may hold a token
         fields.append((name, value.strip(" \t")))
     return fields
 
@@ -121,7 +121,8 @@ def _target(where: str) -> Target:
     try:
         target = read_target(where)
     except NotCanonical as error:
-        raise BadRequest(f"{where[:80]!a} is no place to go: {error}") from None
+        shown = where.rpartition("@")[2]  # the refusal is on record, and what stands before it may be a password
+        raise BadRequest(f"{shown[:80]!a} is no place to go: {error}") from None
     if target.port == 0:
         raise BadRequest("port 0 is nowhere")
     return target
