@@ -353,6 +353,14 @@ def test_what_any_rule_about_the_tool_hides_is_hidden() -> None:
     assert "[redacted]" in explain([some], request(amount=7))[0].why
 
 
+def test_what_another_layer_hides_is_hidden_in_a_refusal_too() -> None:
+    hiding = policy(rule("a", "allow", redact=("card",)))
+    for layers in ([hiding, policy(DENY)], [policy(DENY), hiding], [hiding, policy()]):
+        denied = decide(layers, request())
+        assert isinstance(denied, Deny)
+        assert denied.redact == ("card",)
+
+
 def test_redacted_arguments_keep_their_shape() -> None:
     args: Any = {"card": {"number": 1, "name": "x"}, "list": [{"k": 1, "o": 2}, 5], "n": 1, "s": "t"}
     shown = redacted(args, ("card.number", "list.*.k", "s", "n.deep", "nothing.here"))
@@ -417,12 +425,28 @@ def test_the_strongest_tier_that_any_rule_or_layer_wants_is_the_least() -> None:
         ([policy(weak)], "landlock"),
         ([policy(weak, plain)], "zygote"),
         ([policy(weak, strong)], "cold"),
+        ([policy(rule("a weak one", "allow", tier="landlock"), rule("b", "allow", tier="gvisor"))], "gvisor"),
         ([policy(weak), policy(plain)], "zygote"),
         ([policy(strong), policy(weak)], "cold"),
     ):
         decision = decide(layers, request())
         assert not isinstance(decision, Deny)
         assert decision.profile.tier == least
+
+
+def test_of_the_runs_files_a_call_gets_what_all_rules_and_layers_that_say_so_let_it() -> None:
+    reads, writes = rule("r", "allow", workspace="read"), rule("w", "ask", workspace="write")
+    for layers, least in (
+        ([policy(ALLOW)], "none"),
+        ([policy(ALLOW, writes)], "write"),
+        ([policy(reads, writes)], "read"),
+        ([policy(reads, writes, rule("n", "allow", workspace="none"))], "none"),
+        ([policy(reads), policy(writes)], "read"),
+        ([policy(writes), policy(ALLOW)], "none"),
+    ):
+        decision = decide(layers, request())
+        assert not isinstance(decision, Deny)
+        assert decision.profile.workspace == least
 
 
 # Words.

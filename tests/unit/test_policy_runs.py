@@ -284,6 +284,10 @@ LEAK = """
 {id: read, effect: allow, tool: read_secret, marks: [secret]}, {id: send, effect: allow, tool: send},
 {id: leak, effect: deny, tool: send, after: {%s}, reason: it has read a secret}
 """
+UNLESS = """
+{id: read, effect: allow, tool: read_secret, marks: [secret]},
+{id: send, effect: allow, tool: send, not_after: {%s}, reason: it has read a secret}
+"""
 
 
 async def leaks(state: Note, ctx: Context) -> dict[str, Any]:
@@ -296,15 +300,22 @@ async def leaks(state: Note, ctx: Context) -> dict[str, Any]:
     return {"seen": seen}
 
 
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        (LEAK, "it has read a secret"),
+        (UNLESS, "the run has used"),
+    ],
+)
 @pytest.mark.parametrize("earlier", ["tool: [read_secret]", "mark: [secret]"])
-def test_after_reading_a_secret_nothing_is_sent(earlier: str) -> None:
+def test_after_reading_a_secret_nothing_is_sent(rules: str, said: str, earlier: str) -> None:
     async def played() -> None:
-        scene = Scene(LEAK % earlier, leaks)
+        scene = Scene(rules % earlier, leaks)
         run = await scene.stage.start()
         assert await scene.stage.drive(run) == "succeeded"
         before, after = (await run.result()).seen
         assert before == "before"
-        assert "it has read a secret" in after
+        assert said in after
         assert [name for name, _ in scene.stage.sandboxes.calls] == ["send", "read_secret"]
 
     run_async(played())
