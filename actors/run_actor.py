@@ -9,7 +9,6 @@ Laws kept here:
 """
 
 import asyncio
-import gc
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import Literal
 from understudy.actors.code import Code, Library
 from understudy.actors.driver import Driver
 from understudy.actors.errors import CodeError, Fenced, StoreUnavailable
+from understudy.actors.garbage import settle
 from understudy.actors.open import OpenStore
 from understudy.actors.ports import Policies, Sandboxes
 from understudy.actors.process import Bearings, end, name_of_this_process
@@ -72,10 +72,7 @@ class RunActor:
             self._library = Library(self._config.secret, self._store.get_blob)
             threading.Thread(target=self._renewing, name="leases", daemon=True).start()
             self._ticking = asyncio.ensure_future(self._tick())
-            # What is imported by now stays. Looking through it again and again for what has become garbage was a tenth
-            # of all the time of a process with 500 runs.
-            gc.collect()
-            gc.freeze()
+            settle()
             self._bearings = Bearings.of_this_process()
         return name_of_this_process()
 
