@@ -19,6 +19,7 @@ from understudy.actors.errors import CallerError
 from understudy.actors.policy_source import PoliciesUnusable, source_of
 from understudy.actors.store import Store
 from understudy.cluster.guard import Guard
+from understudy.cluster.lean_ray import without_extras
 from understudy.cluster.settings import Settings
 from understudy.cluster.stores import open_store
 from understudy.policies.restart import RestartPolicy
@@ -133,16 +134,17 @@ class Host:
                 ray.init(address=self._settings.ray_address, namespace="understudy", log_to_driver=False)
             else:
                 self.guard = Guard()
-                context: Any = ray.init(
-                    address="local",
-                    namespace="understudy",
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    configure_logging=True,
-                    logging_level=logging.ERROR,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _node_ip_address="127.0.0.1",
-                )
+                with without_extras():
+                    context: Any = ray.init(
+                        address="local",
+                        namespace="understudy",
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        configure_logging=True,
+                        logging_level=logging.ERROR,
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        _node_ip_address="127.0.0.1",
+                    )
                 self._ours = True
                 self._session = context.address_info["session_dir"]
             # Ray prints a paragraph on stdout for every actor that dies. Deaths are told by our events and our log, and
