@@ -23,11 +23,11 @@ else
 	@.venv/bin/understudy demo $(if $(STORE),--store '$(STORE)') $(ARGS)
 endif
 
-# Two processes: one is on real Ray, whose tests mostly wait, while the other has the rest (see tests/conftest.py).
+# Three processes: two are on real Ray, whose tests mostly wait, while one has the rest (see tests/conftest.py).
 test: ## lint, then all tests except soak and bench, on real servers; ARGS=... goes to pytest
 	@scripts/setup test
 	@$(MAKE) --no-print-directory lint
-	@$(python) -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	@$(python) -m pytest --numprocesses 3 --dist loadgroup $(ARGS)
 
 lint: ## ruff and mypy --strict
 	@scripts/setup

@@ -28,9 +28,12 @@ GRACE_S = 10
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where the tests are spread over processes, those on real Ray stay in one: two clusters at once are too many."""
+    """Where the tests are spread over processes, those on real Ray stay in two: they mostly wait, each for its cluster.
+
+    The longer ones name the group "runs", those of servers without Ray "servers"; the others are the group "live".
+    """
     for item in items:
-        if item.get_closest_marker("live"):
+        if item.get_closest_marker("live") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group("live"))
 
 

@@ -18,7 +18,7 @@ from support.servers import PostgresServer, RedisServer
 from support.waiting import run_async, wait_until_async
 from understudy.cluster.client import Cluster
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(300), pytest.mark.xdist_group("runs")]
 
 RUNS = 50
 DOWN_S = 10.0

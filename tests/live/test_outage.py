@@ -13,7 +13,7 @@ from support.waiting import run_async, wait_until_async
 from understudy import connect
 from understudy.cluster.settings import Settings
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(300), pytest.mark.xdist_group("runs")]
 
 RUNS = 20
 STEPS = 40

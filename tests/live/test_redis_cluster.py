@@ -20,7 +20,7 @@ from understudy.cluster.stores.redis_codec import all_shared
 from understudy.cluster.stores.redis_link import pack
 from understudy.cluster.testing.conformance.suite import T, create
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.xdist_group("servers")]
 
 
 def slot_of(run_id: str) -> int:

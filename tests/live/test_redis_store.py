@@ -36,7 +36,7 @@ from understudy.cluster.stores.redis_safety import RedisInfo, check_safety
 from understudy.cluster.stores.redis_scripts import SCRIPTS
 from understudy.cluster.testing.conformance.suite import T, World, checks, create, new_run
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.xdist_group("servers")]
 
 OK = 'checkpoint_commits_total{result="ok"}'
 DUPLICATE = 'checkpoint_commits_total{result="duplicate"}'

@@ -30,7 +30,7 @@ from understudy.cluster.settings import Settings
 from understudy.cluster.stores import open_store
 from understudy.policies.policy_file import load_policy
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(300), pytest.mark.xdist_group("runs")]
 Opener = Callable[..., Any]
 
 

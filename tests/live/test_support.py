@@ -19,7 +19,7 @@ from support.processes import MARK, find_program, is_alive, leftovers
 from support.servers import PostgresServer, PrometheusServer, RedisServer, promtool_check_metrics
 from support.waiting import run_async, wait_until, wait_until_async
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.xdist_group("servers")]
 
 
 def test_redis_keeps_what_it_acknowledged_when_killed(redis_server: RedisServer, redis_url: str) -> None:

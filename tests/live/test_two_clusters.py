@@ -20,7 +20,7 @@ from understudy.actors.store import Store
 from understudy.cluster.settings import Settings
 from understudy.policies.policy_file import load_policy
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(300), pytest.mark.xdist_group("runs")]
 
 OTHER = """
 import asyncio, sys

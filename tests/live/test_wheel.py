@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(600), pytest.mark.xdist_group("servers")]
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("actors", "policies", "cluster")
