@@ -26,6 +26,8 @@ _ALIKE: Final = {
 """How a bare word is written that is the same to every reader, by what PyYAML (1.1) takes it for."""
 _NUMBER_TO_OTHERS: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|0o[0-7]+")
 """What PyYAML takes for text."""
+_HIDING: Final = re.compile("[\x85\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Ends a line for YAML 1.1 and for no editor, so that a rule stands in a comment; or turns round what is shown."""
 
 
 class Unreadable(ValueError):
@@ -59,6 +61,10 @@ def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _yaml(text: str) -> Any:
+    hiding = _HIDING.search(text)
+    if hiding:
+        line = text.count("\n", 0, hiding.start()) + 1
+        raise Unreadable(f"line {line}: it holds {hiding[0]!a}, which hides from people what is read; take it out")
     try:
         return _loader()(text).get_single_data()
     except Unreadable:

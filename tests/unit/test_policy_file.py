@@ -449,6 +449,9 @@ def test_an_example_that_cannot_be_judged_is_no_match_and_no_safe_miss() -> None
         ('{"a": ' + "[" * 100000 + "]" * 100000 + "}", "nested deeper than 32 levels"),
         ("a" * (1024 * 1024 + 1), "it has 1048577 bytes, and 1048576 are the most"),
         ("\0", "it is no YAML"),
+        ("a: 1\n# a note\u2028b: 2", "line 2: it holds '\\u2028', which hides from people what is read"),
+        ("a: 1 # a note\x85b: 2", "line 1: it holds '\\x85'"),
+        ("a: 1 #\u202e: b", "line 1: it holds '\\u202e'"),
     ],
 )
 def test_ambiguous_text_is_refused(text: str, words: str) -> None:
@@ -469,6 +472,9 @@ def test_what_is_the_same_to_every_reader_is_read() -> None:
     values = [True, False, None, None, 0, -7, 7, 31, 1.5, 1000.0, -0.5, "1.2.3", "09:30x", "nobody"]
     assert read_yaml(plain) == values
     assert read_yaml("[!!str no, !!str 1e3, 'no', \"010\", '']") == ["no", "1e3", "no", "010", ""]
+    assert read_yaml('\ufeffa: "\\u2028"') == {"a": "\u2028"}, (
+        "a mark of the byte order, and what is written to be seen"
+    )
 
 
 def test_a_bomb_does_not_go_off() -> None:

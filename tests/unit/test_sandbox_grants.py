@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from pydantic import BaseModel
 
 from support.stage import Stage
 from support.waiting import run_async
-from understudy import END, START, Graph
+from understudy import END, START, Context, Graph, tool
 from understudy.actors.audit_log import AuditLog
-from understudy.actors.calls import Order
+from understudy.actors.calls import Granted, Order
 from understudy.actors.memory import MemoryStore
 from understudy.actors.outcome import Outcome, ToolCall, ToolCode
 from understudy.actors.records import Event, Receipt
@@ -102,8 +103,6 @@ class Scene:
 
 
 def _graph() -> Graph:
-    from pydantic import BaseModel
-
     class Empty(BaseModel):
         pass
 
@@ -213,6 +212,46 @@ def test_a_grant_is_used_up_for_good(where: str) -> None:
         another = dataclasses.replace(again, receipt=dataclasses.replace(again.receipt, token="another order"))
         await refused(scene, another, "replayed")
         assert len(scene.walls.executed) == 1
+
+    run_async(played())
+
+
+def test_an_order_that_comes_again_when_its_grant_has_ended_is_answered_by_what_is_on_record() -> None:
+    async def played() -> None:
+        scene = await Scene.made()
+        order = scene.order(sign(scene.grant(), SECRET))
+        assert kind(await scene.actor.execute(order)) == "ok"
+        late = dataclasses.replace(order, token=sign(scene.grant(expires_at=1.0), SECRET))
+        assert kind(await scene.actor.execute(late)) == "receipt: done"
+        (receipt,) = await scene.store.receipts(scene.run_id)
+        assert '"kind":"ok"' in receipt.outcome.replace(" ", "")
+
+    run_async(played())
+
+
+def test_a_run_orders_a_call_under_the_name_that_its_grant_is_good_for() -> None:
+    @tool
+    def pays() -> int:
+        return 1
+
+    class Empty(BaseModel):
+        pass
+
+    graph = Graph("shop", Empty)
+
+    @graph.node
+    async def work(state: Empty, ctx: Context) -> None:
+        await ctx.call(pays)
+
+    graph.edge(START, work).edge(work, END)
+
+    async def played() -> None:
+        stage = Stage(MemoryStore(), graph)
+        stage.policy.verdicts["pays"] = lambda request, approved: Granted("t", "r", "p", order="id of the grant")
+        run = await stage.start()
+        assert await stage.drive(run) == "succeeded"
+        (receipt,) = await stage.store.receipts(run.run_id)
+        assert receipt.token == "id of the grant"
 
     run_async(played())
 
