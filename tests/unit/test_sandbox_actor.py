@@ -21,12 +21,13 @@ from understudy.actors.records import Event, NewRun, Receipt, RunRecord, run_id_
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox_actor import SandboxActor
 from understudy.policies.grant import Grant, args_digest, sign
-from understudy.policies.profile import Limits, Profile
+from understudy.policies.profile import Limits, Profile, Tier, Workspace
 
 SECRET = b"0123456789abcdef"
 CODE = ToolCode(ref="x:y")
 PAD = Environment(packages=["left-pad==1.0"])
 RUN = run_id_on("t", "run")
+PROFILE = Profile(limits=Limits(wall_s=7))
 
 
 class HeldBackend:
@@ -42,9 +43,14 @@ class HeldBackend:
         return Outcome("ok", value=call.key)
 
 
-def order(run: RunRecord, key: str, code: ToolCode = CODE, token: str = "") -> Order:
+def order(
+    run: RunRecord,
+    key: str,
+    code: ToolCode = CODE,
+    token: str = "",
+    profile: Profile = PROFILE,
+) -> Order:
     token = token or f"token of {key}"
-    profile = Profile(limits=Limits(wall_s=7))
     ends = (code.digest, token, args_digest({}))
     grant = Grant(RUN, key, "pay", "d", run.epoch, profile, "", "r", "allow", 0.0, 2e10, *ends)
     receipt = Receipt(key, RUN, "", "task", "pay", "d", "started", "sandbox-0", token, at=time.time())
@@ -242,7 +248,16 @@ def test_a_call_has_the_environment_that_is_built_here_and_no_other(
     assert (nonsense.kind, nonsense.error_type) == ("error", "EnvironmentUnusable")
 
 
-def test_a_tool_may_want_a_stronger_tier_than_its_grant_and_gets_no_workspace_without_one(
+@pytest.mark.parametrize(
+    ("granted", "gets", "keeps"), [("none", None, None), ("read", "[]", None), ("write", "[]", [["a"]])]
+)
+@pytest.mark.parametrize(("tiers", "tier"), [(("zygote", "cold"), "cold"), (("gvisor", "cold"), "gvisor")])
+def test_a_tool_may_want_a_stronger_tier_than_its_grant_and_has_the_workspace_that_it_grants(
+    granted: Workspace,
+    gets: str | None,
+    keeps: Any,
+    tiers: tuple[Tier, Tier],
+    tier: Tier,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def scene() -> None:
@@ -255,11 +270,11 @@ def test_a_tool_may_want_a_stronger_tier_than_its_grant_and_gets_no_workspace_wi
             return Outcome("ok", files=[["a"]])
 
         monkeypatch.setattr(backend, "execute", executed)
-        ordered = order(run, "k")
-        call = dataclasses.replace(ordered.call, files="[]", keeps=True, tier="cold")
+        ordered = order(run, "k", profile=Profile(workspace=granted, tier=tiers[0]))
+        call = dataclasses.replace(ordered.call, files="[]", keeps=True, tier=tiers[1])
         outcome = await actor.execute(dataclasses.replace(ordered, call=call))
         assert isinstance(outcome, Outcome)
-        assert outcome.files is None
-        assert [(each.files, each.keeps, profile.tier) for each, profile in seen] == [(None, False, "cold")]
+        assert outcome.files == keeps
+        assert [(each.files, each.keeps, profile.tier) for each, profile in seen] == [(gets, keeps is not None, tier)]
 
     run_async(scene())

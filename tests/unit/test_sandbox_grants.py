@@ -303,10 +303,14 @@ def test_one_order_in_two_sandbox_actors_at_once_is_executed_once() -> None:
         second = SandboxActor("box 2", one.opened, SECRET, 2)
         second._tiers = other.walls
         order = one.order(sign(one.grant(), SECRET))
+        astray = one.order(sign(one.grant("k2"), SECRET), "k2")
+        found = await second.execute(astray)
+        assert isinstance(found, Outcome)
+        assert "wrong sandbox: it was ordered from 'box', not 'box 2'" in found.error
         moved = dataclasses.replace(order, receipt=dataclasses.replace(order.receipt, sandbox="box 2"))
-        found = await asyncio.gather(one.actor.execute(order), second.execute(moved), second.execute(order))
-        assert sorted(map(kind, found[:2])) == ["ok", "receipt: started"]
-        assert kind(found[2]).startswith("receipt: "), "it was ordered from another one, and is on record"
+        both = await asyncio.gather(one.actor.execute(order), second.execute(moved), second.execute(order))
+        assert sorted(map(kind, both[:2])) == ["ok", "receipt: started"]
+        assert kind(both[2]).startswith("receipt: "), "it was ordered from another one, and is on record"
         assert len(one.walls.executed) + len(other.walls.executed) == 1
 
     run_async(played())

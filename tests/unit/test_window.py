@@ -30,6 +30,17 @@ NIGHT = Window("UTC", ("fri",), 22 * 60, 6 * 60)
         (NIGHT, "2026-01-31T05:59:00+00:00", True),  # it began on the Friday
         (NIGHT, "2026-01-31T06:00:00+00:00", False),
         (NIGHT, "2026-01-30T05:00:00+00:00", False),  # that night began on the Thursday
+        (Window("Europe/Berlin", start_min=120, end_min=180), "2026-10-25T00:30:00+00:00", True),  # 02:30 there
+        (Window("Europe/Berlin", start_min=120, end_min=180), "2026-10-25T01:30:00+00:00", True),  # and once more
+        (Window("Europe/Berlin", start_min=120, end_min=180), "2026-03-29T01:30:00+00:00", False),  # it was left out
+        (Window("Asia/Kolkata", ("sun",)), "2026-01-31T18:29:59+00:00", False),
+        (Window("Asia/Kolkata", ("sun",)), "2026-01-31T18:30:00+00:00", True),  # Sunday begins there
+        (Window("Pacific/Kiritimati", ("fri",), 22 * 60, 6 * 60), "2026-01-30T15:59:59+00:00", True),
+        (
+            Window("Pacific/Kiritimati", ("fri",), 22 * 60, 6 * 60),
+            "2026-01-30T16:00:00+00:00",
+            False,
+        ),  # 06:00, Saturday
         (Window(end_min=DAY_MIN), "2026-01-30T23:59:59+00:00", True),
         (Window(since=at("2026-01-30T12:00:00+00:00")), "2026-01-30T11:59:59+00:00", False),
         (Window(since=at("2026-01-30T12:00:00+00:00")), "2026-01-30T12:00:00+00:00", True),
