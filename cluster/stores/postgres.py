@@ -60,12 +60,13 @@ from understudy.cluster.stores.postgres_client import Connection, Connections
 from understudy.cluster.stores.postgres_documents import PostgresDocuments
 from understudy.cluster.stores.postgres_listener import Listener
 from understudy.cluster.stores.postgres_schema import prepare
-from understudy.cluster.stores.postgres_step import COMMITTED, is_step, take_step
+from understudy.cluster.stores.postgres_step import COMMITTED, take_step
 from understudy.cluster.stores.rows import (
     checkpoint_of,
     chunk_of,
     events_json,
     interrupts_json,
+    is_step,
     message_of,
     open_ids,
     receipt_of,

@@ -13,11 +13,6 @@ STEP = Prepared(
 )
 
 
-def is_step(commit: Commit) -> bool:
-    plain = not (commit.taken or commit.result or commit.error)
-    return commit.checkpoint is not None and commit.status == "running" and plain
-
-
 async def take_step(connection: Connection, commit: Commit) -> bool | None:
     """Whether somebody asked to cancel the run; None if nothing was changed, and `run_commit` is to be asked why."""
     new = commit.checkpoint

@@ -9,7 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Protocol
 
-from understudy.actors.records import CheckpointRow, Chunk, Event, Interrupt, Message, Receipt, RunDump, RunRecord
+from understudy.actors.records import (
+    CheckpointRow,
+    Chunk,
+    Commit,
+    Event,
+    Interrupt,
+    Message,
+    Receipt,
+    RunDump,
+    RunRecord,
+)
 from understudy.actors.spelling import to_ascii
 
 to_json = to_ascii
@@ -111,6 +121,12 @@ def event_values(run: int, after: int, events: Iterable[Event]) -> list[tuple[in
 def events_json(events: Iterable[Event]) -> str:
     """Events as the functions of Postgres take them: [[kind, at, data as text], ...]."""
     return to_json([(event.kind, event.at, to_json(dict(event.data))) for event in events])
+
+
+def is_step(commit: Commit) -> bool:
+    """Whether it is the end of a superstep after which the run goes on, as nearly all are: what the short ways take."""
+    plain = not (commit.taken or commit.result or commit.error)
+    return commit.checkpoint is not None and commit.status == "running" and plain
 
 
 def summed(*counters: Mapping[str, float]) -> list[tuple[str, float]]:

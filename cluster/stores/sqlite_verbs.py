@@ -41,8 +41,8 @@ from understudy.actors.refusals import (
 )
 from understudy.cluster.stores.rows import event_values, interrupts_json, interrupts_of, run_of, to_json
 from understudy.cluster.stores.sqlite_base import SQL, count, do, held, note, one, owned, record, refused, rows
+from understudy.cluster.stores.sqlite_step import COMMITTED, took_step
 
-COMMITTED = {sample("checkpoint_commits_total", result="ok"): 1.0}
 DUPLICATE = {sample("checkpoint_commits_total", result="duplicate"): 1.0}
 
 
@@ -134,12 +134,14 @@ def _commit(db: Connection, commit: Commit, together: set[int]) -> Told:
     if commit.seq != run["seq"] + 1:
         return AssertionError(seq_gap(commit, run["seq"]))
     n, head = run["n"], run["head"]
+    if commit.checkpoint and (run["asks"] or run["answers"] != "{}"):
+        do(db, "clear_questions", n)
+    if took_step(db, run, commit):
+        return Committed(duplicate=False, cancel_asked=cancel_asked)
     if commit.checkpoint:
         head = commit.checkpoint.checkpoint_id
         _store_checkpoint(db, run["thread_id"], commit.run_id, commit.checkpoint, commit.at)
         do(db, "delete_writes", n)
-        if run["asks"] or run["answers"] != "{}":
-            do(db, "clear_questions", n)
     elif commit.writes:
         db.executemany(SQL["insert_write"], [(n, task_id, body) for task_id, body in commit.writes.items()])
     if commit.taken:

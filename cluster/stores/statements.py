@@ -4,6 +4,7 @@ The comments above a statement say which law it keeps. A name that is not there 
 """
 
 import re
+import sqlite3
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -24,3 +25,14 @@ def statements(file: str) -> Mapping[str, str]:
     named = dict(zip(parts[::2], (text.strip().removesuffix(";") for text in parts[1::2]), strict=True))
     assert len(named) == len(parts) // 2, f"a name stands twice in {file}"
     return named
+
+
+def split(text: str) -> list[str]:
+    """The statements of a script for SQLite; its own `executescript` would commit the transaction first."""
+    found, part = [], ""
+    for line in text.splitlines(keepends=True):
+        part += line
+        if sqlite3.complete_statement(part):
+            found.append(part)
+            part = ""
+    return found
