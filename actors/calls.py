@@ -121,6 +121,8 @@ LOST_MOST = 3
 this very call. Then that is its outcome."""
 
 
+PRINTED_CHARS = 2000
+"""Of what a call has printed whose end its tool does not know: the tail, for the person who is asked."""
 FILES_ARE_LOST = "; what it changed in the workspace is lost, and with a value the files stay as they were before it"
 
 
@@ -444,7 +446,10 @@ async def finish(store: Store, order: Order, outcome: Outcome, events: Sequence[
 def finished_event(receipt: Receipt, outcome: Outcome, at: float) -> Event:
     """What the event log says of a call's end. The value itself is in the receipt."""
     error = tellable(outcome.said if len(outcome.said) <= 500 else outcome.said[:497] + "...")
-    return Event("tool_finished", at, _end(receipt, outcome.kind, round(outcome.duration_s, 6), error))
+    data = _end(receipt, outcome.kind, round(outcome.duration_s, 6), error)
+    if outcome.kind == "unknown" and outcome.printed:  # its receipt has no outcome, and a person will be asked
+        data["printed"] = tellable(outcome.printed[-PRINTED_CHARS:])
+    return Event("tool_finished", at, data)
 
 
 def check_value(tool: Tool[Any, Any], outcome: Outcome) -> Any:

@@ -28,6 +28,8 @@ SEEN = "#seen"
 SAID_CHARS_MAX = 300
 BUDGET = "BudgetExceeded"
 """Error type of a refusal that budgets have given."""
+NO_ISOLATION = "IsolationUnavailable"
+"""Error type of a refusal by a machine on which no isolation stands that is strong enough."""
 
 # --- names ---------------------------------------------------------------------------------------------------------
 
@@ -106,6 +108,7 @@ def read_outcome(text: str) -> Outcome:
 
 
 def stands(outcome: Outcome) -> bool:
-    """Whether a later attempt of the node takes this outcome: it went well, or was refused. What could not be paid for
-    is asked for again: there may be more by then, as when a run that failed of it is retried."""
-    return outcome.kind == "ok" or (outcome.kind == "denied" and outcome.error_type != BUDGET)
+    """Whether a later attempt of the node takes this outcome: it went well, or was refused. What could not be paid for,
+    or not be isolated, is asked for again: there may be more by then, or another machine, as when a run that failed of
+    it is retried."""
+    return outcome.kind == "ok" or (outcome.kind == "denied" and outcome.error_type not in (BUDGET, NO_ISOLATION))

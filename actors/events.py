@@ -142,7 +142,7 @@ KINDS: Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, float]]] = {
     "decided": _decided,  # tool, key, call, decision, rule, reason, digest, policy, by
     "tool_started": _none,  # tool, key, sandbox, wall_s
     "connected": _connected,  # tool, key, method, host, port, address, decision, reason, *_bytes; or more, denied
-    "tool_finished": _tool_finished,  # tool, key, outcome, seconds, error
+    "tool_finished": _tool_finished,  # tool, key, outcome, seconds, error; printed (of unknown)
     "mcp_tools": _none,  # server, launch, first, accepted and set_aside (digests by tool), tools, waiting (how many)
     "effect_started": _none,  # name, key, call, digest
     "effect_finished": _effect_finished,  # name, key, outcome, seconds, error

@@ -207,13 +207,16 @@ class Ledger:
         if interrupt_id not in answers:
             # As the log has it: a policy may have kept arguments out of it.
             said = await self.said(receipt.run_id, receipt.digest) or wish.said
-            question = f"{await self._how_lost(receipt)} ({said}), so nobody knows whether it took effect; "
+            how, printed = await self._how_lost(receipt)
+            question = f"{how} ({said}), so nobody knows whether it took effect; "
             if why:
                 question += f"its reconcile did not tell either: {why}; "
             payload = {
                 "tool": wish.name,
                 "question": question + 'look, and answer "retry", "fail" or {"value": ...}' + caution,
             }
+            if printed:
+                payload["printed"] = printed
             if problem:
                 payload["problem"] = problem
             raise self.question(wish, interrupt_id, "unknown", payload)
@@ -227,13 +230,14 @@ class Ledger:
                 outcome = Outcome("unknown", error="nobody knows how it ended; a person decided not to call again")
                 return await self.settle(wish, outcome, [self._reconciled(wish, "fail", "person")])
 
-    async def _how_lost(self, receipt: Receipt) -> str:
-        """In words; what the tool has said of it, where it lost sight of its call itself."""
+    async def _how_lost(self, receipt: Receipt) -> tuple[str, str]:
+        """In words; what the tool has said of it, where it lost sight of its call itself; and what it had printed."""
         if not receipt.sandbox:
-            return "the run's process died during this effect"
-        if told := await told_lost(self.store, receipt):
-            return f"this call lost sight of what it had begun: {told}"
-        return "the sandbox died during this call"
+            return "the run's process died during this effect", ""
+        told, printed = await told_lost(self.store, receipt)
+        if told:
+            return f"this call lost sight of what it had begun: {told}", printed
+        return "the sandbox died during this call", ""
 
     # --- time ---
 
@@ -377,15 +381,15 @@ LOST = "its sandbox died"
 """What the event log has of a call that nobody is at work on any more, and nobody has told the end of."""
 
 
-async def told_lost(store: Store, receipt: Receipt) -> str:
-    """Why a call is unknown, as the log has it of its last start; empty: its sandbox died."""
-    found, after = "", 0
+async def told_lost(store: Store, receipt: Receipt) -> tuple[str, str]:
+    """Why a call is unknown, as the log has it of its last start (empty: its sandbox died), and what it had printed."""
+    found, printed, after = "", "", 0
     while events := await store.events(receipt.run_id, after):
         after = events[-1].n
         for event in events:
             if event.kind == "tool_finished" and event.data["key"] == receipt.key:
-                found = event.data["error"]
-    return "" if found == LOST else found
+                found, printed = event.data["error"], event.data.get("printed", "")
+    return ("", "") if found == LOST else (found, printed)
 
 
 def _kind(name: str) -> str:

@@ -18,11 +18,11 @@ from typing import Any
 from understudy.actors.accounts import Accounts, charged, settled
 from understudy.actors.audit_log import AuditLog
 from understudy.actors.calls import Order, finish, finished_event
-from understudy.actors.effects import write_outcome
+from understudy.actors.effects import NO_ISOLATION, write_outcome
 from understudy.actors.entrusted import NOTHING, Entrusted, entrust
 from understudy.actors.environment import Environment
 from understudy.actors.errors import CallerError, Fenced, NotFound, StoreUnavailable
-from understudy.actors.events import counters_of
+from understudy.actors.events import counters_of, sample
 from understudy.actors.files import left_by
 from understudy.actors.open import OpenStore
 from understudy.actors.outcome import Outcome, ToolCall
@@ -34,6 +34,7 @@ from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.environments import Environments, EnvironmentUnusable
 from understudy.actors.sandbox.real_paths import leads_elsewhere
 from understudy.actors.sandbox.tiers import Tiers, all_tiers
+from understudy.actors.sandbox.verdict import Seen, seen_by
 from understudy.actors.secret_file import SecretFile, SecretsUnusable
 from understudy.actors.store import Store
 from understudy.policies.bill import FREE, Bill
@@ -142,8 +143,9 @@ class SandboxActor:
             watching = asyncio.ensure_future(self._watch(store, order, grant))
             try:
                 outcome = refused or await self._equipped(order, profile, entrusted.way_out)
-            except asyncio.CancelledError:
-                outcome = _aborted(time.perf_counter() - began, self._taken_back.get(grant.id, ENDED_OUTSIDE))
+            except asyncio.CancelledError as error:
+                why = self._taken_back.get(grant.id, ENDED_OUTSIDE)
+                outcome = _aborted(time.perf_counter() - began, why, seen_by(error))
             finally:
                 watching.cancel()
                 self._taken_back.pop(grant.id, None)
@@ -263,7 +265,7 @@ class SandboxActor:
                 # The walls did not stand, so nothing was executed: it is safe to try again.
                 if last:
                     reason = f"this node cannot isolate, so it runs no untrusted tool: {error}"
-                    return Outcome("denied", error=reason)
+                    return Outcome("denied", error=reason, error_type=NO_ISOLATION)
                 await asyncio.sleep(0.2)
             except OSError as error:
                 reason = f"the sandbox could not start: {error}"
@@ -309,7 +311,13 @@ class SandboxActor:
         """Whether this node really isolates: a call is made to find out."""
         with contextlib.suppress(OSError):  # of a folder that is not ours: then it is not ours to tidy, either
             await asyncio.to_thread(self._environments.clean)
-        return await self._tiers.preflight()
+        found = await self._tiers.preflight()
+        left = dataclasses.asdict(self._tiers.left_over())
+        counted = {sample("sandbox_leftovers_total", kind=kind): float(count) for kind, count in left.items() if count}
+        if counted:
+            with contextlib.suppress(StoreUnavailable):  # it is gone, counted or not
+                await (await self._ready()).count(counted)
+        return found
 
     async def _ready(self) -> Store:
         if self._store is None:
@@ -342,8 +350,9 @@ def _is_begun(receipt: Receipt, answer: Begun) -> bool:
     return answer.fresh and (there.sandbox, there.at) == (receipt.sandbox, receipt.at)
 
 
-def _aborted(seconds: float, reason: str = ENDED_OUTSIDE) -> Outcome:
-    return Outcome("killed", error=reason, duration_s=seconds)
+def _aborted(seconds: float, reason: str = ENDED_OUTSIDE, seen: Seen = Seen()) -> Outcome:  # noqa: B008 (frozen)
+    peak = seen.peak_memory_bytes
+    return Outcome("killed", error=reason, printed=seen.printed, duration_s=seconds, peak_memory_bytes=peak)
 
 
 def _entry(order: Order) -> dict[str, Any]:

@@ -206,7 +206,9 @@ class Supervisor:
         with contextlib.suppress(RayError):
             preflight = await sandbox.preflight.remote()
             found = {"available": preflight.available, "reason": preflight.reason, "remedy": preflight.remedy}
-            self._isolation = {**found, "tiers": dict(preflight.details)}
+            before = self._isolation.get("tiers", {})
+            kept = {"left over": before["left over"]} if "left over" in before else {}  # others may have found nothing
+            self._isolation = {**found, "tiers": {**kept, **preflight.details}}
 
     async def _until_dead(self, name: str, handle: Any, within_s: float) -> None:
         """Returns when the actor is dead. It is asked again and again, as its methods all return; if it does not answer

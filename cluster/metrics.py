@@ -77,6 +77,11 @@ FAMILIES: Mapping[str, Family] = {
             "Decisions on tool calls, by tool and decision (allow, ask, deny, answer or reuse).",
         ),
         Family("grants_refused", "counter", "Grants that a sandbox refused, by reason: forged, replayed, expired, ..."),
+        Family(
+            "sandbox_leftovers",
+            "counter",
+            "What calls of dead sandbox actors had left, by kind (processes, cgroups or folders). It is gone.",
+        ),
         Family("run_actors", "gauge", "Run actors of the living supervisors, by state (starting, idle or busy)."),
         Family(
             "supervisor_last_tick_timestamp_seconds",

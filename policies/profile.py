@@ -27,7 +27,7 @@ class Limits:
     wall_s: float = 30.0
     """Seconds until the call is ended with SIGKILL, whatever it ignores. Outcome `timeout`."""
     cpu_s: float = 60.0
-    """CPU seconds of one process (RLIMIT_CPU). Outcome `timeout`."""
+    """CPU seconds of the whole process tree, with what has ended in it. Outcome `timeout`."""
     memory_bytes: int = 512 * 1024 * 1024
     """Resident memory of the whole process tree, and address space headroom of one process. Outcome `out_of_memory`."""
     processes: int = 64

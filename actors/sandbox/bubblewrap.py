@@ -24,7 +24,7 @@ from understudy.actors.sandbox.launcher import EXIT_BAD_GRANT
 from understudy.actors.sandbox.preflight import try_out
 from understudy.actors.sandbox.runtime import runtime_of
 from understudy.actors.sandbox.strays import end_strays
-from understudy.actors.sandbox.verdict import judge, request_of, said
+from understudy.actors.sandbox.verdict import judge, request_of, said, telling
 from understudy.actors.sandbox.walls import Descriptors, command, host_root, refuse_bad_grants
 from understudy.policies.profile import Profile, Tier
 
@@ -67,15 +67,16 @@ class BubblewrapBackend:
         request = request_of(call, profile, runtime, way_out)
         with self._cells.one(profile.limits) as cell:
             child = Child(started_by, bpf, request, profile.limits, None if proxy is None else listen, cell)
-            try:
-                await child.over()
-            finally:
+            with telling(lambda: child.overseer):
                 try:
-                    status = await child.end()
+                    await child.over()
                 finally:
-                    await asyncio.gather(*opening, return_exceptions=True)
-                    if proxy is not None:
-                        await proxy.close()
+                    try:
+                        status = await child.end()
+                    finally:
+                        await asyncio.gather(*opening, return_exceptions=True)
+                        if proxy is not None:
+                            await proxy.close()
         outcome = judge(child.overseer, status, profile.limits, time.perf_counter() - began)
         return _never_started(child, status) if outcome is None else outcome
 

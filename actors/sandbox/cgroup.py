@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from understudy.actors.sandbox.folders import Owner, started_at
+from understudy.actors.sandbox.left_over import LeftOver
 from understudy.policies.profile import Limits
 
 KERNEL_BYTES = 16 * 1024 * 1024
@@ -198,9 +199,9 @@ def find() -> Place | str:
     return ", ".join(tried) or "no cgroup with a memory controller is ours"
 
 
-def sweep() -> int:
-    """End what is in cells of workers that are dead, and remove those. How many processes there were."""
-    ended = 0
+def sweep() -> LeftOver:
+    """End what is in cells of workers that are dead, and remove those."""
+    found = LeftOver()
     for path in _left_over():
         until = time.monotonic() + EMPTY_WITHIN_S
         seen = set[int]()
@@ -212,10 +213,11 @@ def sweep() -> int:
             if time.monotonic() > until:
                 break
             time.sleep(0.001)
-        ended += len(seen)
+        found += LeftOver(len(seen))
         with suppress(OSError):  # another worker removes it at the same time, or it will be found again
             os.rmdir(path)
-    return ended
+            found += LeftOver(cgroups=1)
+    return found
 
 
 def _left_over() -> Iterator[str]:

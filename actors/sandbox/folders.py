@@ -33,11 +33,12 @@ class Owner:
 
 
 def started_at(pid: int) -> int:
-    """When a process began, in clock ticks since boot; 0 if there is no such process."""
+    """When a process began, in clock ticks since boot; 0 if there is no such process, or it is dead and not reaped."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0
+    return 0 if fields[0] in ("Z", "X") else int(fields[19])
 
 
 def make(owner: Owner, uid: int) -> str:

@@ -2,7 +2,12 @@
 
 What a tool asks of the kernel, runsc answers; of the host's kernel little is left to attack. It costs 300 ms a call.
 The container has no network, no capability, and a root made of what every sandbox shows; the bundle is removed after.
-This file was written without a runsc that could be run beside it: it is believed where its preflight passes, only.
+This file was written without a runsc that could be run beside it, by runsc's own source (run.go, create.go, sandbox.go,
+fd_mapping.go): it is believed where its preflight passes, only.
+
+- The spec names no user namespace. Where it does, runsc maps into it what the spec says, and root needs root there.
+  With `--directfs=false` it makes one of its own for its kernel, which is nobody in it; `--rootless` does so before.
+- An attached container ends with the runsc that started it; that one is bound to the worker's life here.
 """
 
 import asyncio
@@ -13,6 +18,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +28,14 @@ from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Pr
 from understudy.actors.sandbox.cgroup import NO_CELLS, Cell, Cells
 from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
 from understudy.actors.sandbox.egress.way_out import WayOut
+from understudy.actors.sandbox.folders import Owner, started_at
 from understudy.actors.sandbox.insist import insist, readable, send_kill
 from understudy.actors.sandbox.launch import refuse_unreachable
+from understudy.actors.sandbox.left_over import LeftOver
 from understudy.actors.sandbox.overseer import FarEnds, Overseer, close, pipes
 from understudy.actors.sandbox.preflight import try_out
 from understudy.actors.sandbox.runtime import Runtime, runtime_of
-from understudy.actors.sandbox.verdict import judge, request_of, said
+from understudy.actors.sandbox.verdict import judge, request_of, said, telling
 from understudy.actors.sandbox.walls import (
     INSIDE_ID,
     SHOWN_OF_ETC,
@@ -45,6 +53,14 @@ INSTALL = (
 REPLY = 3
 DELETE_S = 10.0
 """Seconds that runsc may take to remove a container whose processes have been killed."""
+BOUND = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Becomes a program that the kernel kills when the worker dies (PR_SET_PDEATHSIG); not if it is dead already."""
+_PREFIX = "understudy-runsc-"
 
 
 class GvisorBackend:
@@ -76,12 +92,13 @@ class GvisorBackend:
             return Outcome("error", error=str(error), error_type="BadGrant")
         with self._cells.one(profile.limits) as cell:
             container = Container(program, profile, runtime, cell)
-            try:
-                await container.enter()
-                container.overseer.begin(request_of(call, profile, runtime, way_out), container.look)
-                await container.over()
-            finally:
-                status = await container.end()
+            with telling(lambda: container.overseer):
+                try:
+                    await container.enter()
+                    container.overseer.begin(request_of(call, profile, runtime, way_out), container.look)
+                    await container.over()
+                finally:
+                    status = await container.end()
         outcome = judge(container.overseer, status, profile.limits, time.perf_counter() - began)
         if outcome is None:
             words = said(container.overseer).strip().splitlines()
@@ -98,15 +115,29 @@ class GvisorBackend:
         """Nothing waits for calls."""
 
 
+def sweep() -> LeftOver:
+    """Remove the bundles of workers that are dead; what ran in them has died with its runsc."""
+    found = LeftOver()
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(ValueError):  # not a name of ours
+            pid, started, _random = path.name.removeprefix(_PREFIX).split("-", 2)
+            if not Owner(int(pid), int(started), 0).is_alive():
+                shutil.rmtree(path, ignore_errors=True)
+                found += LeftOver(folders=1)
+    return found
+
+
 class Container:
     """One call in runsc, as the host sees it. `end` has to be awaited, whatever happens before."""
 
     def __init__(self, program: str, profile: Profile, runtime: Runtime, cell: Cell | None) -> None:
         self._cell = cell
         self._limits = profile.limits
-        self._bundle = Path(tempfile.mkdtemp(prefix="understudy-runsc-"))
+        self._python = runtime.python
+        self._bundle = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-{started_at(os.getpid())}-"))
         self._name = f"understudy-{secrets.token_hex(8)}"
-        self._program = [program, "--root", str(self._bundle / "state"), "--network", "none", "--ignore-cgroups"]
+        self._program = [program, f"--root={self._bundle}/state", "--network=none"]
+        self._program += ["--ignore-cgroups", "--directfs=false"]
         if os.geteuid() != 0:
             self._program.append("--rootless")
         near, far = pipes()
@@ -125,9 +156,10 @@ class Container:
         self.overseer = Overseer(near, profile.limits, lambda: send_kill(self._pidfd), cell=cell)
 
     def _spawn(self, far: FarEnds) -> "subprocess.Popen[bytes]":
-        passed = ["--pass-fd", f"{far.reply}:{REPLY}"]
+        passed = f"--pass-fd={far.reply}:{REPLY}"
+        bound = [self._python, "-I", "-S", "-c", BOUND, str(os.getpid())]
         return subprocess.Popen(
-            [*self._program, "run", "--bundle", str(self._bundle), *passed, self._name],
+            [*bound, *self._program, "run", f"--bundle={self._bundle}", passed, self._name],
             stdin=far.request,
             stdout=far.printed,
             stderr=far.printed,
@@ -197,7 +229,7 @@ def config(profile: Profile, runtime: Runtime) -> dict[str, Any]:
             "noNewPrivileges": True,
             "capabilities": {name: [] for name in ("bounding", "effective", "inheritable", "permitted", "ambient")},
         },
-        "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "user")]},
+        "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")]},
     }
 
 

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 
 CHUNK_BYTES = 65536
+PIPE_BYTES_MAX = 1 << 20
+"""That an unprivileged process can have a pipe hold (fs.pipe-max-size)."""
 
 
 class Inlet:
@@ -42,9 +44,17 @@ class Inlet:
             self._full()
         return True
 
-    def finish(self) -> None:
-        """Take what is still in the pipe (at most its capacity, for all who wrote to it are dead), and close it."""
+    def take_what_is_there(self) -> None:
+        """By now; others may go on writing, so no more than the largest pipe holds."""
+        for _ in range(PIPE_BYTES_MAX // CHUNK_BYTES):
+            if not self._take():
+                return
+
+    def take_the_rest(self) -> None:
+        """At most what the pipe holds, for all who wrote to it are dead."""
         while self._take():
             pass
+
+    def close(self) -> None:
         self._loop.remove_reader(self._fd)
         os.close(self._fd)

@@ -33,11 +33,13 @@ from understudy.actors.sandbox.folders import Owner
 from understudy.actors.sandbox.insist import insist, readable, send_kill
 from understudy.actors.sandbox.launch import HOST_ID, refuse_unreachable
 from understudy.actors.sandbox.launcher import EXIT_BAD_GRANT
+from understudy.actors.sandbox.left_over import LeftOver
+from understudy.actors.sandbox.limit import limit_of
 from understudy.actors.sandbox.overseer import CallRequest, FarEnds, Overseer, close, pipes
 from understudy.actors.sandbox.preflight import try_out
 from understudy.actors.sandbox.runtime import Runtime, this_runtime
 from understudy.actors.sandbox.syscalls import CHANGING_FILES, REACHING_OUT, SIGNALLING
-from understudy.actors.sandbox.verdict import judge, request_of, said
+from understudy.actors.sandbox.verdict import judge, request_of, said, telling
 from understudy.actors.sandbox.walls import SHOWN_OF_ETC, environment, host_root, refuse_bad_grants
 from understudy.policies.profile import Limits, Profile, Tier, covers
 
@@ -94,12 +96,13 @@ class LandlockBackend:
         within = dataclasses.replace(profile, limits=_in_this_table(profile.limits))
         with self._cells.one(profile.limits) as cell:
             kept = Kept(profile, runtime, self._version, cell)
-            try:
-                await kept.here()
-                kept.begin(request_of(call, within, runtime, way_out))
-                await kept.over()
-            finally:
-                status = await kept.end()
+            with telling(lambda: kept.overseer):
+                try:
+                    await kept.here()
+                    kept.begin(request_of(call, within, runtime, way_out))
+                    await kept.over()
+                finally:
+                    status = await kept.end()
         outcome = judge(kept.overseer, status, profile.limits, time.perf_counter() - began)
         return _never_started(kept, status) if outcome is None else outcome
 
@@ -123,6 +126,9 @@ class Kept:
         self._mark = secrets.randbelow(marks.MARKS)
         owner = Owner(os.getpid(), folders.started_at(os.getpid()), self._mark)
         self._folder = folders.make(owner, HOST_ID if os.geteuid() == 0 else os.geteuid())
+        self._overdue: asyncio.TimerHandle | None = None
+        self._own_cpu_s = 0.0
+        """What the keeper itself has used for its start."""
         self._looks = 0
         self._files = (0, 0)
         self._told = b""
@@ -155,6 +161,7 @@ class Kept:
     def begin(self, request: CallRequest) -> None:
         """Send the request, if the rules stand. What is seen from outside has to agree."""
         if self._told.startswith(b"here\n") and not self._distrusted():
+            self._own_cpu_s = watch.cpu_s(self._process.pid)
             self.overseer.begin(request, self._look)
         else:
             self._let_go()
@@ -166,9 +173,9 @@ class Kept:
         """The exit status, once nothing of the call is left on this machine; even when cancelled."""
         self._let_go()
         loop = asyncio.get_running_loop()
-        overdue = loop.call_later(OVERDUE_S, send_kill, self._pidfd)
         interrupted = await insist(self._dead)
-        overdue.cancel()
+        if self._overdue is not None:
+            self._overdue.cancel()
         self._process.wait()
         loop.remove_reader(self._status)
         self._read_status()
@@ -187,6 +194,7 @@ class Kept:
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
+            self._overdue = asyncio.get_running_loop().call_later(OVERDUE_S, send_kill, self._pidfd)
 
     def _read_status(self) -> None:
         try:
@@ -214,11 +222,12 @@ class Kept:
         if self._looks % MEASURED_EVERY == 1:
             self._files = folders.measure(self._folder)
         if seen.threads - 1 > self._limits.processes:
-            most = self._limits.processes
-            self.overseer.stop("killed", f"the call had more than {most} processes and threads (processes)")
+            why = f"the call had {seen.threads - 1} processes and threads"
+            self.overseer.stop("killed", f"{why}; {limit_of('processes', self._limits.processes)}")
         return dataclasses.replace(
             seen,
             memory_bytes=max(0, seen.memory_bytes - watch.resident(keeper)),
+            cpu_s=max(0.0, seen.cpu_s - self._own_cpu_s),
             files=self._files[0],
             disk_bytes=self._files[1],
         )
@@ -249,17 +258,19 @@ def orders(profile: Profile, runtime: Runtime, version: int, folder: str, mark: 
     ).encode()
 
 
-def sweep() -> int:
-    """End the calls of workers that are dead, and remove their folders. How many processes there were.
+def sweep() -> LeftOver:
+    """End the calls of workers that are dead, and remove their folders.
 
     Safe at any time, beside other workers: a call belongs to the worker that is named in its folder.
     """
-    ended = 0
+    found = LeftOver()
     for path, owner in folders.left_over():
-        ended += marks.end_all(lambda mark, wanted=owner.mark: mark == wanted)  # type: ignore[misc]
+        ended = marks.end_all(lambda mark, wanted=owner.mark: mark == wanted)  # type: ignore[misc]
         with suppress(OSError):  # another worker removes it at the same time
             folders.remove(path)
-    return ended
+            found += LeftOver(folders=1)
+        found += LeftOver(ended)
+    return found
 
 
 def _spawn(

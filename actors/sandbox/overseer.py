@@ -2,6 +2,9 @@
 
 What goes in: the request, and only once the walls stand. What comes out: what the tool prints, and its reply, each with
 a cap. Which processes there are to end, and how, is for the tier to know; this asks it to, with the cause on record.
+
+What comes first counts: a limit that is reached once the call has answered changes nothing any more, and an answer does
+not change what a limit has ended. All that was printed before the answer was printed in time, read or not.
 """
 
 import asyncio
@@ -13,6 +16,7 @@ from understudy.actors.outcome import OutcomeKind
 from understudy.actors.sandbox import watch
 from understudy.actors.sandbox.cgroup import Cell
 from understudy.actors.sandbox.inlet import Inlet
+from understudy.actors.sandbox.limit import files_most, limit_of, size
 from understudy.actors.sandbox.reply import ENVELOPE_BYTES
 from understudy.actors.sandbox.runner import STARTED
 from understudy.policies.profile import Limits
@@ -93,18 +97,18 @@ class Overseer:
         self._request_fd = near.request
         self._unsent = memoryview(b"")
         self._look: Callable[[], watch.Sample] | None = None
-        self._finished = False
+        self._decided = False
+        """It has answered, or is over: no limit counts any more."""
         cap = limits.output_bytes
-        self.printed = Inlet(near.printed, cap, lambda: self._full("printed more than", cap))
-        most = cap + ENVELOPE_BYTES
-        self.reply = Inlet(near.reply, most, lambda: self._full("answered more than", cap), self._answered)
-        late = f"the call was ended after {limits.wall_s:g} s (wall_s)"
+        self.printed = Inlet(near.printed, cap, lambda: self._full("printed"))
+        self.reply = Inlet(near.reply, cap + ENVELOPE_BYTES, lambda: self._full("answered"), self._answered)
+        late = f"the call was ended when its time was over; {limit_of('wall_s', limits.wall_s)}"
         self._deadline = self._loop.call_later(limits.wall_s, lambda: self.stop("timeout", late))
         self._next_look: asyncio.TimerHandle | None = None
 
     def stop(self, kind: OutcomeKind, sentence: str) -> None:
         """End it from here. The first cause counts."""
-        if self.cause is None and not self._finished:
+        if self.cause is None and not self._decided:
             self.cause, self.sentence = kind, sentence
             self._end()
 
@@ -120,13 +124,16 @@ class Overseer:
 
     def finish(self) -> None:
         """Close everything."""
+        self._end = self._let_go = lambda: None
         self._look_into_the_cell()
-        self._finished = True
         self._deadline.cancel()
         if self._next_look is not None:
             self._next_look.cancel()
-        self.printed.finish()
-        self.reply.finish()
+        self.printed.take_the_rest()
+        self.reply.take_the_rest()
+        self._decided = True
+        self.printed.close()
+        self.reply.close()
         self._close_request()
 
     def _send(self) -> None:
@@ -141,7 +148,7 @@ class Overseer:
 
     def _watch(self) -> None:
         assert self._look is not None
-        if self.cause is not None:
+        if self.cause is not None or self._decided:
             return
         seen = self._look()
         self.peak_bytes = max(self.peak_bytes, seen.memory_bytes)
@@ -151,44 +158,43 @@ class Overseer:
         if seen.memory_bytes > limits.memory_bytes:
             self.stop(
                 "out_of_memory",
-                f"the call held {_mib(seen.memory_bytes)} in {seen.processes} processes; the limit is "
-                f"{_mib(limits.memory_bytes)} (memory_bytes)",
+                f"the call held {size(seen.memory_bytes)} in {seen.processes} processes; "
+                + limit_of("memory_bytes", limits.memory_bytes),
             )
+        if seen.cpu_s > limits.cpu_s:
+            used = f"the call used {seen.cpu_s:.3g} s of CPU time"
+            self.stop("timeout", f"{used}; {limit_of('cpu_s', limits.cpu_s)}")
         most = files_most(limits)
         if seen.files > most:
-            self.stop("killed", f"the call made more than {most} files in its working folder (disk_bytes / 4096)")
+            why = f"the call made more than {most} files in its working folder (one for each 4 KiB of disk_bytes)"
+            self.stop("killed", f"{why}; {limit_of('disk_bytes', limits.disk_bytes)}")
         if seen.disk_bytes > limits.disk_bytes:
-            self.stop("killed", f"the call wrote more than {limits.disk_bytes} bytes to its folder (disk_bytes)")
+            why = f"the call wrote {size(seen.disk_bytes)} to its working folder"
+            self.stop("killed", f"{why}; {limit_of('disk_bytes', limits.disk_bytes)}")
         self._next_look = self._loop.call_later(WATCH_EVERY_S, self._watch)
 
     def _look_into_the_cell(self) -> None:
-        if self._cell is not None and self._cell.kills():
-            memory, disk = _mib(self._limits.memory_bytes), _mib(self._limits.disk_bytes)
-            self.stop(
-                "out_of_memory",
-                f"the kernel ended a process of the call, whose memory and files together were too much; the limits "
-                f"are {memory} (memory_bytes) and {disk} for each folder (disk_bytes)",
-            )
+        if self._cell is not None and not self._decided and self._cell.kills():
+            limits = self._limits
+            both = "the kernel ended a process of the call, whose memory and files together were too much"
+            room = f"each folder may hold {size(limits.disk_bytes)} (disk_bytes); of memory,"
+            self.stop("out_of_memory", f"{both}; {room} {limit_of('memory_bytes', limits.memory_bytes)}")
 
     def _answered(self) -> None:
         """The call is over when it has answered; what is left of it need not end by itself, and might not."""
-        if self.cause is None and not self._finished and len(self.reply.data) > len(STARTED):
-            self._let_go()
+        if len(self.reply.data) > len(STARTED):
+            self.printed.take_what_is_there()
+            self._look_into_the_cell()
+            if self.cause is None and not self._decided:
+                self._decided = True
+                self._let_go()
 
-    def _full(self, did: str, cap: int) -> None:
-        self.stop("output_too_large", f"the tool {did} {cap} bytes (output_bytes)")
+    def _full(self, did: str) -> None:
+        why = f"the tool {did} more than it may"
+        self.stop("output_too_large", f"{why}; {limit_of('output_bytes', self._limits.output_bytes)}")
 
     def _close_request(self) -> None:
         if self._request_fd >= 0:
             self._loop.remove_writer(self._request_fd)
             os.close(self._request_fd)
             self._request_fd = -1
-
-
-def files_most(limits: Limits) -> int:
-    """Files that a working folder may hold: each costs the kernel memory, however little is in it."""
-    return max(1024, limits.disk_bytes // 4096)
-
-
-def _mib(count: int) -> str:
-    return f"{count / (1 << 20):.0f} MiB"

@@ -13,12 +13,13 @@ from typing import Any
 
 from understudy.actors.files import BYTES_MAX, FILES_MAX, PATH_BYTES_MAX, BadFiles, checked
 from understudy.actors.outcome import Outcome, OutcomeKind
-from understudy.actors.sandbox.runner import LONGEST_MESSAGE, STARTED
+from understudy.actors.sandbox.limit import limit_of
+from understudy.actors.sandbox.runner import LONGEST_MESSAGE, LONGEST_TRACE, STARTED
 
 DEEPEST = 100
 """Levels of lists and objects in a result. Python's own JSON writer gives up near 1,000, other readers far earlier."""
-ENVELOPE_BYTES = 16 * 1024
-"""Room for what surrounds a result: kind, figures, an error's message in escaped form."""
+ENVELOPE_BYTES = 256 * 1024
+"""Room for what surrounds a result: kind, figures, an error's message and its traceback in escaped form."""
 
 REPLY_BYTES = BYTES_MAX * 4 // 3 + FILES_MAX * (PATH_BYTES_MAX + 100)
 """Room for the files that a call changed."""
@@ -26,10 +27,13 @@ REPLY_BYTES = BYTES_MAX * 4 // 3 + FILES_MAX * (PATH_BYTES_MAX + 100)
 
 @dataclass(frozen=True)
 class Reply:
-    """`started`: the walls stood and the tool's process was about to load it. `outcome`: None if it never answered."""
+    """`started`: the walls stood and the tool's process was about to load it. `outcome`: None if it never answered; of
+    what was printed it has the traceback of an error."""
 
     started: bool
     outcome: Outcome | None = None
+    errno: int = 0
+    """Of an error that the system gave; 0: it did not."""
 
 
 class _Malformed(Exception):
@@ -44,7 +48,9 @@ def decode(data: bytes, output_bytes: int) -> Reply:
     if not body:
         return Reply(started=True)
     try:
-        return Reply(started=True, outcome=_outcome(_parse(body), output_bytes, len(body)))
+        answer = _parse(body)
+        number = answer.get("errno") if isinstance(answer, dict) else 0
+        return Reply(True, _outcome(answer, output_bytes, len(body)), number if isinstance(number, int) else 0)
     except _Malformed as error:
         return Reply(started=True, outcome=Outcome("error", error=f"the tool's result {error}", error_type="BadResult"))
 
@@ -81,13 +87,20 @@ def _outcome(answer: Any, output_bytes: int, room: int) -> Outcome:
                 return Outcome("error", error=f"the workspace was left as it was: {error}", error_type="BadFiles")
         case {"kind": "error" | "unknown" as how, "error": str(error), "error_type": str(kind), "peak": int(peak)}:
             ended: OutcomeKind = "unknown" if how == "unknown" else "error"
-            return Outcome(ended, error=error[:LONGEST_MESSAGE], error_type=kind[:200], peak_memory_bytes=max(0, peak))
+            message, printed = error[:LONGEST_MESSAGE], _trace_in(answer)
+            return Outcome(ended, None, message, kind[:200], printed, peak_memory_bytes=max(0, peak))
         case {"kind": "out_of_memory", "peak": int(peak)}:
-            return Outcome("out_of_memory", error="the tool got a MemoryError", peak_memory_bytes=max(0, peak))
+            sentence = "the tool was refused more memory"
+            return Outcome("out_of_memory", None, sentence, "", _trace_in(answer), peak_memory_bytes=max(0, peak))
         case {"kind": "output_too_large", "size": int(size), "peak": int(peak)}:
-            sentence = f"the tool's result has {size} bytes; the limit is {output_bytes} (output_bytes)"
+            sentence = f"the tool's result has {size} bytes; {limit_of('output_bytes', output_bytes)}"
             return Outcome("output_too_large", error=sentence, peak_memory_bytes=max(0, peak))
     raise _Malformed("is none of the answers that a sandbox gives")
+
+
+def _trace_in(answer: dict[str, Any]) -> str:
+    trace = answer.get("trace")
+    return trace[: 2 * LONGEST_TRACE] if isinstance(trace, str) else ""
 
 
 def _refuse_constant(name: str) -> Any:

@@ -6,6 +6,8 @@ moment the tool is loaded, this process is the tool's.
 """
 
 import contextlib
+import errno
+import io
 import json
 import os
 import resource
@@ -18,6 +20,8 @@ ADDRESS_SPACE_HEADROOM = 512 * 1024 * 1024
 """Over the memory limit. Address space is not memory (thread stacks, arenas, numpy's buffers are reserved, not used);
 this bounds what one process can grab between two looks of the watchdog."""
 LONGEST_MESSAGE = 2000
+LONGEST_TRACE = 16_000
+"""Characters of a traceback; of a longer one, only the last calls are told."""
 CHUNK_BYTES = 1 << 16
 """What a pipe holds."""
 
@@ -47,8 +51,10 @@ def serve(reply: int) -> None:
     """Read the one request, perform it, answer, and end."""
     # What can be done before there is a request is done then: a zygote's runner waits here.
     null = os.open("/dev/null", os.O_RDONLY)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        stream = io.TextIOWrapper(Unbuffered(fd, "wb", closefd=False), "utf-8", "backslashreplace", write_through=True)
+        for each in (name, f"__{name}__"):
+            setattr(sys, each, stream)
     request = take_up(_read_all(0))
     os.dup2(null, 0)
     os.close(null)
@@ -57,8 +63,11 @@ def serve(reply: int) -> None:
 
         entrust(*request["secrets"])
     _write_all(reply, STARTED)
+    answering = os.getpid()
     answer = perform(request)
     _flush()
+    if os.getpid() != answering:  # a child that came back from the tool's fork: it ends, and does not answer for it
+        os._exit(0)
     _write_all(reply, answer)
     os.close(reply)  # the end is quicker seen here than by the process's death
     os._exit(0)  # the call is over when the function has returned: no exit hooks, no waiting for threads
@@ -76,6 +85,18 @@ def take_up(text: bytes) -> dict[str, Any]:
     os.environ["UNDERSTUDY_EFFECT_KEY"] = request["key"]
     os.environ.update(request["environment"])
     return request
+
+
+class Unbuffered(io.FileIO):
+    """What a tool prints is out at once: whatever ends it, and when, nothing of that is still in here."""
+
+    def write(self, data: Any) -> int:
+        """All of it: of a large text, a signal may come in between."""
+        view = memoryview(data).cast("B")
+        size = len(view)
+        while view:
+            view = view[super().write(view) :]
+        return size
 
 
 class Lent:
@@ -127,12 +148,18 @@ def perform(request: dict[str, Any]) -> bytes:
             import asyncio
 
             value = asyncio.run(_awaited(value))
-        text = to_json(value)
-        files = told_of(workspace, home) if workspace and workspace["keeps"] else b""
-    except MemoryError:
-        return _answer("out_of_memory")
     except BaseException as error:
-        return _failed(error)
+        ended = told_of_error(error)
+    else:
+        try:
+            text = to_json(value)
+            files = told_of(workspace, home) if workspace and workspace["keeps"] else b""
+        except BaseException as error:
+            ended = told_of_error(error, "what the tool returned is no JSON: ")
+        else:
+            ended = {}
+    if ended:  # the error is gone by now, and with it what the tool's frames have held
+        return _answer(**ended)
     if len(text) > request["limits"]["output_bytes"]:
         return _answer("output_too_large", size=len(text))
     return b'{"kind":"ok","peak":%d,"value":%s%s}' % (_peak(), text, files)
@@ -212,16 +239,40 @@ async def _awaited(value: Any) -> Any:
     return await value
 
 
-def _failed(error: BaseException) -> bytes:
+def told_of_error(error: BaseException, prefix: str = "") -> dict[str, Any]:
+    """What an answer says of it. Whatever its class has been made to do, this raises nothing."""
+    text = _said(lambda: str(error), "(its message cannot be shown)")
+    told: dict[str, Any] = {"kind": "error", "trace": _said(lambda: _trace(error), "(its traceback cannot be shown)")}
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError) or number == errno.ENOMEM:
+        return {**told, "kind": "out_of_memory"}
+    if _said(lambda: str(getattr(error, "leaves_unknown", False)), "") == "True":
+        told["kind"] = "unknown"
+    if isinstance(error, RuntimeError) and text == "can't start new thread":
+        number = errno.EAGAIN
+    if type(number) is int:
+        told["errno"] = number
+    name = _said(lambda: type(error).__name__, "")
+    return {**told, "error": (prefix + text)[:LONGEST_MESSAGE], "error_type": name[:200]}
+
+
+def _said(say: Callable[[], str], otherwise: str) -> str:
+    """Text that can be written anywhere: no half characters."""
+    try:
+        return str.encode(say(), errors="backslashreplace").decode()
+    except BaseException:
+        return otherwise
+
+
+def _trace(error: BaseException) -> str:
+    """Of a long one, no part that holds values: a secret that was cut in two would be recognised by nobody."""
     import traceback
 
-    traceback.print_exception(error)  # into what the tool printed
-    try:
-        text = str(error)
-    except Exception:
-        text = "(its message cannot be shown)"
-    kind = "unknown" if getattr(error, "leaves_unknown", False) is True else "error"
-    return _answer(kind, error=text[:LONGEST_MESSAGE], error_type=type(error).__name__[:200])
+    text = "".join(traceback.format_exception(error))
+    if len(text) > LONGEST_TRACE:
+        frames = "".join(traceback.format_tb(error.__traceback__, limit=-20))[-LONGEST_TRACE:]
+        text = f"Traceback (the last calls of it):\n{frames}{type(error).__name__}: (too long to be shown here)\n"
+    return text
 
 
 def _answer(kind: str, **more: Any) -> bytes:

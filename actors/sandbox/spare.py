@@ -19,7 +19,8 @@ from understudy.actors.sandbox.backend import IsolationUnavailable
 from understudy.actors.sandbox.cgroup import Cell
 from understudy.actors.sandbox.egress.listener import PORT, distrusted
 from understudy.actors.sandbox.insist import insist, readable, send_kill
-from understudy.actors.sandbox.overseer import CallRequest, NearEnds, Overseer, close, files_most, pipes
+from understudy.actors.sandbox.limit import files_most
+from understudy.actors.sandbox.overseer import CallRequest, NearEnds, Overseer, close, pipes
 from understudy.actors.sandbox.zygote_inside import HALTED
 from understudy.policies.profile import Limits
 

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from understudy.actors.outcome import Outcome, ToolCall
-from understudy.actors.sandbox import cgroup
+from understudy.actors.sandbox import cgroup, gvisor
 from understudy.actors.sandbox.backend import Backend, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.gvisor import GvisorBackend
 from understudy.actors.sandbox.landlock import LandlockBackend, sweep
+from understudy.actors.sandbox.left_over import LeftOver
 from understudy.actors.sandbox.strays import end_strays
 from understudy.actors.sandbox.zygote import ZygoteBackend
 from understudy.policies.profile import DEFAULT_TIER, TIERS, Profile, Tier
@@ -41,7 +42,8 @@ class Tiers:
         self._backends = sorted(backends, key=lambda backend: BY_COST.index(backend.tier))
         self._found: dict[Tier, Preflight] = {}
         self._tried_at = 0.0
-        self._left_over = 0
+        self._left_over = LeftOver()
+        self._told = LeftOver()
         self._trying: asyncio.Task[None] | None = None
 
     async def execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None = None) -> Outcome:
@@ -86,7 +88,7 @@ class Tiers:
         found = await self.preflights()
         details: dict[str, str] = {tier: _sentence(each) for tier, each in found.items()}
         if self._left_over:
-            details["left over"] = f"{self._left_over} processes of workers that are dead, and ended"
+            details["left over"] = f"{self._left_over} of dead workers, ended and removed"
         details["memory"] = f"bounded by {cgroup.cells_here()[1]}"
         default = [each for tier, each in found.items() if TIERS.index(tier) >= TIERS.index(DEFAULT_TIER)]
         if any(each.available for each in default):
@@ -98,6 +100,11 @@ class Tiers:
             remedy += f"; or, for tools for which that is enough, a policy that names tier: {weaker[-1]}"
         return Preflight(False, reason, remedy, details)
 
+    def left_over(self) -> LeftOver:
+        """What dead workers had left here and is gone now, since this was asked last."""
+        told, self._told = self._told, LeftOver()
+        return told
+
     async def close(self) -> None:
         """End what waits for calls."""
         for backend in self._backends:
@@ -108,10 +115,12 @@ class Tiers:
 
     async def _try(self) -> None:
         try:
-            self._left_over += end_leftovers()
+            found = await asyncio.to_thread(end_leftovers)
+            self._left_over += found
+            self._told += found
             missing = [each for each in self._backends if each.tier not in self._found or not self._stands(each)]
-            found = await asyncio.gather(*(each.preflight() for each in missing))
-            self._found |= {backend.tier: preflight for backend, preflight in zip(missing, found, strict=True)}
+            tried = await asyncio.gather(*(each.preflight() for each in missing))
+            self._found |= {backend.tier: preflight for backend, preflight in zip(missing, tried, strict=True)}
         finally:
             self._tried_at = time.monotonic()
             self._trying = None
@@ -123,9 +132,9 @@ def _equips(backend: Backend, call: ToolCall) -> bool:
     return not call.environment or backend.tier in ("cold", "gvisor")
 
 
-def end_leftovers() -> int:
-    """End what the calls of dead workers have left on this machine, in any tier. How many processes there were."""
-    return end_strays() + sweep() + cgroup.sweep()
+def end_leftovers() -> LeftOver:
+    """End and remove what the calls of dead workers have left on this machine, in any tier. Safe at any time."""
+    return LeftOver(end_strays()) + sweep() + gvisor.sweep() + cgroup.sweep()
 
 
 def _sentence(found: Preflight) -> str:

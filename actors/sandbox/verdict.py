@@ -1,9 +1,13 @@
 """How a call ended, judged from outside: what was done from here counts before anything that came out."""
 
+import asyncio
 import base64
 import dataclasses
 import json
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from understudy.actors.files import BYTES_MAX, FILES_MAX
@@ -11,8 +15,10 @@ from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.egress.listener import ENVIRONMENT
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.environments import LENT_NAMES
+from understudy.actors.sandbox.limit import limit_of, refused
 from understudy.actors.sandbox.overseer import CallRequest, Overseer
-from understudy.actors.sandbox.reply import REPLY_BYTES, decode
+from understudy.actors.sandbox.reply import REPLY_BYTES, Reply, decode
+from understudy.actors.sandbox.runner import LONGEST_MESSAGE
 from understudy.actors.sandbox.runtime import Runtime
 from understudy.policies.profile import Limits, Profile
 
@@ -59,10 +65,42 @@ def judge(overseer: Overseer, status: int, limits: Limits, duration_s: float) ->
         return None
     return dataclasses.replace(
         outcome,
-        printed=said(overseer),
+        printed=_tail(said(overseer), outcome.printed, limits.output_bytes),
         duration_s=duration_s,
         peak_memory_bytes=max(outcome.peak_memory_bytes, overseer.peak_bytes),
     )
+
+
+def _tail(printed: str, trace: str, most: int) -> str:
+    """What was printed, and the traceback of how it ended; of both together, the tail."""
+    if not trace:
+        return printed
+    return (printed + trace).encode()[-most:].decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Of a call that somebody has ended who does not want it any more."""
+
+    printed: str = ""
+    peak_memory_bytes: int = 0
+
+
+@contextmanager
+def telling(of: Callable[[], Overseer | None]) -> Iterator[None]:
+    """Around a call and its end: when it is cancelled, the error has what was seen of it by then, see `seen_by`."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        overseer = of()
+        if overseer is None:
+            raise
+        raise asyncio.CancelledError(Seen(said(overseer), overseer.peak_bytes)) from None
+
+
+def seen_by(error: asyncio.CancelledError) -> Seen:
+    """Nothing, if it had not begun."""
+    return next((each for each in error.args if isinstance(each, Seen)), Seen())
 
 
 def said(overseer: Overseer) -> str:
@@ -76,20 +114,25 @@ def _judge(overseer: Overseer, status: int, limits: Limits) -> Outcome | None:
     reply = decode(bytes(overseer.reply.data), limits.output_bytes)
     if not reply.started:
         return None
-    return _with_limits(reply.outcome, limits) if reply.outcome else _without_answer(overseer, status, limits)
+    return _with_limits(reply, limits) if reply.outcome else _without_answer(overseer, status, limits)
 
 
-def _with_limits(outcome: Outcome, limits: Limits) -> Outcome:
-    if outcome.kind == "out_of_memory":
-        sentence = f"{outcome.error}; the limit is {limits.memory_bytes // (1 << 20)} MiB (memory_bytes)"
-        return dataclasses.replace(outcome, error=sentence)
-    return outcome
+def _with_limits(reply: Reply, limits: Limits) -> Outcome | None:
+    outcome = reply.outcome
+    if outcome is not None and outcome.kind == "out_of_memory":
+        why = limit_of("memory_bytes", limits.memory_bytes)
+    elif outcome is not None and outcome.kind == "error" and len(outcome.error) < LONGEST_MESSAGE:
+        why = refused(reply.errno, limits)  # after a text that was cut nothing may follow: see `secret_traces.py`
+    else:
+        return outcome
+    return dataclasses.replace(outcome, error="; ".join(filter(None, (outcome.error, why))))
 
 
 def _without_answer(overseer: Overseer, status: int, limits: Limits) -> Outcome:
     number = status - 128 if status > 128 else -status  # passed on from inside, or the outer process's own death
     if number == signal.SIGXCPU or (number == signal.SIGKILL and overseer.cpu_s >= limits.cpu_s - 0.1):
-        return Outcome("timeout", error=f"a process of the tool used {limits.cpu_s:g} s of CPU time (cpu_s)")
+        used = f"the call used {max(overseer.cpu_s, limits.cpu_s):.3g} s of CPU time"
+        return Outcome("timeout", error=f"{used}; {limit_of('cpu_s', limits.cpu_s)}")
     if number in set(signal.Signals):
         name = signal.Signals(number).name
         return Outcome("killed", error=f"the tool's process was ended by {name}, by itself or by the kernel")

@@ -126,6 +126,7 @@ def environment(runtime: Runtime) -> dict[str, str]:
         "LOGNAME": "tool",
         "LANG": "C.UTF-8",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",  # what a program has printed is known, also when a limit ends it
     }
 
 

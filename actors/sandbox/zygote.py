@@ -21,7 +21,7 @@ from understudy.actors.sandbox.egress.way_out import WayOut, proxy_of
 from understudy.actors.sandbox.preflight import try_out
 from understudy.actors.sandbox.runtime import this_runtime
 from understudy.actors.sandbox.spare import Spare, terms
-from understudy.actors.sandbox.verdict import judge, request_of
+from understudy.actors.sandbox.verdict import judge, request_of, telling
 from understudy.actors.sandbox.zygote_process import START_S, Zygote, start
 from understudy.policies.profile import Limits, Profile, Tier
 
@@ -70,20 +70,21 @@ class ZygoteBackend:
         zygote = await self._running()
         spare = zygote.take(message, profile.limits)
         self._refill_soon(zygote, message, profile.limits)
-        try:
-            await _in_time(zygote, spare)
-            if proxy is not None:
-                listener, spare.listener = spare.listener, None
-                assert listener is not None
-                await proxy.open(listener)
-            overseer = spare.begin(request, profile.limits)
-            await spare.over()
-        finally:
+        with telling(lambda: spare.overseer):
             try:
-                status = await zygote.end(spare)
-            finally:
+                await _in_time(zygote, spare)
                 if proxy is not None:
-                    await proxy.close()
+                    listener, spare.listener = spare.listener, None
+                    assert listener is not None
+                    await proxy.open(listener)
+                overseer = spare.begin(request, profile.limits)
+                await spare.over()
+            finally:
+                try:
+                    status = await zygote.end(spare)
+                finally:
+                    if proxy is not None:
+                        await proxy.close()
         outcome = judge(overseer, status, profile.limits, time.perf_counter() - began)
         if outcome is None:
             raise IsolationUnavailable("a spare ended before the call began", "it is tried again; look for memory")

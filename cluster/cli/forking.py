@@ -9,9 +9,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from understudy.actors.effects import is_effect
+from understudy.actors.effects import is_effect, read_outcome
 from understudy.actors.forks import MODES, Beyond
 from understudy.actors.ledger import calls_of
+from understudy.actors.outcome import Outcome
 from understudy.actors.records import Receipt
 from understudy.cluster.cli.command import (
     Here,
@@ -30,8 +31,10 @@ from understudy.cluster.cli.command import (
 from understudy.cluster.cli.reading import PANEL as LOOK
 from understudy.cluster.cli.running import PANEL as STEER
 from understudy.cluster.cli.running import report
-from understudy.cluster.cli.view import clock, iso, plain_table, short
+from understudy.cluster.cli.view import clock, iso, on_one_line, plain_table, short
 
+PRINTED_LINES = 8
+"""Of what a call has printed that did not end well."""
 STANDINGS = {"done": "green", "failed": "red", "unknown": "bold yellow", "started": "cyan"}
 
 
@@ -39,7 +42,8 @@ STANDINGS = {"done": "green", "failed": "red", "unknown": "bold yellow", "starte
 async def effects(here: Here, run: RunId, as_json: Json = False) -> None:
     """List what a run has done to the world: its tool calls and effects, and how each stands.
 
-    Standings: started, done, failed, unknown (nobody knows how it ended; a person is asked).
+    Standings: started, done, failed, unknown (nobody knows how it ended; a person is asked). Of one that did not end
+    well: how it ended, and the last that it had printed by then (all of it with --json).
 
     Example:
     [bold]understudy effects r3f-0c81[/]
@@ -59,6 +63,17 @@ async def effects(here: Here, run: RunId, as_json: Json = False) -> None:
         call = short(calls.get(receipt.digest, receipt.tool), 70)
         table.add_row(clock(receipt.at), receipt.place, _standing(receipt.standing), call)
     stdout().print(table)
+    for receipt in receipts:
+        if receipt.outcome and (outcome := read_outcome(receipt.outcome)).kind != "ok":
+            stdout().print(_how_it_ended(receipt, outcome), end="", soft_wrap=True)
+
+
+def _how_it_ended(receipt: Receipt, outcome: Outcome) -> Text:
+    """What it printed is set off, so that no line of it can look like one of ours."""
+    text = Text(f"\n{receipt.place}  ", "bold").append(f"{outcome.kind}: {on_one_line(outcome.said)}\n", "red")
+    for line in outcome.printed.splitlines()[-PRINTED_LINES:]:
+        text.append(f"  | {short(line, 300)}\n", "dim")
+    return text
 
 
 def _document(receipt: Receipt, calls: dict[str, str]) -> dict[str, Any]:
@@ -71,6 +86,22 @@ def _document(receipt: Receipt, calls: dict[str, str]) -> dict[str, Any]:
         "key": receipt.key,
         "checkpoint_id": receipt.checkpoint_id,
         "at": iso(receipt.at),
+        "outcome": _outcome_document(receipt.outcome),
+    }
+
+
+def _outcome_document(text: str) -> dict[str, Any] | None:
+    """How it ended; None while nobody knows."""
+    if not text:
+        return None
+    outcome = read_outcome(text)
+    return {
+        "kind": outcome.kind,
+        "error": outcome.said,
+        "printed": outcome.printed,
+        "duration_s": outcome.duration_s,
+        "peak_memory_bytes": outcome.peak_memory_bytes,
+        "note": outcome.note,
     }
 
 

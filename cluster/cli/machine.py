@@ -65,9 +65,11 @@ async def down(here: Here, as_json: Json = False) -> None:
     Example:
     [bold]understudy down[/]
     """
+    from understudy.actors.sandbox.tiers import end_leftovers
     from understudy.cluster import daemon as daemons
 
     stopped = await asyncio.to_thread(daemons.stop, here.settings)
+    left = await asyncio.to_thread(end_leftovers)
     unfinished: int | None = None
     try:
         async with here.store() as store:
@@ -75,9 +77,11 @@ async def down(here: Here, as_json: Json = False) -> None:
     except UnderstudyError as error:  # the daemon is down all the same
         say(f"how many runs are unfinished cannot be told: {error}", "yellow")
     if as_json:
-        print_json({"stopped": stopped is not None, "unfinished_runs": unfinished})
+        print_json({"stopped": stopped is not None, "unfinished_runs": unfinished, "left_over": asdict(left)})
         return
     say("understudy is down" if stopped else "there was no daemon to end", "bold" if stopped else "dim")
+    if left:
+        say(f"of its calls there were left, and are gone: {left}", "dim")
     if unfinished:
         runs, them = ("run stays", "it") if unfinished == 1 else ("runs stay", "them")
         say(f"{unfinished} unfinished {runs} durable; {here.command('up')} takes {them} up", "yellow")

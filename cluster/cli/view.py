@@ -245,6 +245,7 @@ def question_lines(run_id: str, question: Interrupt, now: float, typed: Typed) -
             text.append(f"  rule {payload['rule']!r} of policy {payload['policy']!r}\n", style="dim")
     elif question.kind in ("unknown", "repeat"):
         text.append(f"  {on_one_line(payload['tool'])}: {on_one_line(payload['question'])}\n")
+        text.append("".join(f"  | {line}\n" for line in payload.get("printed", "").splitlines()), style="dim")
     else:
         shown = payload if isinstance(payload, str) else json.dumps(payload, indent=2, ensure_ascii=False)
         # Set off, so that no text can look like one of the commands below.

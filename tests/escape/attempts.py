@@ -450,28 +450,12 @@ def c_answer(raw: bytes) -> None:
     os._exit(0)
 
 
-def c_leave(status: int) -> None:
-    os._exit(status)
-
-
-def c_exit() -> None:
-    sys.exit(3)
-
-
 def c_kill_me() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def c_value(size: int) -> str:
     return "x" * size
-
-
-def c_nan() -> float:
-    return float("nan")
-
-
-def c_object() -> object:
-    return object()
 
 
 # --- beyond the study: what the host and other calls have ------------------------------------------------------------

@@ -17,14 +17,14 @@ from typing import Any
 
 import cloudpickle
 import pytest
-from escape import attempts, callers, file_attempts, tools
+from escape import attempts, callers, ends, file_attempts, tools
 
 from understudy.actors.outcome import Outcome, ToolCode
 from understudy.actors.sandbox.launch import HOST_ID
 from understudy.policies.profile import Limits, Profile, Tier
 
 NOTHING = Profile()
-BY_VALUE = (attempts, file_attempts, callers, tools)
+BY_VALUE = (attempts, ends, file_attempts, callers, tools)
 CANARY = "canary-5f2c"
 """A secret in the worker's environment."""
 WITHOUT_ROOT = ["setpriv", "--reuid", str(HOST_ID), "--regid", str(HOST_ID), "--clear-groups"]

@@ -16,6 +16,7 @@ from understudy.actors.outcome import ToolCall, ToolCode
 from understudy.actors.sandbox.backend import Backend
 from understudy.actors.sandbox.runtime import this_runtime
 from understudy.actors.sandbox.tiers import all_tiers
+from understudy.actors.sandbox.verdict import seen_by
 from understudy.actors.sandbox.zygote import ZygoteBackend
 from understudy.policies.profile import Limits, Profile
 
@@ -45,8 +46,8 @@ class Worker:
     async def _answer(self, wanted: dict[str, Any]) -> None:
         try:
             answer = await getattr(self, "do_" + wanted["do"])(wanted)
-        except asyncio.CancelledError:
-            answer = {"raised": "CancelledError"}
+        except asyncio.CancelledError as error:
+            answer = {"raised": "CancelledError", "printed": seen_by(error).printed}
         except Exception as error:
             answer = {"raised": type(error).__name__, "words": str(error)}
         print(json.dumps({"id": wanted["id"], **answer}), flush=True)

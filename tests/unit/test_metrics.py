@@ -55,6 +55,7 @@ def busy_store() -> dict[str, float]:
         sample("effects_total", name="ask", outcome="ok"): 2.0,
         sample("policy_decisions_total", decision="allow", tool="pay"): 4.0,
         sample("grants_refused_total", reason="replayed"): 1.0,
+        sample("sandbox_leftovers_total", kind="processes"): 1.0,
         sample("fence_rejections_total", op="commit"): 1.0,
         sample("node_executions_total", graph="g", node="n", outcome="ok"): 12.0,
     }

@@ -12,13 +12,16 @@ import pytest
 from support.waiting import run_async, wait_until_async
 from understudy.actors import sandbox_actor
 from understudy.actors.calls import Order
+from understudy.actors.effects import read_outcome, stands
 from understudy.actors.environment import Environment
 from understudy.actors.errors import Fenced
 from understudy.actors.events import counters_of
 from understudy.actors.memory import MemoryStore
 from understudy.actors.outcome import Outcome, ToolCall, ToolCode
 from understudy.actors.records import Event, NewRun, Receipt, RunRecord, run_id_on
+from understudy.actors.sandbox.backend import IsolationUnavailable
 from understudy.actors.sandbox.egress.way_out import WayOut
+from understudy.actors.sandbox.verdict import Seen
 from understudy.actors.sandbox_actor import SandboxActor
 from understudy.policies.grant import Grant, args_digest, sign
 from understudy.policies.profile import Limits, Profile, Tier, Workspace
@@ -146,6 +149,51 @@ def test_a_queued_call_that_nobody_wants_leaves_nothing(monkeypatch: pytest.Monk
     run_async(played())
 
 
+def test_of_a_call_that_nobody_wants_any_more_it_is_on_record_what_it_had_printed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def played() -> None:
+        store = MemoryStore()
+        actor, backend, run = await actor_with(store, monkeypatch)
+
+        async def executed(*_: Any) -> Outcome:
+            backend.begun.append("k1")
+            try:
+                await backend.go.wait()
+            except asyncio.CancelledError:
+                raise asyncio.CancelledError(Seen("half done", 7)) from None
+            raise AssertionError
+
+        monkeypatch.setattr(backend, "execute", executed)
+        (work,) = await at_work(actor, backend, [order(run, "k1")])
+        await actor.abort("k1", "token of k1")
+        outcome = await work
+        assert (outcome.kind, outcome.printed, outcome.peak_memory_bytes) == ("killed", "half done", 7)
+        (receipt,) = await store.receipts(RUN)
+        assert read_outcome(receipt.outcome) == outcome
+
+    run_async(played())
+
+
+def test_a_refusal_for_want_of_isolation_does_not_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later attempt of the node may find the machine mended, or another one."""
+
+    async def played() -> None:
+        actor, backend, run = await actor_with(MemoryStore(), monkeypatch)
+
+        async def refused(*_: Any) -> Outcome:
+            raise IsolationUnavailable("no bwrap", "install it")
+
+        monkeypatch.setattr(backend, "execute", refused)
+        outcome = await actor.execute(order(run, "k1"))
+        assert isinstance(outcome, Outcome)
+        assert (outcome.kind, outcome.error_type, stands(outcome)) == ("denied", "IsolationUnavailable", False)
+        assert "no bwrap; remedy: install it" in outcome.error
+        assert stands(Outcome("denied"))
+
+    run_async(played())
+
+
 def test_a_call_that_is_ended_while_it_is_put_on_record_does_not_stay_started(monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow(MemoryStore):
         go = asyncio.Event()
@@ -199,7 +247,7 @@ def test_a_call_whose_end_the_tool_does_not_know_is_unknown_as_if_its_sandbox_ha
     async def played() -> None:
         store = MemoryStore()
         actor, backend, run = await actor_with(store, monkeypatch)
-        lost = Outcome("unknown", error="no answer", error_type="ServerLost")
+        lost = Outcome("unknown", error="no answer", error_type="ServerLost", printed="sent 3 of 5\n")
 
         async def executed(*_: Any) -> Outcome:
             return lost
@@ -210,6 +258,7 @@ def test_a_call_whose_end_the_tool_does_not_know_is_unknown_as_if_its_sandbox_ha
         assert (receipt.state, receipt.outcome) == ("unknown", "")
         told = [event.data for event in await store.events(RUN) if event.kind == "tool_finished"]
         assert [(each["outcome"], each["error"]) for each in told] == [("unknown", "ServerLost: no answer")]
+        assert [each["printed"] for each in told] == ["sent 3 of 5\n"], "its receipt has no outcome"
 
     run_async(played())
 

@@ -119,7 +119,10 @@ CHANGES = st.lists(
 )
 ANSWERS = st.fixed_dictionaries(
     {"kind": st.sampled_from([*OUTCOME_KINDS, "other"]) | JSON},
-    optional={"value": JSON, "peak": JSON, "error": JSON, "error_type": JSON, "size": JSON, "files": JSON | CHANGES},
+    optional={
+        **dict.fromkeys(("value", "peak", "error", "error_type", "size", "trace", "errno"), JSON),
+        "files": JSON | CHANGES,
+    },
 )
 
 

@@ -13,6 +13,7 @@ from understudy.actors.sandbox.backend import Backend, IsolationUnavailable, Pre
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.gvisor import GvisorBackend
 from understudy.actors.sandbox.landlock import LandlockBackend
+from understudy.actors.sandbox.left_over import LeftOver
 from understudy.actors.sandbox.runtime import this_runtime
 from understudy.actors.sandbox.tiers import BY_COST, Tiers
 from understudy.policies.profile import TIERS, Limits, Profile, Tier
@@ -129,10 +130,12 @@ def test_preflight_tells_of_every_tier_and_whether_the_default_holds() -> None:
 
 
 def test_what_others_left_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiers, "end_leftovers", lambda: 3)
-    found = asyncio.run(Tiers(all_but()).preflight())
-    assert "3 processes" in found.details["left over"]
-    monkeypatch.setattr(tiers, "end_leftovers", lambda: 0)
+    left = LeftOver(processes=3, cgroups=1)
+    monkeypatch.setattr(tiers, "end_leftovers", lambda: left)
+    whole = Tiers(all_but())
+    assert asyncio.run(whole.preflight()).details["left over"].startswith("3 processes, 1 cgroup of dead workers")
+    assert (whole.left_over(), whole.left_over()) == (left, LeftOver()), "each is counted once"
+    monkeypatch.setattr(tiers, "end_leftovers", LeftOver)
     assert "left over" not in asyncio.run(Tiers(all_but()).preflight()).details
 
 
