@@ -4,19 +4,23 @@ import asyncio
 import os
 import pickle
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.waiting import run_async, wait_until_async
-from understudy.actors.calls import Granted, Refused, Verdict
+from understudy.actors.calls import Asked, Granted, Refused, Verdict
+from understudy.actors.code import digest_of, sign_blob
+from understudy.actors.errors import CodeError
 from understudy.actors.memory import MemoryStore
 from understudy.actors.policy_actor import PolicyActor
 from understudy.actors.policy_source import DeploymentPolicies, PoliciesUnusable, read_policies, source_of
 from understudy.cluster.auditing import entries_of, verify
-from understudy.policies.grant import Grant, check
+from understudy.policies.grant import GRANT_TTL_S, Grant, GrantRefused, check
 from understudy.policies.permission import Request
+from understudy.policies.policy_file import canonical, load_policy
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 
@@ -210,6 +214,25 @@ def test_a_grant_names_all_the_policies_that_decided(tmp_path: Path) -> None:
     run_async(played())
 
 
+def test_each_grant_is_another_one_for_this_code_and_ends(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(text("allow"))
+
+    async def played() -> None:
+        actor = PolicyActor(opened, SECRET, source_of(file))
+        found = [await actor.decide(replace(request(), code=code), "key", 1, "", False) for code in ("c", "c", "d")]
+        one, other, third = (each for each in found if isinstance(each, Granted))
+        assert len({one.order, other.order, third.order}) == 3
+        grant = grant_in(one)
+        assert grant.id == one.order
+        assert grant.expires_at - grant.issued_at == GRANT_TTL_S
+        assert abs(grant.issued_at - time.time()) < GRANT_TTL_S
+        with pytest.raises(GrantRefused, match="wrong code"):
+            grant_in(third)
+
+    run_async(played())
+
+
 def test_a_grant_says_of_which_folders_rules_have_asked(tmp_path: Path) -> None:
     """So that whoever has the files sees where a path leads."""
     file = tmp_path / "policy.yaml"
@@ -252,5 +275,59 @@ def test_every_decision_is_in_the_audit_log_before_it_is_told(tmp_path: Path) ->
         assert [entry["decision"] for entry in found] == ["allow", "deny", "deny", "deny"]
         assert sorted(verdict.noted["audit"] for verdict in verdicts) == ["2.0", "3.0", "4.0"]
         assert (await verify(store, SECRET)).fault is None
+
+    run_async(played())
+
+
+def test_a_runs_own_policy_is_the_one_that_was_signed_under_its_name() -> None:
+    """Whoever can write to the store exchanges it for another one of this deployment's, or writes one himself."""
+    strict, lax = (canonical(load_policy(text(effect), source="own")).encode() for effect in ("deny", "allow"))
+
+    async def said(stored: bytes) -> str:
+        store = MemoryStore()
+        await store.put_blob(digest_of(strict), stored, 1.0)
+
+        async def same() -> MemoryStore:
+            return store
+
+        try:
+            verdict = await PolicyActor(same, SECRET, source_of(None)).decide(
+                request(), "k", 1, digest_of(strict), False
+            )
+        except CodeError as error:
+            return str(error)
+        return type(verdict).__name__
+
+    assert run_async(said(sign_blob(strict, SECRET))) == "Refused"
+    assert "has other contents than its name says" in run_async(said(sign_blob(lax, SECRET)))
+    for forged in (sign_blob(strict, b"another secret, of somebody else"), strict, lax):
+        assert "not signed with this deployment's key" in run_async(said(forged))
+
+
+@pytest.mark.parametrize("approved", [False, True])
+def test_a_runs_own_policy_tightens_the_deployments_and_a_word_of_a_person_is_no_more_than_that(
+    tmp_path: Path, approved: bool
+) -> None:
+    """Also once the deployment's was exchanged, while the question was open."""
+    strictness = ["allow", "ask", "deny"]
+    kinds = {"allow": Granted, "ask": Granted if approved else Asked, "deny": Refused}
+    store = MemoryStore()
+
+    async def same() -> MemoryStore:
+        return store
+
+    async def played() -> None:
+        for theirs in strictness:
+            file = tmp_path / f"{theirs}.yaml"
+            file.write_text(text(theirs))
+            actor = PolicyActor(same, SECRET, source_of(file))
+            for mine in strictness:
+                own = canonical(load_policy(text(mine, "own"), source="own")).encode()
+                await store.put_blob(digest_of(own), sign_blob(own, SECRET), 1.0)
+                found = await actor.decide(request(), "k", 1, digest_of(own), approved)
+                assert type(found) is kinds[max(theirs, mine, key=strictness.index)], (theirs, mine)
+                assert [layer["policy"] for layer in found.noted["policies"]] == ["shop", "own"]
+                nothing = await actor.decide(request("refund"), "k", 1, digest_of(own), approved)
+                assert isinstance(nothing, Refused)
 
     run_async(played())
