@@ -17,6 +17,7 @@ from understudy.actors.errors import CodeError
 from understudy.actors.memory import MemoryStore
 from understudy.actors.policy_actor import PolicyActor
 from understudy.actors.policy_source import DeploymentPolicies, PoliciesUnusable, read_policies, source_of
+from understudy.actors.records import Event, NewRun, Receipt, run_id_on
 from understudy.cluster.auditing import entries_of, verify
 from understudy.policies.grant import GRANT_TTL_S, Grant, GrantRefused, check
 from understudy.policies.permission import Request
@@ -244,6 +245,50 @@ def test_a_grant_says_of_which_folders_rules_have_asked(tmp_path: Path) -> None:
         found = await asked(PolicyActor(opened, SECRET, source_of(file)))
         assert isinstance(found, Granted)
         assert grant_in(found).paths == (("to", ("/srv/b", "/srv/a")),)
+
+    run_async(played())
+
+
+def test_the_policy_actor_looks_at_what_the_run_has_done(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    leak = "{id: leak, effect: deny, tool: pay, after: {tool: read_secret}}"
+    file.write_text(f"{{policy: p, version: 1, rules: [{{id: r, effect: allow, tool: pay}}, {leak}]}}")
+    run, store = run_id_on("t", "run"), MemoryStore()
+
+    async def same() -> MemoryStore:
+        return store
+
+    async def played() -> None:
+        await store.create(NewRun(run, "t", "g", "1", "{}", "{}", "d"), [], {}, 1.0)
+        await store.claim(run, "one", 60.0, 2.0)
+        actor, asks = PolicyActor(same, SECRET, source_of(file)), replace(request(), run_id=run)
+        assert isinstance(await actor.decide(asks, "key", 1, "", False), Granted)
+        receipt = Receipt("k", run, "", "task", "read_secret", "d", "started", "s", "t1")
+        await store.begin(receipt, 1, [Event("decided", 3.0, {"tool": "read_secret", "decision": "allow"})], {}, 3.0)
+        assert isinstance(await actor.decide(asks, "key", 1, "", False), Refused)
+
+    run_async(played())
+
+
+@pytest.mark.parametrize("effect", ["allow", "ask", "deny"])
+def test_what_is_redacted_is_not_in_the_audit_log(tmp_path: Path, effect: str) -> None:
+    file = tmp_path / "policy.yaml"
+    rule = f"{{id: r, effect: {effect}, tool: pay, redact: [card.number], when: {{card.number: {{ne: x}}}}}}"
+    file.write_text(f"{{policy: p, version: 1, rules: [{rule}]}}")
+    store = MemoryStore()
+
+    async def same() -> MemoryStore:
+        return store
+
+    async def played() -> None:
+        actor = PolicyActor(same, SECRET, source_of(file))
+        for card in ({"number": "4111-1111", "name": "ann"}, {"name": "4111-1111"}, "4111-1111"):
+            await actor.decide(replace(request(), args={"card": card}), "key", 1, "", False)
+        one, other, odd = [entry async for _, entry in entries_of(store)]
+        assert "4111" not in repr(one)
+        assert "ann" in repr(one), "and no more is hidden than that"
+        assert "4111" in repr(other)
+        assert "4111" not in repr(odd)
 
     run_async(played())
 
