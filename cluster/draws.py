@@ -13,6 +13,7 @@ from understudy.actors.records import RunRecord
 from understudy.actors.store import Store
 from understudy.policies.bill import worst_of_call
 from understudy.policies.budget import UNITS, ZERO, Amounts, Budget, Unit, opened, plain, spoken, title_of, written
+from understudy.policies.budget_window import a
 from understudy.policies.permission import Allow, Ask, Policy, Request
 
 
@@ -59,7 +60,7 @@ class Draw:
     def words(self) -> str:
         held = ", ".join(spoken(self.most[unit], unit) for unit in UNITS if unit in self.most)
         limits = ", ".join(spoken(self.budget.limits[unit], unit) for unit in UNITS if unit in self.budget.limits)
-        per = f" a {self.budget.per}" if self.budget.per else ""
+        per = f" {a(self.budget.per)}" if self.budget.per else ""
         whose, left = f"each {self.budget.scope} has {limits}{per}", ""
         if self.left is not None:
             left = ", ".join(spoken(self.left[unit], unit) for unit in UNITS if unit in self.left)

@@ -7,6 +7,11 @@ Per = Literal["hour", "day", "week", "month"]
 PERS: Final[tuple[Per, ...]] = get_args(Per)
 
 
+def a(per: Per) -> str:
+    """`a day`, `an hour`."""
+    return f"an {per}" if per == "hour" else f"a {per}"
+
+
 def start_and_end(per: Per, now: float) -> tuple[str, float]:
     """The window that a time lies in: its name, and when it ends, in seconds since the epoch."""
     at = datetime.fromtimestamp(now, UTC)

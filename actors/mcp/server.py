@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Era = Literal["auto", "legacy", "2026-07-28"]
 """How to begin: `legacy` is the handshake of 2025-11-25 and before; the version, the one without a handshake; `auto`
 asks for the new one and falls back to the old."""
+PRINTED_MAX = 300
+"""Characters of what a server has printed that an error tells."""
 STEPS_MAX = 20_000_000
 """Parts of a schema, times characters of the arguments."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
@@ -217,8 +219,17 @@ async def accepted_tools(eye: Eye, server: McpServer) -> list[dict[str, Any]]:
 async def _listed(server: McpServer, eye: Eye) -> list[dict[str, Any]]:
     outcome = await eye.ask(Listing(server, f"mcp:{server.name}#pin"))
     if outcome.kind != "ok":
-        raise CallerError(f"MCP server {server.name!r} told of no tools ({outcome.kind}): {outcome.said}")
+        raise CallerError(
+            f"MCP server {server.name!r} told of no tools ({outcome.kind}): {outcome.said}{_printed(outcome)}"
+        )
     return pins.read_listing(outcome.value)
+
+
+def _printed(outcome: Outcome) -> str:
+    """The end of what the server printed, without the traceback of our own client behind it."""
+    before, _, _ = outcome.printed.rpartition("Traceback (most recent call last):")
+    last = " ".join((before or outcome.printed).split())[-PRINTED_MAX:]
+    return f"; `understudy effects RUN --json` has all that it printed, the end of it: {last}" if last else ""
 
 
 def misfit(schema: Any, args: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ async def crashtest(
     [bold]understudy crashtest flows:refund --kill --on sqlite:////tmp/crash.db[/]
     """
     from understudy.actors.code import load_ref
-    from understudy.actors.errors import AnswerNeeded
+    from understudy.actors.errors import AnswerNeeded, CallerError
     from understudy.cluster.testing.crash import crash_points_async
     from understudy.cluster.testing.killed import kill_points
 
@@ -65,6 +65,11 @@ async def crashtest(
             report = await crash_points_async(loaded, values, store=on, answers=replies, sample=sample or None)
         except AnswerNeeded as needed:
             raise WrongUsage(f"{needed.asked}; give --answers '{{{json.dumps(needed.by)}: ANSWER}}'") from None
+        except AssertionError as error:  # two plays that nothing disturbed
+            raise CallerError(
+                f"{error}; plays can be compared where each ends the same: have what answers with a time or by chance "
+                f"answer something fixed while it is tested"
+            ) from None
     if as_json:
         print_json(
             {

@@ -32,7 +32,7 @@ async def list_(here: Here, as_json: Json = False) -> None:
     if as_json:
         print_json([_summary(pins) for pins in known])
         return
-    table = plain_table("server", "accepted", "set aside", "started as")
+    table = plain_table("SERVER", "ACCEPTED", "SET ASIDE", "STARTED AS")
     for pins in known:
         aside = Text(str(len(pins.waiting)), "yellow" if pins.waiting else "")
         table.add_row(pins.server, str(len(pins.accepted)), aside, Text(pins.launch))

@@ -101,7 +101,7 @@ async def show(here: Here, run: RunId, as_json: Json = False) -> None:
         print_json({**run_document(record, questions, here.command), "state": state, "children": told})
         return
     now, screen = time.time(), stdout()
-    screen.print(_head(record, now), end="")
+    screen.print(_head(record, now), end="", soft_wrap=True)
     screen.print(_values("result" if record.status == "succeeded" else "state", state), end="", soft_wrap=True)
     for child in children:
         line = Text("child    ", "dim").append(child.run_id, "bold").append(f"  {child.graph}  ")

@@ -41,6 +41,10 @@ class Screen(Console):
         width = None if file.isatty() else piped_width
         super().__init__(file=file, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
+    def on_broken_pipe(self) -> None:
+        """`understudy ps | head` is no failure. (Rich would exit with 1.)"""
+        raise BrokenPipeError
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Everything comes by here, also what stands in a table, before its width is counted."""
         for segment in super().render(renderable, options):

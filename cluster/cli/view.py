@@ -333,6 +333,10 @@ def _gist(event: Event) -> str:
             return short(data["call"], 100)
         case "effect_finished":
             return f"{data['name']}  {data['outcome']}, {seconds}  {short(data['error'], 120)}".rstrip()
+        case "mcp_tools":
+            seen = "first seen" if data["first"] else "looked at"
+            aside = f", {data['waiting']} set aside: `understudy mcp diff {data['server']}`" if data["waiting"] else ""
+            return f"{data['server']}  {seen}, {counted(data['tools'], 'tool')} accepted{aside}"
         case "reconciled":
             return f"{data['tool']}  {data['answer']}, by {data['by']}"
         case "escalated":

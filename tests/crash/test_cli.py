@@ -43,6 +43,7 @@ def once_in_a_while():
     return "Ada" if len(turns) < 9 else "Eve"
 
 careless = graph_of(once_in_a_while)
+ever_new = graph_of(lambda: str(len(turns)) + str(turns.append(1)))
 """
 
 
@@ -70,6 +71,14 @@ def test_a_graph_that_is_no_function_of_its_state_ends_with_1(cli: Cli) -> None:
     assert not document["ok"]
     assert document["operations"] == ["load", "begin", "finish", "commit"]
     assert document["differences"]
+
+
+def test_a_graph_that_ends_otherwise_undisturbed_is_no_bug_of_ours(cli: Cli) -> None:
+    said = cli("mailing:ever_new")
+    assert said.exit_code == 1
+    assert "differs: " in said.stderr
+    assert "have what answers with a time or by chance answer something fixed" in said.stderr
+    assert "bug of ours" not in said.stderr
 
 
 def test_real_kills_need_a_store_that_outlives_them(cli: Cli) -> None:

@@ -32,7 +32,7 @@ from understudy.policies.budget import (
     title_of,
     to_data,
 )
-from understudy.policies.budget_window import start_and_end
+from understudy.policies.budget_window import a, start_and_end
 
 TITLE = Title("tenant", "acme", "deployment", "shop", "daily", "2026-11-24", 1_795_651_200.0)
 amounts = st.dictionaries(
@@ -181,6 +181,7 @@ def test_an_account_stays_one_small_document() -> None:
 
 
 def test_windows_begin_and_end_in_utc() -> None:
+    assert [a(per) for per in ("hour", "day")] == ["an hour", "a day"]
     at = 1_767_225_599.0  # 2025-12-31T23:59:59Z, a Wednesday
     assert start_and_end("hour", at) == ("2025-12-31T23", at + 1)
     assert start_and_end("day", at) == ("2025-12-31", at + 1)

@@ -401,6 +401,10 @@ def test_every_kind_of_event_has_its_line() -> None:
         "port": 80,
         "sent_bytes": 1,
         "received_bytes": 2,
+        "server": "m",
+        "first": True,
+        "tools": 1,
+        "waiting": 0,
     }
     from understudy.actors.events import KINDS
 
@@ -418,6 +422,12 @@ def test_every_kind_of_event_has_its_line() -> None:
         ("interrupted", {"kind": "child", "payload": {"run_id": "r1", "graph": "g"}}, "t1  child r1, node n"),
         ("node_failed", {"error": "ValueError: no", "again_at": 0.0}, f"n  ValueError: no; again at {clock(0.0)}"),
         ("node_failed", {"error": "ValueError: no"}, "n  ValueError: no"),
+        ("mcp_tools", {"server": "m", "first": True, "tools": 1, "waiting": 0}, "m  first seen, 1 tool accepted"),
+        (
+            "mcp_tools",
+            {"server": "m", "first": False, "tools": 2, "waiting": 1},
+            "m  looked at, 2 tools accepted, 1 set aside: `understudy mcp diff m`",
+        ),
     ],
 )
 def test_the_line_of_an_event_is_words_not_json(kind: str, data: dict[str, Any], told: str) -> None:

@@ -12,8 +12,9 @@ from support.waiting import run_async
 from understudy import END, START, Context, Graph
 from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.mcp import pins
-from understudy.actors.mcp.server import mcp_server, misfit
+from understudy.actors.mcp.server import Listing, known_pins, mcp_server, misfit
 from understudy.actors.memory import MemoryStore
+from understudy.actors.outcome import Outcome
 from understudy.actors.run_history import RunHistories
 
 ADD = {"name": "add", "description": "Adds.", "inputSchema": {"type": "object"}, "outputSchema": None}
@@ -193,3 +194,17 @@ def test_a_difference_is_bounded_where_it_goes_on_record_and_whole_where_people_
     assert len(pins.refusal(known, "add")) < 2 * pins.DIFF_CHARS_MAX
     many = pins.first_sight("s", [{**ADD, "name": f"tool{number}"} for number in range(900)])
     assert len(pins.refusal(many, "other")) < 1000
+
+
+def test_a_server_that_gave_no_list_says_what_it_printed_last() -> None:
+    class Blind:
+        store = MemoryStore()
+
+        async def ask(self, listing: Listing) -> Outcome:
+            ours = "Traceback (most recent call last):\n  File x\nServerDied: it ended\n"
+            return Outcome("error", error="it ended", error_type="ServerDied", printed=f"No module  named tiny\n{ours}")
+
+    with pytest.raises(CallerError) as told:
+        run_async(known_pins(Blind(), mcp_server("tiny", command=["tiny"])))  # type: ignore[arg-type]
+    assert str(told.value).startswith("MCP server 'tiny' told of no tools (error): ServerDied: it ended; ")
+    assert str(told.value).endswith("the end of it: No module named tiny")
