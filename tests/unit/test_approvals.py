@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from support.stage import Stage, YesPolicy
 from support.waiting import run_async, wait_until_async
 from understudy import END, START, Context, Graph, Outcome, Retry, ToolDenied, append, tool
+from understudy.actors.approvals import Approval, approval_answer, read_approval
 from understudy.actors.calls import Asked, Granted, Refused, Verdict
 from understudy.actors.errors import CallerError, Fenced, NotFound
 from understudy.actors.memory import MemoryStore
@@ -330,3 +331,20 @@ def test_an_approval_survives_the_death_of_the_owner_and_is_used_once():
         assert stage.sandboxes.calls == [("pay", {"order": "A1", "amount": 100})]
 
     run_async(played())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *({"approve": said} for said in (1, "true", "yes", [True], {"a": 1}, None, False)),
+        *({"approve": True, "args": args} for args in ("amount=1", [1], 5, True)),
+        *(True, "approve", 1, None, [], ["approve"], {}, {"Approve": True}),
+    ],
+)
+def test_whatever_is_not_plainly_a_yes_is_a_no(answer: Any):
+    assert not read_approval(answer).approve
+
+
+def test_a_plain_yes_is_one():
+    assert read_approval({"approve": True}).approve
+    assert read_approval(approval_answer(Approval(True, {"amount": 1}))).args == {"amount": 1}

@@ -5,8 +5,7 @@ import json
 import time
 from decimal import Decimal
 
-from unit.test_sandbox_grants import SECRET, Scene, kind, take_back
-
+from support.scene import SECRET, Scene, kind, take_back
 from support.waiting import run_async
 from understudy.actors.accounts import SHELF, account_in
 from understudy.actors.outcome import Outcome
