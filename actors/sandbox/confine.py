@@ -2,22 +2,33 @@
 
 What is given up here binds everything that the process becomes or starts. Raises OSError where the kernel refuses: then
 nothing may be loaded.
+
+What there is to do can be written down before (`..._calls`), and done later (`make`), by another process.
 """
 
 import ctypes
 import os
 import struct
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP = 1, 4, 22, 24
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_READ, PR_CAPBSET_DROP = 1, 4, 22, 23, 24
 PR_GET_SECCOMP, PR_GET_NO_NEW_PRIVS = 21, 39
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 36, 38, 47, 4
 SECCOMP_MODE_FILTER = 2
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 _INSTRUCTION_BYTES = 8
-_CAPABILITIES = tuple(ctypes.c_ulong(each) for each in range(64))
-"""More than there are. Made here: each spare would make them anew."""
+_NUMBERS_MOST = 64
+"""Of capabilities: more than there are."""
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function and its arguments; below 0 or an exception: it has failed."""
 
 libc = ctypes.CDLL(None, use_errno=True)
+kept = ctypes.PyDLL(None)
+"""The C library, called without letting go of the interpreter's lock: nothing here waits for anything."""
+kept.__errno_location.restype = ctypes.POINTER(ctypes.c_int)
 
 
 def check(result: int, what: str) -> int:
@@ -27,19 +38,41 @@ def check(result: int, what: str) -> int:
     return result
 
 
+def make(calls: Sequence[Call]) -> None:
+    """Raises OSError at the first that fails."""
+    for function, arguments in calls:
+        result = function(*arguments)
+        if result is not None and result < 0:
+            number = kept.__errno_location()[0]
+            raise OSError(number, os.strerror(number), f"{getattr(function, '__name__', function)}{arguments}")
+
+
 def prctl(option: int, value: int, third: int = 0) -> int:
     arguments = [ctypes.c_ulong(each) for each in (value, third, 0, 0)]
     return check(libc.prctl(option, *arguments), f"prctl {option}")
 
 
+def prctl_call(option: int, value: int, third: int = 0) -> Call:
+    return kept.prctl, (option, *(ctypes.c_ulong(each) for each in (value, third, 0, 0)))
+
+
 def drop_capabilities() -> None:
     """All, also those that a program with capabilities of its own could bring back."""
-    for capability in _CAPABILITIES:
-        if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
-            break  # no such capability any more; or no right to, and then no_new_privileges does it
-    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    with suppress(PermissionError):  # then no_new_privileges does it
+        make(bounding_calls())
+    make(capability_calls())
+
+
+def bounding_calls() -> list[Call]:
+    """Nothing that is started brings a capability back."""
+    known = [each for each in range(_NUMBERS_MOST) if libc.prctl(PR_CAPBSET_READ, ctypes.c_ulong(each), 0, 0, 0) >= 0]
+    return [prctl_call(PR_CAPBSET_DROP, each) for each in known]
+
+
+def capability_calls() -> list[Call]:
+    """There is none any more."""
     header = struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
-    check(libc.capset(header, b"\0" * 24), "capset")
+    return [prctl_call(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL), (kept.capset, (header, b"\0" * 24))]
 
 
 def capabilities() -> int:
@@ -53,8 +86,19 @@ def capabilities() -> int:
 
 def filter_system_calls(bpf: bytes) -> None:
     """Let the kernel ask this filter about every call; see `seccomp.py`. No privileges can be gained any more."""
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    make(filter_calls(bpf))
+
+
+def filter_calls(bpf: bytes) -> list[Call]:
     code = ctypes.create_string_buffer(bpf, len(bpf))
     program = struct.pack("@HP", len(bpf) // _INSTRUCTION_BYTES, ctypes.addressof(code))
     held = ctypes.create_string_buffer(program, len(program))
-    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(held))
+    _PROGRAMS.append((code, held))
+    return [
+        prctl_call(PR_SET_NO_NEW_PRIVS, 1),
+        prctl_call(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(held)),
+    ]
+
+
+_PROGRAMS: list[Any] = []
+"""Calls name them by their address alone. One for each kind of call, and process."""

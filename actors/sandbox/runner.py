@@ -47,8 +47,8 @@ def hand_out_listener(outlet: int, port: int) -> None:
         socket.send_fds(out, [b"listener"], [listener.fileno()])
 
 
-def serve(reply: int) -> None:
-    """Read the one request, perform it, answer, and end."""
+def serve(reply: int, end: Callable[[], None] = lambda: os._exit(0)) -> None:
+    """Read the one request, perform it, answer, and end; how, may be said."""
     # What can be done before there is a request is done then: a zygote's runner waits here.
     null = os.open("/dev/null", os.O_RDONLY)
     for name, fd in (("stdout", 1), ("stderr", 2)):
@@ -70,7 +70,7 @@ def serve(reply: int) -> None:
         os._exit(0)
     _write_all(reply, answer)
     os.close(reply)  # the end is quicker seen here than by the process's death
-    os._exit(0)  # the call is over when the function has returned: no exit hooks, no waiting for threads
+    end()  # the call is over when the function has returned: no exit hooks, no waiting for threads
 
 
 def take_up(text: bytes) -> dict[str, Any]:

@@ -18,13 +18,15 @@ from understudy.actors.sandbox import watch
 from understudy.actors.sandbox.backend import IsolationUnavailable
 from understudy.actors.sandbox.cgroup import Cell
 from understudy.actors.sandbox.egress.listener import PORT, distrusted
+from understudy.actors.sandbox.first import HALTED
 from understudy.actors.sandbox.insist import insist, readable, send_kill
 from understudy.actors.sandbox.limit import files_most
 from understudy.actors.sandbox.overseer import CallRequest, NearEnds, Overseer, close, pipes
-from understudy.actors.sandbox.zygote_inside import HALTED
 from understudy.policies.profile import Limits
 
 _KILLED = 128 + 9
+ASK_AFTER_S = 0.002
+"""A runner that has answered asks its first process itself to halt all; a tool may have answered in its place."""
 HALT_WITHIN_S = 0.02
 """A first process that has not halted the others by then is killed, and they with it."""
 BURIED_AFTER_S = 0.003
@@ -65,7 +67,7 @@ class Spare:
         assert self._near is not None
         if self.cell is not None:
             self.cell.bound(limits)
-        self.overseer = Overseer(self._near, limits, self._kill, self._halt, self.cell)
+        self.overseer = Overseer(self._near, limits, self._kill, self._halt_soon, self.cell)
         self._near = None
         self.overseer.begin(request, lambda: watch.sample(self._pid, limits.memory_bytes))
         return self.overseer
@@ -117,6 +119,9 @@ class Spare:
 
     def _kill(self) -> None:
         send_kill(self._first)
+
+    def _halt_soon(self) -> None:
+        self._overdue = asyncio.get_running_loop().call_later(ASK_AFTER_S, self._halt)
 
     def _halt(self) -> None:
         with suppress(ProcessLookupError):

@@ -68,6 +68,22 @@ def test_calls_of_other_terms_get_a_spare_of_their_own() -> None:
     assert [outcome.value for outcome in run_async(scenario())] == [8 << 20, 16 << 20, 8 << 20, 16 << 20]
 
 
+def test_calls_share_no_chance_and_no_thread() -> None:
+    """A runner is a fork: what every fork of Python does anew, it has to do as well."""
+
+    async def scenario() -> list[Outcome]:
+        backend = ZygoteBackend(spares=2)
+        try:
+            chance = ToolCall("k", "t", by_value(tools.chance), {})
+            return [await backend.execute(chance, Profile()) for _ in range(2)]
+        finally:
+            await backend.close()
+
+    outcomes = run_async(scenario())
+    numbers = [number for outcome in outcomes for number in outcome.value]
+    assert len(set(numbers)) == 6, outcomes
+
+
 def test_a_tool_that_speaks_to_the_first_process_as_the_host_does_ends_itself() -> None:
     async def scenario() -> tuple[Outcome, Outcome]:
         backend = ZygoteBackend(spares=1)

@@ -121,3 +121,20 @@ def fails() -> None:
     print("on stdout")
     print("on stderr", file=sys.stderr)
     raise KeyError("no such order")
+
+
+def chance() -> list[float]:
+    """Of this process, of a thread, and of a process that it forks."""
+    import random
+    import threading
+
+    found = [random.random()]
+    thread = threading.Thread(target=lambda: found.append(random.random()))
+    thread.start()
+    thread.join()
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.write(writing, str(random.random()).encode())
+        os._exit(0)
+    os.wait()
+    return [*found, float(os.read(reading, 100))]

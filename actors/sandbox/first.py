@@ -1,0 +1,233 @@
+"""The first process of a spare: stands its walls up, starts the runner, reaps, and tells how it ended.
+
+A process that was forked pays for each page of memory that it writes to, and Python writes to whatever it looks at:
+hundreds of pages. So the zygote writes down what there is to do (`Plan`), and a first process goes through that list.
+"""
+
+import _signal  # type: ignore[import-not-found]
+import _socket
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from understudy.actors.sandbox.confine import (
+    PR_SET_DUMPABLE,
+    Call,
+    bounding_calls,
+    capability_calls,
+    filter_calls,
+    kept,
+    make,
+    prctl_call,
+)
+
+ID = 1000
+CLONE_NEWCGROUP = 0x02000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC = 0x1, 0x2, 0x4, 0x8, 0x1000, 0x4000
+SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
+WORKING_FOLDER = "/tmp"
+# Where the ends lie in a spare: as where bubblewrap puts them.
+REPLY, STATUS = 3, 4
+FREE_FROM = 5
+"""Where other descriptors lie; in the zygote, too, so that what comes with an order lies in no end's place."""
+FDS = 4
+"""That come with an order; and one more, where a cgroup was made for the call."""
+HALTED = b"halted"
+_ONLY_LOCKS = frozenset({"threading", "logging", "concurrent.futures.thread"})
+"""Modules whose hooks make locks anew that another thread may have held: there was none. They take a hundred pages."""
+_OPEN_MOST = os.sysconf("SC_OPEN_MAX")
+# Plain numbers: what an enumeration takes to give one is a dozen calls of Python.
+_STATUS_KIND = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET), 0
+_CHLD, _TERM, _KILL = int(signal.SIGCHLD), int(signal.SIGTERM), int(signal.SIGKILL)
+# Looked up here, once for all.
+_fork, _after_fork = kept.fork, ctypes.pythonapi.PyOS_AfterFork_Child
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the first processes of spares of some terms do, one after the other."""
+
+    walls: Sequence[Call]
+    """With every right that there is in a user namespace."""
+    port: int
+    """Where a proxy is to listen; 0: there is no network."""
+    rights: Sequence[Call]
+    """No right is left after these."""
+    opened: Sequence[Call]
+    """What the runner, which has nothing to hide, takes back of these."""
+    stage: "Stage"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the spares of a zygote have in common."""
+
+    runner: ModuleType
+    rehearsal: bytes
+    """A request that changes nothing, for a runner to be warm before its own."""
+    keep: Sequence[str]
+    """What lies below the private folders, and is shown all the same."""
+    hooks: Sequence[Mapping[str, Callable[[], Any]]]
+    """What modules wanted to register for forks, see `os.register_at_fork`."""
+
+
+def plan(terms: Mapping[str, Any], rights: Sequence[Call], stage: Stage) -> Plan:
+    """`terms`: see `spare.py`."""
+    alone: list[Call] = [(kept.unshare, (CLONE_NEWCGROUP,)), (kept.setsid, ())]
+    walls = [*alone, *_own_ids(), *_own_mounts(terms, stage.keep)]
+    return Plan(walls, terms["port"], rights, [prctl_call(PR_SET_DUMPABLE, 1)], stage)
+
+
+def rights_given_up(bpf: bytes) -> list[Call]:
+    """The runner, of the same user, may not look into this process, either."""
+    return [prctl_call(PR_SET_DUMPABLE, 0), *bounding_calls(), *capability_calls(), *filter_calls(bpf)]
+
+
+def become_first(plan: Plan, fds: Sequence[int]) -> None:
+    """Never returns; in the runner, which is a process of its own, neither."""
+    try:
+        for door in fds[FDS:]:
+            os.write(door, b"0")  # it enters the cgroup that was made for the call
+        _arrange(fds)
+        make(plan.walls)
+        listener = _listen_alone(plan.port) if plan.port else None
+        make(plan.rights)
+        status = _socket.socket(*_STATUS_KIND, STATUS)
+        told = [os.pidfd_open(os.getpid()), *([] if listener is None else [listener.fileno()])]
+        rights = struct.pack(f"{len(told)}i", *told)
+        status.sendmsg([b"here"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        if listener is not None:
+            listener.close()  # whoever has it now accepts; nobody in here can
+        _signal.signal(_CHLD, 0)
+        _signal.signal(_TERM, _halt)
+        child = _fork()
+        if child == 0:
+            _after_fork()  # what comes before it, the zygote has done, for all
+            _become_runner(plan)
+        os.closerange(0, STATUS)
+        os.close(told[0])
+        while True:
+            pid, ended = os.wait()
+            if pid == child:
+                code = os.waitstatus_to_exitcode(ended)
+                os.write(STATUS, b"%d" % (code if code >= 0 else 128 - code))
+                os._exit(0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()  # to whoever waits for the spare; no tool is here yet
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _halt(_number: int, _frame: Any) -> None:
+    """When the call has answered, none that a tool may have left here executes another instruction; then say so. To
+    take their memory down is the kernel's, and nobody has to wait for it."""
+    try:  # noqa: SIM105  what `suppress` writes to is more than a process that waits has touched
+        os.kill(-1, _KILL)  # all but this one, at one moment: who forks just then does not come to it
+    except ProcessLookupError:
+        pass
+    os.write(STATUS, HALTED)
+    while True:  # to end takes a core half a millisecond, which whoever waits for the word can use better
+        _signal.pause()
+
+
+def _become_runner(plan: Plan) -> None:
+    _signal.signal(_TERM, 0)
+    os.closerange(STATUS, STATUS + 3)
+    make(plan.opened)
+    runner, rehearsal = plan.stage.runner, plan.stage.rehearsal
+    for hooks in plan.stage.hooks:
+        hook = hooks.get("after_in_child")
+        if hook is not None and getattr(hook, "__module__", "") not in _ONLY_LOCKS:
+            hook()
+        os.register_at_fork(**hooks)  # of the tool's own forks
+    sys.argv[:] = ["runner.py", str(REPLY)]
+    sys.modules["__main__"] = runner
+    runner.perform(runner.take_up(rehearsal))
+    runner.serve(REPLY, _ask_to_be_halted)
+
+
+def _ask_to_be_halted() -> None:
+    """The host, which sees the answer just now, would ask the same of the first process, one turn later."""
+    os.kill(1, _TERM)
+    while True:
+        _signal.pause()
+
+
+def _arrange(fds: Sequence[int]) -> None:
+    """The request at 0, what is printed at 1 and 2, the reply at 3, the status at 4, and nothing else."""
+    request, printed, reply, status = fds[:FDS]
+    for source, target in ((request, 0), (printed, 1), (printed, 2), (reply, REPLY), (status, STATUS)):
+        os.dup2(source, target, target <= 2)
+    os.closerange(FREE_FROM, _OPEN_MOST)
+
+
+def _own_ids() -> list[Call]:
+    """The same id as outside, alone; and no user namespaces below this one."""
+    rows = (
+        ("/proc/self/setgroups", b"deny"),
+        ("/proc/self/uid_map", b"%d %d 1" % (ID, ID)),
+        ("/proc/self/gid_map", b"%d %d 1" % (ID, ID)),
+        ("/proc/sys/user/max_user_namespaces", b"0"),
+    )
+    return [(_write, row) for row in rows]
+
+
+def _write(path: str, text: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # not `open`, which takes five times as long
+    os.write(fd, text)
+    os.close(fd)
+
+
+def _own_mounts(terms: Mapping[str, Any], keep: Sequence[str]) -> list[Call]:
+    size = f"size={terms['disk_bytes']},nr_inodes={terms['files']},mode=755"
+    held: dict[str, int] = {}
+    return [
+        # What lies below a folder that is about to be covered is held open, and shown again on top.
+        *((_hold, (held, place)) for place in keep),
+        _mount("tmpfs", WORKING_FOLDER, MS_NOSUID | MS_NODEV, "tmpfs", size),
+        *((_show_again, (held, place)) for place in keep),
+        _mount("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "tmpfs", size),
+        _mount("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "devpts", "newinstance,ptmxmode=0666,mode=620"),
+        _mount("proc", "/proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "proc"),
+        (os.chdir, (WORKING_FOLDER,)),
+    ]
+
+
+def _hold(held: dict[str, int], place: str) -> None:
+    held[place] = os.open(place, os.O_PATH | os.O_CLOEXEC)
+
+
+def _show_again(held: dict[str, int], place: str) -> None:
+    there = f"/proc/self/fd/{held[place]}"
+    if os.path.isdir(there):
+        os.makedirs(place)
+    else:
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        os.close(os.open(place, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    make([_mount(there, place, MS_BIND | MS_REC)])
+    os.close(held[place])
+
+
+def _mount(source: str, target: str, flags: int, kind: str | None = None, data: str | None = None) -> Call:
+    texts = [None if text is None else text.encode() for text in (source, target, kind, data)]
+    return kept.mount, (texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3])
+
+
+def _listen_alone(port: int) -> socket.socket:
+    """A listening socket on a loopback that nobody else has; it is up from then on."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    flags = struct.pack("=16sH22x", b"lo", IFF_UP)
+    fcntl.ioctl(listener.fileno(), SIOCSIFFLAGS, flags)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(128)
+    return listener
