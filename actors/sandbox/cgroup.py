@@ -241,7 +241,12 @@ def _inside(path: str) -> list[int]:
 
 def _this_worker() -> str:
     """Its pid means nothing in another process table, so that table is named, too."""
-    return f"{os.stat('/proc/self/ns/pid').st_ino}-{os.getpid()}-{started_at(os.getpid())}"
+    return _worker(os.getpid())
+
+
+@cache
+def _worker(pid: int) -> str:
+    return f"{os.stat('/proc/self/ns/pid').st_ino}-{pid}-{started_at(pid)}"
 
 
 def _candidates() -> Iterator[Place]:

@@ -31,7 +31,7 @@ def request_of(call: ToolCall, profile: Profile, runtime: Runtime, way_out: WayO
             "ref": call.code.ref,
             "blob": base64.b64encode(call.code.blob).decode(),
             "args": call.args,
-            "limits": dataclasses.asdict(profile.limits),
+            "limits": vars(profile.limits),
             "environment": dict(ENVIRONMENT) if profile.network else {},
             "secrets": [way_out.given, way_out.kept_back] if way_out and profile.secrets else [],
             "import_paths": runtime.import_paths,

@@ -27,8 +27,9 @@ from understudy.policies.profile import Limits, Profile, Tier
 
 CALLS_MOST = 2000
 """Calls of one zygote; then another takes over. Spares share the layout of its memory, so that should not last."""
-REFILL_AFTER_S = 0.004
-"""Most calls are over by then, and the core that they took is free to make a spare."""
+REFILL_WITHIN_S, REFILL_AFTER_S = 0.02, 0.0005
+"""From the beginning of a call, and from its end, whichever comes first: to make a spare takes a core a few
+milliseconds, which the call and whoever waits for its outcome can use better."""
 
 
 class ZygoteBackend:
@@ -69,7 +70,7 @@ class ZygoteBackend:
         request = request_of(call, profile, this_runtime(), way_out)
         zygote = await self._running()
         spare = zygote.take(message, profile.limits)
-        self._refill_soon(zygote, message, profile.limits)
+        refilling = self._refill_within(REFILL_WITHIN_S if zygote.waiting else 0.0, zygote, message, profile.limits)
         with telling(lambda: spare.overseer):
             try:
                 await _in_time(zygote, spare)
@@ -83,6 +84,8 @@ class ZygoteBackend:
                 try:
                     status = await zygote.end(spare)
                 finally:
+                    refilling.cancel()
+                    self._refill_within(REFILL_AFTER_S, zygote, message, profile.limits)
                     if proxy is not None:
                         await proxy.close()
         outcome = judge(overseer, status, profile.limits, time.perf_counter() - began)
@@ -108,10 +111,8 @@ class ZygoteBackend:
         if zygote is not None:
             await zygote.close()
 
-    def _refill_soon(self, zygote: Zygote, message: bytes, limits: Limits) -> None:
-        """Not in the way of the call that has just begun, if there is another spare for the next."""
-        delay_s = REFILL_AFTER_S if zygote.waiting else 0.0
-        asyncio.get_running_loop().call_later(delay_s, self._refill, zygote, message, limits)
+    def _refill_within(self, delay_s: float, zygote: Zygote, message: bytes, limits: Limits) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(delay_s, self._refill, zygote, message, limits)
 
     def _refill(self, zygote: Zygote, message: bytes, limits: Limits) -> None:
         """As many spares as there should be. The terms of the last call are the likeliest of the next."""
@@ -140,6 +141,8 @@ class ZygoteBackend:
 
 
 async def _in_time(zygote: Zygote, spare: Spare) -> None:
+    if spare.is_ready:
+        return
     try:
         async with asyncio.timeout(START_S):
             await spare.ready()
