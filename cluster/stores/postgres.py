@@ -10,7 +10,9 @@ Whole threads are in postgres_moves.py. Supervisors hear of work by NOTIFY, on a
 """
 
 import json
+import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Self
 
 from understudy.actors.records import (
@@ -61,6 +63,7 @@ from understudy.cluster.stores.postgres_documents import PostgresDocuments
 from understudy.cluster.stores.postgres_listener import Listener
 from understudy.cluster.stores.postgres_schema import prepare
 from understudy.cluster.stores.postgres_step import COMMITTED, take_step
+from understudy.cluster.stores.postgres_wire import Prepared, told
 from understudy.cluster.stores.rows import (
     checkpoint_of,
     chunk_of,
@@ -77,6 +80,7 @@ from understudy.cluster.stores.rows import (
 from understudy.cluster.stores.statements import statements
 
 SQL = statements("postgres_reads.sql")
+VALUE = re.compile(r"%\((\w+)\)s")
 SWEEP_BATCH = 20
 
 
@@ -166,8 +170,7 @@ class PostgresStore(PostgresDocuments):
                 asked = await self.connections.run(lambda connection: take_step(connection, first))
                 if asked is not None:
                     return Committed(duplicate=False, cancel_asked=asked)
-            values = map(_sparing, _values(first).values())
-            sent = await self._one("run_commit", first.run_id, first.epoch, *values, [first.seq])
+            sent = await self._one("run_commit", first.run_id, first.epoch, *_values(first).values(), [first.seq])
         else:
             sent = await self._one("run_commits", first.run_id, first.epoch, _several(commits))
         outcome, cancel_asked, stored = sent
@@ -405,14 +408,12 @@ class PostgresStore(PostgresDocuments):
     async def _sent(self, function: str, *values: Any) -> tuple[int, tuple[Any, ...]]:
         """As `_one`, and how often it was sent until there was an answer."""
         times = 0
-        statement = f"SELECT * FROM {function}({', '.join(['%s'] * len(values))})"
+        statement, given = _calling(function, len(values)), [told(value) for value in values]
 
         async def do(connection: Connection) -> tuple[int, tuple[Any, ...]]:
             nonlocal times
             times += 1
-            cursor = await connection.execute(statement.encode(), values)
-            row = await cursor.fetchone()
-            assert row is not None, f"{function} answers one row"
+            [row] = await statement.rows(connection, given)
             return times, row
 
         return await self.connections.run(do)
@@ -422,11 +423,23 @@ class PostgresStore(PostgresDocuments):
         return (await self._one(function, *values))[0]
 
     async def _rows(self, name: str, **values: Any) -> list[tuple[Any, ...]]:
-        async def do(connection: Connection) -> list[tuple[Any, ...]]:
-            cursor = await connection.execute(SQL[name].encode(), values)
-            return await cursor.fetchall() if cursor.description else []
+        statement, names = _reading(name)
+        given = [told(values[name]) for name in names]
+        return await self.connections.run(lambda connection: statement.rows(connection, given))
 
-        return await self.connections.run(do)
+
+@cache
+def _calling(function: str, values: int) -> Prepared:
+    marks = ", ".join(f"${n}" for n in range(1, values + 1))
+    return Prepared(f"understudy_{function}", f"SELECT * FROM {function}({marks})")
+
+
+@cache
+def _reading(name: str) -> tuple[Prepared, tuple[str, ...]]:
+    """A statement of postgres_reads.sql, and the names of its values in their order."""
+    names = tuple(dict.fromkeys(VALUE.findall(SQL[name])))
+    sql = VALUE.sub(lambda found: f"${names.index(found[1]) + 1}", SQL[name])
+    return Prepared(f"understudy_read_{name}", sql), names
 
 
 def _run(answer: dict[str, Any]) -> RunRecord:
@@ -435,11 +448,6 @@ def _run(answer: dict[str, Any]) -> RunRecord:
 
 def _counted(*counters: Counters) -> str:
     return to_json(dict(summed(*counters)))
-
-
-def _sparing(value: Any) -> Any:
-    """psycopg looks through lists, even empty ones, for 10 us to find out what is in it; a text is sent as it is."""
-    return "{}" if value == [] else value
 
 
 def _values(commit: Commit) -> dict[str, Any]:

@@ -28,6 +28,10 @@ ATTEMPT_S_MIN = 1.0
 CONNECTIONS_MAX = 4
 """Of one process, besides the one that listens; more verbs at once wait for each other."""
 
+SETTINGS = "SET search_path TO understudy; SET plan_cache_mode = force_generic_plan; SET jit = off"
+"""Whatever is asked finds its rows by a key, so one plan does for all values; to make one takes as long as ten commits.
+And nothing of it is so much work that it pays to compile it."""
+
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 R = TypeVar("R")
 
@@ -95,7 +99,7 @@ class Connections:
             if any(part in str(error) for part in NEVER):
                 raise CallerError(f"cannot connect to {self.where}: {_first_line(error)}") from error
             raise
-        await connection.execute("SET search_path TO understudy")
+        await connection.execute(SETTINGS)
         return connection
 
     async def close(self) -> None:

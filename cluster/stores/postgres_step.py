@@ -6,11 +6,8 @@ from understudy.cluster.stores.postgres_wire import Connection, Prepared, number
 from understudy.cluster.stores.rows import summed, to_json
 
 COMMITTED = {sample("checkpoint_commits_total", result="ok"): 1.0}
-STEP = Prepared(
-    "understudy_step",
-    f"SELECT run_step({', '.join(f'${n}' for n in range(1, 17))})",
-    binary=tuple(letter == "b" for letter in "b----bb--bbb-bb-"),
-)
+STEP = Prepared("understudy_step", f"SELECT run_step({', '.join(f'${n}' for n in range(1, 17))})")
+FORMATS = [int(letter == "b") for letter in "b----bb--bbb-bb-"]
 
 
 async def take_step(connection: Connection, commit: Commit) -> bool | None:
@@ -36,5 +33,5 @@ async def take_step(connection: Connection, commit: Commit) -> bool | None:
         texts([name for name, _ in counters]),
         numbers([amount for _, amount in counters]),
     ]
-    [asked] = await STEP.ask(connection, values)
+    asked = (await STEP.ask(connection, values, FORMATS)).get_value(0, 0)
     return None if asked is None else asked == b"t"

@@ -1,7 +1,7 @@
 """Asks a prepared statement through libpq alone: psycopg's cursor takes as long as the server does for a commit.
 
-For the one statement that is asked after every node. It is psycopg's connection all the same, and these are its errors
-(see postgres_client.py); between two statements it is used in the ordinary way.
+It is psycopg's connection all the same, and these are its errors (see postgres_client.py); between two statements it is
+used in the ordinary way. What a statement answers is read by psycopg.
 """
 
 import asyncio
@@ -12,39 +12,44 @@ from weakref import WeakSet
 
 import psycopg
 from psycopg import errors, pq
+from psycopg.adapt import Transformer
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 Value = bytes | None
+Told = tuple[Value, int]
+"""A value, and whether it is given as the server keeps it (1) or spelled (0). Texts are given as they are kept: their
+length is told, so that a NUL is refused, and does not end them."""
+Rows = list[tuple[Any, ...]]
 TEXT_OID = 25
 
 
 class Prepared:
-    """A statement that answers one row; each connection learns it once.
+    """A statement; each connection learns it once."""
 
-    Args:
-        binary: for each value, whether it is given as the server keeps it (texts: their length is told, so that a NUL
-            is refused, and does not end them) or spelled (numbers).
-    """
-
-    def __init__(self, name: str, sql: str, binary: Sequence[bool]) -> None:
+    def __init__(self, name: str, sql: str) -> None:
         self._name = name.encode()
         self._sql = sql.encode()
-        self._formats = [int(each) for each in binary]
         self._known: WeakSet[Connection] = WeakSet()
 
-    async def ask(self, connection: Connection, values: Sequence[Value]) -> list[Value]:
-        """The row that it answers, spelled. Raises psycopg.Error."""
+    async def rows(self, connection: Connection, given: Sequence[Told]) -> Rows:
+        """What it answers. Raises psycopg.Error."""
+        result = await self.ask(connection, [value for value, _ in given], [form for _, form in given])
+        reader = Transformer(connection)
+        reader.set_pgresult(result)
+        return list(reader.load_rows(0, result.ntuples, tuple))
+
+    async def ask(self, connection: Connection, values: Sequence[Value], formats: Sequence[int]) -> "pq.abc.PGresult":
+        """As `rows`, still as libpq has it."""
         pgconn = connection.pgconn
         if connection not in self._known:
             await self._learn(connection)
-        pgconn.send_query_prepared(self._name, values, self._formats)
+        pgconn.send_query_prepared(self._name, values, formats)
         try:
-            result = await _result(pgconn)
+            return await _result(pgconn)
         except errors.InvalidSqlStatementName:  # somebody between us and the server gave us another one's connection
             await self._learn(connection)
-            pgconn.send_query_prepared(self._name, values, self._formats)
-            result = await _result(pgconn)
-        return [result.get_value(0, column) for column in range(result.nfields)]
+            pgconn.send_query_prepared(self._name, values, formats)
+            return await _result(pgconn)
 
     async def _learn(self, connection: Connection) -> None:
         connection.pgconn.send_prepare(self._name, self._sql)
@@ -88,6 +93,28 @@ async def _result(pgconn: "pq.abc.PGconn") -> "pq.abc.PGresult":
     if last.status not in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
         raise errors.error_from_result(last)
     return last
+
+
+def told(value: Any) -> Told:
+    """A value of any type that a verb takes."""
+    match value:
+        case None:
+            return None, 0
+        case str():
+            return value.encode(), 1
+        case bytes():
+            return value, 1
+        case bool():
+            return (b"t" if value else b"f"), 0
+        case int():
+            return b"%d" % value, 0
+        case float():
+            return number(value), 0
+        case [str(), *_]:
+            return texts(value), 1
+        case [*_]:
+            return f"{{{','.join(map(repr, value))}}}".encode(), 0
+    raise AssertionError(f"no verb takes a {type(value).__name__}")
 
 
 def number(value: float) -> bytes:
