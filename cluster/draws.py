@@ -100,15 +100,6 @@ def draws_of(
     ]
 
 
-def is_at_hand(url: str) -> bool:
-    """Whether there is a store to look into; one in a file would be made by being opened."""
-    if not url.startswith("sqlite://"):
-        return not url.startswith("memory:")
-    from understudy.cluster.stores.sqlite_file import parsed
-
-    return parsed(url)[0].exists()
-
-
 async def _first_of(store: Store, run: RunRecord) -> RunRecord:
     """The run that pays for another: the first that is there of those that it comes from."""
     while run.parent:

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from understudy.cluster.cli.command import (
+    Group,
     Here,
     Json,
     WrongUsage,
@@ -25,9 +26,9 @@ from understudy.cluster.cli.view import counted, iso, moment, short
 from understudy.policies.audit import Entry, Head
 
 audits = typer.Typer(
-    no_args_is_help=True, help="Verify the log of all decisions, grants and answers; show it; prune it."
+    cls=Group, no_args_is_help=True, help="Verify the log of all decisions, grants and answers; show it; prune it."
 )
-app.add_typer(audits, name="audit", rich_help_panel="Commands")
+app.add_typer(audits, name="audit", rich_help_panel="This machine")
 
 
 @command(audits)

@@ -30,7 +30,7 @@ async def budgets(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="[RUN|ACCOUNT]", help="Only what this run's calls are paid from, or one account, by its whole name."
+            metavar="RUN|ACCOUNT", help="Only what this run's calls are paid from, or one account, by its whole name."
         ),
     ] = "",
     more: Annotated[

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
 
 from understudy.actors.errors import CallerError, NotFound, UnderstudyError
 from understudy.cluster.cli.screen import Screen, json_line
@@ -27,13 +28,35 @@ if TYPE_CHECKING:
     from understudy.cluster.client import Run
     from understudy.cluster.settings import Settings
 
+COMPLETED_MAX = 200
+"""Newest runs whose ids a shell is offered."""
 PREFIX_SCAN_MAX = 20_000
 """Newest runs among which a shortened id is looked for."""
 
+
+class _PlainHelp:
+    """Switches, as `--help`, without a word on their type."""
+
+    def get_params(self, ctx: Any) -> Any:
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False) and param.metavar is None:
+                param.metavar = ""
+        return params
+
+
+class Group(_PlainHelp, TyperGroup):
+    """Several commands under one word."""
+
+
+class _Command(_PlainHelp, TyperCommand):
+    """One command."""
+
+
 app = typer.Typer(
     name="understudy",
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -70,7 +93,38 @@ DebugOption = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON document.")]
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or the beginning of one.", show_default=False)]
+
+
+def run_ids(ctx: typer.Context, incomplete: str) -> list[str]:
+    """For a shell that completes a word: ids of the newest runs. It says nothing of what goes wrong."""
+    from understudy.cluster.settings import read_settings
+    from understudy.cluster.stores import is_at_hand, open_store
+
+    above = ctx.find_root().params  # where the options may stand, too
+
+    async def found() -> list[str]:
+        named = {name: ctx.params.get(name) or above.get(name) for name in ("store", "state_dir")}
+        settings = read_settings(named)
+        if not is_at_hand(settings.store_url):
+            return []
+        store = await open_store(settings.store_url, allow_volatile=settings.allow_volatile, within_s=1.0)
+        try:
+            return [record.run_id for record in await store.runs(limit=COMPLETED_MAX)]
+        finally:
+            await store.close()
+
+    try:
+        return [run_id for run_id in asyncio.run(found()) if run_id.startswith(incomplete)]
+    except Exception:
+        return []
+
+
+RunId = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="Id of a run, or the beginning of one.", show_default=False, autocompletion=run_ids
+    ),
+]
 
 
 class WrongUsage(CallerError):
@@ -214,10 +268,17 @@ def command(group: typer.Typer = app, name: str | None = None, panel: str = "Com
         own = list(inspect.signature(fn, eval_str=True).parameters.values())[1:]
         run.__signature__ = inspect.Signature([*own, *_SHARED])  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in [*own, *_SHARED]}
-        group.command(name or fn.__name__, rich_help_panel=panel)(run)
+        told = _paragraphs(fn.__doc__ or "")
+        group.command(name or fn.__name__, cls=_Command, rich_help_panel=panel, help=told)(run)
         return fn
 
     return register
+
+
+def _paragraphs(text: str) -> str:
+    """A docstring whose paragraphs fill the width that there is; examples keep their lines."""
+    found = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(part if part.startswith("Example") else " ".join(part.split()) for part in found)
 
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY

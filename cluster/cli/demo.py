@@ -8,7 +8,7 @@ import typer
 from understudy.cluster.cli.command import Here, Json, command
 
 
-@command(panel="Commands")
+@command(panel="This machine")
 async def demo(
     here: Here,
     environment: Annotated[

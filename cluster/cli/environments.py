@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from understudy.cluster.cli.command import Here, Json, WrongUsage, app, command, print_json, say, stdout
+from understudy.cluster.cli.command import Group, Here, Json, WrongUsage, app, command, print_json, say, stdout
 from understudy.cluster.cli.view import iso, plain_table, short, span
 
-group = typer.Typer(no_args_is_help=True, help="Packages that tools find in their sandboxes: build, list, remove.")
+group = typer.Typer(
+    cls=Group, no_args_is_help=True, help="Packages that tools find in their sandboxes: build, list, remove."
+)
 app.add_typer(group, name="environments", rich_help_panel="This machine")
 
 

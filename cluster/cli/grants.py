@@ -55,8 +55,8 @@ async def grants(here: Here, run: RunId, as_json: Json = False) -> None:
 @command(panel=PANEL)
 async def revoke(
     here: Here,
-    run: Annotated[str, typer.Argument(metavar="[RUN]", help="Id of a run, or the beginning of one.")] = "",
-    call: Annotated[str, typer.Argument(metavar="[CALL]", help="Only for this call, as `grants` lists it.")] = "",
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or the beginning of one.")] = "",
+    call: Annotated[str, typer.Argument(metavar="CALL", help="Only for this call, as `grants` lists it.")] = "",
     grant: Annotated[str, typer.Option(metavar="ID", help="Instead: one grant, by its whole id.")] = "",
     note: Annotated[str, typer.Option(help="Why; the call that is ended says so.")] = "",
     by: Annotated[str, typer.Option("--by", metavar="WHO", help="Who; default: who is logged in.")] = "",

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from understudy.actors.errors import CallerError, NotFound
 from understudy.actors.process import user_name
-from understudy.cluster.cli.command import Here, Json, app, command, print_json, say, stdout
+from understudy.cluster.cli.command import Group, Here, Json, app, command, print_json, say, stdout
 from understudy.cluster.cli.view import plain_table
 
 if TYPE_CHECKING:
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from understudy.actors.mcp.pins import Pins
     from understudy.actors.store import Store
 
-servers = typer.Typer(no_args_is_help=True, help="Tools of MCP servers: what is pinned, what has changed, accept it.")
+servers = typer.Typer(
+    cls=Group, no_args_is_help=True, help="Tools of MCP servers: what is pinned, what has changed, accept it."
+)
 app.add_typer(servers, name="mcp", rich_help_panel="This machine")
 
 Server = Annotated[str, typer.Argument(metavar="SERVER", help="Its name, as the graph declares it.")]
@@ -99,7 +101,7 @@ async def diff(here: Here, server: Server, as_json: Json = False) -> None:
 async def accept(
     here: Here,
     server: Server,
-    tool: Annotated[str, typer.Argument(metavar="[TOOL]", help="One tool; default: all that can be accepted.")] = "",
+    tool: Annotated[str, typer.Argument(metavar="TOOL", help="One tool; default: all that can be accepted.")] = "",
     digest: Annotated[str, typer.Option("--digest", help="Only if it is what `diff` showed.", metavar="DIGEST")] = "",
     as_json: Json = False,
 ) -> None:

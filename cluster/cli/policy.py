@@ -13,6 +13,7 @@ from rich.text import Text
 
 from understudy.actors.errors import CallerError, UnderstudyError
 from understudy.cluster.cli.command import (
+    Group,
     Here,
     Json,
     WrongUsage,
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from understudy.policies.budget import Budget
     from understudy.policies.permission import Allow, Ask, Deny, Policy, Request
 
-policies = typer.Typer(no_args_is_help=True, help="Check a policy file; explain its word on a call; print its schema.")
+policies = typer.Typer(
+    cls=Group, no_args_is_help=True, help="Check a policy file; explain its word on a call; print its schema."
+)
 app.add_typer(policies, name="policy", rich_help_panel="This machine")
 
 Var = Annotated[list[str] | None, typer.Option("--var", metavar="K=V", help="A variable of the file; repeatable.")]
@@ -218,7 +221,8 @@ async def _draws(
     now: float,
 ) -> "list[Draw]":
     """The budgets that the call would be paid from; what is left of them, as far as a store is at hand that knows."""
-    from understudy.cluster.draws import draws_of, is_at_hand
+    from understudy.cluster.draws import draws_of
+    from understudy.cluster.stores import is_at_hand
     from understudy.policies.permission import Deny
 
     if isinstance(decision, Deny):

@@ -51,7 +51,7 @@ Note = Annotated[str, typer.Option(help="Kept with the answer.")]
 By = Annotated[str, typer.Option("--by", metavar="WHO", help="Who decides; default: who is logged in.")]
 CallId = Annotated[
     str | None,
-    typer.Argument(metavar="[CALL]", help="The call; may be left out if only one waits.", show_default=False),
+    typer.Argument(metavar="CALL", help="The call; may be left out if only one waits.", show_default=False),
 ]
 
 
@@ -76,11 +76,16 @@ async def run(
     busy: Annotated[str, typer.Option(metavar="HOW", help=f"If the thread has runs: {', '.join(BUSY)}.")] = "enqueue",
     key: Annotated[str, typer.Option(metavar="K", help="The same key is the same run, however often.")] = "",
     policy: Annotated[Path | None, typer.Option(metavar="FILE", help="What its tools may do.")] = None,
-    var: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A variable of the policy.")] = None,
-    label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="For policies and for people.")] = None,
+    var: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A variable of the policy; repeatable.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="K=V", help="A label, for policies and for people; repeatable.")
+    ] = None,
     code: Annotated[
         str,
-        typer.Option(metavar="migrate|latest|pin", help="How it follows the code that is deployed: see Cluster.start."),
+        typer.Option(
+            metavar="migrate|latest|pin",
+            help="After a deployment: the new code, its state migrated; the new code as it is; or the code of now.",
+        ),
     ] = "migrate",
     files: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The first files of its workspace.")] = None,
     detach: Annotated[bool, typer.Option("--detach", metavar="", help="Do not wait for it.")] = False,

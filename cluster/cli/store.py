@@ -8,13 +8,13 @@ import typer
 from rich.text import Text
 
 from understudy.actors.errors import CallerError
-from understudy.cluster.cli.command import Here, Json, WrongUsage, app, command, print_json, say, stdout
+from understudy.cluster.cli.command import Group, Here, Json, WrongUsage, app, command, print_json, say, stdout
 from understudy.cluster.cli.view import counted, plain_table
 
 if TYPE_CHECKING:
     from understudy.cluster.move import Progress
 
-stores = typer.Typer(no_args_is_help=True, help="What the store is and holds; move it to another one.")
+stores = typer.Typer(cls=Group, no_args_is_help=True, help="What the store is and holds; move it to another one.")
 app.add_typer(stores, name="store", rich_help_panel="This machine")
 
 TELL_S = 1.0

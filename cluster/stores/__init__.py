@@ -33,6 +33,15 @@ async def open_store(url: str, *, allow_volatile: bool = False, within_s: float 
     raise CallerError(f"store {_hidden(url)!r} is not known; it is one of {CHOICES}")
 
 
+def is_at_hand(url: str) -> bool:
+    """Whether there is a store to look into; one in a file would be made by being opened. Raises CallerError."""
+    if not url.startswith("sqlite://"):
+        return not url.startswith("memory:")
+    from understudy.cluster.stores.sqlite_file import parsed
+
+    return parsed(url)[0].exists()
+
+
 def _hidden(url: str) -> str:
     """A URL that may hold a password, for a message."""
     scheme, found, rest = url.partition("://")

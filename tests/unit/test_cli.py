@@ -349,6 +349,35 @@ def test_a_beginning_of_an_id_is_enough_if_it_is_one(cli: Cli, url: str) -> None
     assert all(run_id in result.stderr for run_id in ids)
 
 
+def test_a_shell_is_offered_the_ids_of_runs(
+    cli: Cli, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = played(url, asking)
+
+    def offered(*words: str) -> list[str]:
+        monkeypatch.setenv("_UNDERSTUDY_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", " ".join(["understudy", *words]))
+        monkeypatch.setenv("COMP_CWORD", str(len(words)))
+        result = cli()
+        monkeypatch.delenv("_UNDERSTUDY_COMPLETE")
+        return result.output.split()
+
+    assert offered("show", run_id[:3]) == [run_id]
+    assert offered("show", "zz") == []
+    assert offered("polic") == ["policy"]
+    elsewhere = tmp_path / "elsewhere.db"
+    assert offered("--store", f"sqlite://{elsewhere}", "show", "r") == []
+    assert not elsewhere.exists(), "nothing is made by being asked"
+    assert offered("--store", "redis://127.0.0.1:1/0", "show", "r") == []
+
+
+def test_help_fills_the_width_and_says_no_types_of_switches(cli: Cli) -> None:
+    text = cli("budgets", "--help").stdout
+    assert "[RUN|ACCOUNT]" in text
+    assert "[[" not in text
+    assert "<bool>" not in text + cli("--help").stdout
+
+
 def test_events_in_order_from_a_cursor_on(cli: Cli, url: str) -> None:
     run_id = played(url, asking)
     events = document(cli("events", run_id, "--json"))
@@ -571,13 +600,14 @@ def test_status_without_a_daemon(cli: Cli, url: str) -> None:
 
 
 def test_down_without_a_daemon_is_no_error(cli: Cli) -> None:
-    assert document(cli("down", "--json")) == {"stopped": False, "unfinished_runs": 0}
+    nothing = {"processes": 0, "cgroups": 0, "folders": 0}
+    assert document(cli("down", "--json")) == {"stopped": False, "unfinished_runs": 0, "left_over": nothing}
 
 
 def test_down_needs_no_store(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_bytes(b"no database " * 1000)
     result = cli("down", "--json", "--store", f"sqlite://{tmp_path}/broken.db")
-    assert document(result) == {"stopped": False, "unfinished_runs": None}
+    assert (document(result)["stopped"], document(result)["unfinished_runs"]) == (False, None)
     assert "cannot be told" in result.stderr
     assert "damaged" in result.stderr
 
