@@ -2,8 +2,9 @@
 
 A segment holds the entries of one append. Its mac is an HMAC over the mac before it and its own content, under the
 deployment's secret: whoever can write to the store and does not know the secret can neither add to the chain nor take
-out of its middle. What the end of the chain loses is found by whoever has noted a head, and by the runs, whose events
-name the entries of their decisions. Pure.
+out of its middle. What the end of the chain loses is found by whoever has noted a head; and by the runs that are still
+there, whose events name the entries of their decisions (and of nothing else: not of answers, connections, revocations).
+Pure.
 """
 
 import hmac

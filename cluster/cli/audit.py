@@ -43,8 +43,10 @@ async def verify(
 ) -> int:
     """Find any change of the audit log, and any gap. Exit status 1, and the first number that is wrong.
 
-    Whoever can write to the store and knows the deployment's secret can write a log anew from any place on; a head that
-    is noted elsewhere, and given with --head, finds that too.
+    Two things only a head finds that was noted elsewhere (`understudy audit head`) and is given with --head. That the
+    log was cut off at its end, where no run names what is gone: runs name their decisions, not the answers, connections
+    and revocations, and a run may be deleted together with the log. And that it was written anew by somebody who knows
+    the deployment's secret.
 
     Example:
     [bold]understudy audit verify --head "$(cat /safe/place/head)"[/]

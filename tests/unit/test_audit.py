@@ -252,6 +252,25 @@ def test_a_lost_tail_is_found_by_the_runs_that_name_it() -> None:
     asyncio.run(played())
 
 
+def test_a_lost_tail_that_no_run_names_is_found_by_who_has_noted_a_head_and_by_nobody_else() -> None:
+    async def played() -> None:
+        store, log, run = await store_with_a_run()
+        for kind in ("grant_used", "connection", "answer", "revoke"):
+            await log.append(kind, run=run, key="k")
+        noted, _ = await head_of(store, SECRET)
+        for number in (6, 5, 4, 3):
+            del store._shelves[SHELF][name_of(number)]
+            assert await fault_in(store) is None
+            assert (await fault_in(store, noted)).what == "truncated"
+        await log_to(store).append("answer", run=run, key="k")
+        assert (await fault_in(store, noted)).number == 6, "also when it has grown again"
+        for _ in range(4):
+            await log_to(store).append("answer", run=run, key="k")
+        assert (await fault_in(store, noted)).what == "changed"
+
+    asyncio.run(played())
+
+
 def test_an_event_that_names_another_entry_is_found() -> None:
     async def played() -> None:
         store, _, run = await store_with_a_run()

@@ -581,6 +581,27 @@ def test_the_strictest_of_several_budgets_decides_and_nothing_stays_held_in_the_
     assert all(not account.held and account.settled["calls"] == 1 for account in found.values())
 
 
+@pytest.mark.parametrize("at_limit", ["stop", "ask"])
+def test_what_is_held_in_some_accounts_is_given_back_at_once_where_another_is_short(at_limit: str) -> None:
+    few = f"{{id: few, scope: thread, limits: {{calls: 1}}, at_limit: {at_limit}}}"
+    rules = load_policy(policy(f"{{id: enough, scope: run, limits: {{calls: 5}}}}, {few}"), source="p")
+
+    async def played() -> None:
+        store = MemoryStore()
+
+        async def opened() -> Store:
+            return store
+
+        shop = Budgets(opened)
+        for key, allowed in (("k", True), ("l", False)):
+            request = Request("pay", {}, f"r00-{key}", "shop", "d", thread_id="t")
+            judged = await shop.judge([("run", rules)], request, Allow("a", "shop", Profile()), key, 1, False, NOON)
+            assert isinstance(judged.decision, Allow) is allowed
+        assert [sorted(account.held) for account in (await accounts(store)).values()] == [["k"], [], ["k"]]
+
+    asyncio.run(played())
+
+
 def test_a_failed_run_says_why() -> None:
     async def work(state: Note, ctx: Context) -> dict[str, Any]:
         await asyncio.gather(*(ctx.call(search, words=str(n)) for n in range(4)))
