@@ -1,8 +1,8 @@
 """What a run has been granted before, as far as rules may ask: "after reading a secret, no network".
 
-Pure values, made from the run's own event log by whoever asks for a decision. A fork or a child carries in its state
-what its origin has read, and it has not done what its origin did: so there are two readings, and neither is ever in the
-call's favour.
+Pure values, made from the run's own event log by whoever asks for a decision. A fork, a child, or the next run on a
+thread carries in its state what those before it have read, and it has not done what they did: so there are two
+readings, and neither is ever in the call's favour.
 """
 
 import re
@@ -34,7 +34,7 @@ class History:
     own: Past = NOTHING
     """What the run itself has done."""
     inherited: Past = NOTHING
-    """What those have done that it comes from: the origin of a fork, the parent of a child."""
+    """What those have done that it comes from: a fork's origin, a child's parent, those before it on a thread."""
 
     @property
     def at_most(self) -> Past:

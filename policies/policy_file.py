@@ -25,7 +25,7 @@ YAML or JSON. An example with every key there is:
         labels: {env: [test, dev]}            # labels that the run has to carry: a value, or one of several
         time: {zone: Europe/Berlin, days: [mon, fri], from: "09:00", to: "17:00"}      # a window, or a list of them
         after: {tool: ["login*"], mark: []}   # the run has called such a tool before, or a call has left such a mark
-        not_after: {mark: [secret]}           # the run has not
+        not_after: {mark: [secret]}           # the run has not, nor has a run that its state comes from
         when:                                 # conditions on the arguments; all have to hold
           path: {under: "${environment}"}
           depth: {ge: 0, le: 3}

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from support.stage import Stage
 from support.waiting import run_async
 from understudy import END, START, Context, Graph, RunFailed, ToolDenied, append, tool
+from understudy.actors import run_history
 from understudy.actors.errors import NotFound
 from understudy.actors.inline import SteppedClock
 from understudy.actors.inline_ports import RulesPolicy
@@ -19,7 +20,7 @@ from understudy.actors.memory import MemoryStore
 from understudy.actors.records import Event, Interrupt, open_questions
 from understudy.actors.run_history import PAGE, RunHistories
 from understudy.cluster.client import Run
-from understudy.policies.history import ANYTHING
+from understudy.policies.history import ANYTHING, NOTHING
 from understudy.policies.policy_file import load_policy
 
 
@@ -335,6 +336,38 @@ def test_a_fork_has_read_what_its_origin_read_as_long_as_that_is_known() -> None
         assert [name for name, _ in scene.stage.sandboxes.calls] == ["send", "read_secret"]
         await scene.store.delete_thread((await run.record()).thread_id)
         assert (await RunHistories(scene.store).of(fork.run_id)).inherited == ANYTHING
+
+    run_async(played())
+
+
+def test_the_next_run_on_a_thread_has_read_what_those_before_it_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def chats(state: Note, ctx: Context) -> dict[str, Any]:
+        if not state.seen:
+            return {"seen": [await ctx.call(read_secret)]}
+        return {"seen": [await ctx.call(send, text=state.seen[0])]}
+
+    async def played() -> None:
+        scene = Scene(LEAK % "mark: [secret]", chats)
+        first = await scene.stage.start(thread="chat")
+        assert await scene.stage.drive(first) == "succeeded"
+        runs = [await scene.stage.start(thread="chat") for _ in range(4)]
+        for run in runs:
+            assert await scene.stage.drive(run) == "failed"
+            assert "it has read a secret" in (await run.record()).error
+        assert [name for name, _ in scene.stage.sandboxes.calls] == ["read_secret"]
+        other = await scene.stage.start({"seen": ["something else"]}, thread="another")
+        assert await scene.stage.drive(other) == "succeeded"
+
+        last = runs[-1].run_id
+        for listed in ((1, 2), (1, 4)):  # where fewer runs are listed than there are
+            monkeypatch.setattr(run_history, "LISTED", listed)
+            assert (await RunHistories(scene.store).of(last)).inherited.anything
+            assert not (await RunHistories(scene.store).of(other.run_id)).inherited.anything
+        for listed in ((1, 6), (2, 9)):
+            monkeypatch.setattr(run_history, "LISTED", listed)
+            found = await RunHistories(scene.store).of(last)
+            assert (found.own.marks, found.inherited.marks, found.inherited.anything) == (set(), {"secret"}, False)
+        assert (await RunHistories(scene.store).of(first.run_id)).inherited == NOTHING
 
     run_async(played())
 
