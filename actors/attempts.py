@@ -5,7 +5,7 @@ does not start the count anew.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from understudy.actors.plan import Node
@@ -13,6 +13,27 @@ from understudy.policies.retry import next_delay
 
 FINAL_TYPES = frozenset({"CallerError", "ToolDenied", "BudgetExceeded"})
 """Errors that the same try would only meet again: the caller has to change something; somebody said no."""
+
+
+END = "#end"
+"""Beside the tasks, and no id of one: that a run has failed is kept as a pending write, too, while its children are
+told (law 3). Whoever takes it up then goes on with its end, and not with the node that failed."""
+
+
+def of_tasks(writes: Mapping[str, str]) -> dict[str, str]:
+    """Pending writes by task id."""
+    return {task_id: body for task_id, body in writes.items() if task_id != END}
+
+
+def ending(error: str | None) -> dict[str, str]:
+    """The pending write that says so; None: it has ended, and says nothing to whoever has it retried."""
+    return {END: json.dumps({"error": error})}
+
+
+def ending_in(writes: Mapping[str, str]) -> str | None:
+    """The error that a run ends with."""
+    error: str | None = json.loads(writes[END])["error"] if END in writes else None
+    return error
 
 
 @dataclass(frozen=True)

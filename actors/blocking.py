@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
+from understudy.actors.children import ParentClose
 from understudy.actors.context import Child, Context
 from understudy.actors.graph import Graph
 from understudy.actors.interrupts import OnTimeout
@@ -77,9 +78,11 @@ class BlockingContext:
         *,
         key: str = "",
         labels: Mapping[str, str] | None = None,
+        parent_close: ParentClose | None = None,
     ) -> "BlockingChild":
         """See Context.start."""
-        return BlockingChild(self, self._wait(lambda: self._context.start(graph, input, key=key, labels=labels)))
+        how: dict[str, Any] = {"key": key, "labels": labels, "parent_close": parent_close}
+        return BlockingChild(self, self._wait(lambda: self._context.start(graph, input, **how)))
 
     def run(
         self,
@@ -88,9 +91,11 @@ class BlockingContext:
         *,
         key: str = "",
         labels: Mapping[str, str] | None = None,
+        parent_close: ParentClose | None = None,
     ) -> Any:
         """See Context.run."""
-        return self._wait(lambda: self._context.run(graph, input, key=key, labels=labels))
+        how: dict[str, Any] = {"key": key, "labels": labels, "parent_close": parent_close}
+        return self._wait(lambda: self._context.run(graph, input, **how))
 
     def stream(self, chunk: Any) -> None:
         """See Context.stream."""

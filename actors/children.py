@@ -11,13 +11,13 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
 
 from understudy.actors.code import Code
 from understudy.actors.effects import START, call_text, read_outcome, write_outcome
-from understudy.actors.errors import CallerError, ChildFailed, EffectMismatch, NotFound, Suspended, ToolDenied
+from understudy.actors.errors import CallerError, ChildFailed, Conflict, EffectMismatch, NotFound, Suspended, ToolDenied
 from understudy.actors.events import counters_of
 from understudy.actors.graph import Graph
 from understudy.actors.ledger import Ledger, Place, Wish
@@ -28,6 +28,7 @@ from understudy.actors.records import (
     Interrupt,
     NewRun,
     RunRecord,
+    Status,
     partition_of_thread,
     run_id_on,
 )
@@ -38,6 +39,13 @@ EVENTS_PAGE = 1000
 
 Ship = Callable[[Graph | str], Awaitable[tuple[Code, Graph]]]
 """Where other processes find the code of a graph, once this has returned; and the graph."""
+
+ParentClose = Literal["cancel", "abandon", "request"]
+"""What becomes of a child when its parent ends. `cancel`: it is cancelled, however the parent ended; `abandon`: it goes
+on, also if the parent was cancelled; `request`: it is told so by a message, and decides. Where nothing was said: it is
+cancelled with its parent, and goes on without one that has succeeded or failed."""
+
+CLOSES: tuple[ParentClose, ...] = get_args(ParentClose)
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ async def start(
     key: str,
     labels: Mapping[str, str] | None,
     index: int,
+    close: ParentClose | None = None,
 ) -> Born:
     """The child of this place: the one that there is, or a new one.
 
@@ -69,6 +78,8 @@ async def start(
     Raises EffectMismatch: the place, or the key, has a child of another graph or input; ToolDenied: a fork that is not
     to repeat it; CallerError, CodeError.
     """
+    if close is not None and close not in CLOSES:
+        raise CallerError(f"parent_close={close!r} is none of {', '.join(CLOSES)}")
     code, loaded = await ship(graph)
     check_name("the key of a child", key)
     plain = new_run(loaded.plan(), code, given, labels={**place.run.labels, **(labels or {})})
@@ -81,10 +92,10 @@ async def start(
         there = await _there(ledger.store, wanted.run_id) if own or wish in attempts else None
         if there is not None and (own or _is_of_use(there, place.answers)):
             return Born(_same(wish, wanted, there), loaded)
-    return Born(await _made(ledger, wish, wanted), loaded)
+    return Born(await _made(ledger, wish, wanted, close), loaded)
 
 
-async def _made(ledger: Ledger, wish: Wish, wanted: NewRun) -> RunRecord:
+async def _made(ledger: Ledger, wish: Wish, wanted: NewRun, close: ParentClose | None) -> RunRecord:
     """On record first, then made: a crash between the two leaves a receipt from which the same child is made."""
     place = wish.place
     run, task = place.run, place.task
@@ -98,6 +109,7 @@ async def _made(ledger: Ledger, wish: Wish, wanted: NewRun) -> RunRecord:
         outcome = Outcome("ok", value={"run_id": wanted.run_id})
         data = {"node": task.node, "task_id": task.task_id, "run_id": wanted.run_id, "graph": wanted.graph}
         data |= {"key": wish.key, "call": wish.said, "digest": wish.digest}
+        data |= {"close": close} if close else {}
         events = [Event("child_started", now, data)]
         receipt = wish.receipt("done", ledger.token(), now, outcome=write_outcome(outcome))
         begun = await ledger.store.begin(receipt, run.epoch, events, counters_of(run.graph, events), now)
@@ -188,12 +200,13 @@ async def result(place: Place, ledger: Ledger, born: Born, known: Interrupt | No
     return born.graph.state.model_validate_json(json.dumps(answer["result"]))
 
 
-async def cancel(ledger: Ledger, born: Born) -> None:
-    """Ask a child, and its own children, to end."""
+async def cancel(place: Place, ledger: Ledger, born: Born) -> None:
+    """Ask a child, and its own children, to end. Raises Fenced: somebody else has the run that asks (law 1)."""
     await ledger.durable()
-    now = ledger.clock()
-    await ledger.store.cancel(born.record.run_id, now)
-    await cancel_children(ledger.store, born.record.run_id, now)
+    now, child = ledger.clock(), born.record
+    ours = child.parent == place.run.run_id  # else it is the child of a fork's origin
+    await ledger.store.cancel(child.run_id, now, place.run.epoch if ours else 0)
+    await cancel_children(ledger.store, child.run_id, now)
 
 
 # --- a run and its children ----------------------------------------------------------------------------------------
@@ -201,29 +214,72 @@ async def cancel(ledger: Ledger, born: Born) -> None:
 
 async def children_of(store: Store, run_id: str) -> list[str]:
     """Ids of the runs that a run has started, in order; from its event log, which is there as long as the run."""
-    found: list[str] = []
+    return list(await _bonds(store, run_id))
+
+
+async def _bonds(store: Store, run_id: str) -> dict[str, ParentClose | None]:
+    """The runs that a run has started, in order, and what was said about its end."""
+    found: dict[str, ParentClose | None] = {}
     after = 0
     while events := await store.events(run_id, after, EVENTS_PAGE):
-        found += [event.data["run_id"] for event in events if event.kind == "child_started"]
+        for event in events:
+            if event.kind == "child_started":
+                found.setdefault(event.data["run_id"], event.data.get("close"))
         after = events[-1].n
-    return list(dict.fromkeys(found))
+    return found
 
 
-async def cancel_children(store: Store, run_id: str, now: float) -> int:
-    """Ask the unfinished children of a run to end, and theirs; how many that were. Can be repeated.
+async def are_bound(store: Store, run_id: str) -> bool:
+    """Whether there are children to be cancelled or told when the run ends by itself."""
+    return any(close in ("cancel", "request") for close in (await _bonds(store, run_id)).values())
 
-    `now`: seconds since the epoch. Raises NotFound.
+
+async def cancel_children(store: Store, run_id: str, now: float, epoch: int = 0) -> int:
+    """What a cancelled run owes its children: to ask the unfinished ones to end, and theirs, or to tell them (see
+    ParentClose). How many those were. Can be repeated.
+
+    Args:
+        now: seconds since the epoch.
+        epoch: of the run, if it is its owner who asks.
+    Raises NotFound; Fenced: somebody else owns the run.
     """
+    return await close_children(store, run_id, "cancelled", now, epoch)
+
+
+async def close_children(store: Store, run_id: str, status: Status, now: float, epoch: int = 0) -> int:
+    """As `cancel_children`, for any end of the run."""
     asked = 0
-    for child in await children_of(store, run_id):
+    for child, close in (await _bonds(store, run_id)).items():
+        if close == "abandon" or (close is None and status != "cancelled"):
+            continue
         record = await _there(store, child)
         if record is None:  # on record as started, but never made; or deleted
             continue
         if not record.final:
-            await store.cancel(child, now)
             asked += 1
+            if close == "request" and await _is_told(store, child, run_id, status, now, epoch):
+                continue
+            await store.cancel(child, now, epoch)
         asked += await cancel_children(store, child, now)
     return asked
+
+
+async def is_closed_with(store: Store, parent: RunRecord, child: RunRecord, now: float) -> bool:
+    """Whether a child ends with its parent, which was cancelled; one that wants to be told so is told."""
+    close = (await _bonds(store, parent.run_id)).get(child.run_id)
+    if close == "request":
+        return not await _is_told(store, child.run_id, parent.run_id, parent.status, now)
+    return close != "abandon"
+
+
+async def _is_told(store: Store, child: str, parent: str, status: Status, now: float, epoch: int = 0) -> bool:
+    """Tell a child that its parent has ended; False if it takes no messages: its mailbox is full."""
+    body = json.dumps({"parent_ended": {"run_id": parent, "status": status}})
+    try:
+        await store.send(child, f"parent-ended-{parent}", body, now, epoch)
+    except Conflict:
+        return (await store.run(child)).final
+    return True
 
 
 def _digest(*parts: str) -> str:

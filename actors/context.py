@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from understudy.actors import children, mailbox
 from understudy.actors.calls import Caller, Place, check_value
-from understudy.actors.children import Ship
+from understudy.actors.children import ParentClose, Ship
 from understudy.actors.errors import (
     CallerError,
     Fenced,
@@ -53,6 +53,8 @@ class Residence:
     stream: Stream
     ship: Ship
     """Makes the graphs of children known to other processes."""
+    bind: Callable[[], None] = lambda: None
+    """Called before a child is started that wants to be cancelled or told when the run ends: it is to be looked for."""
 
 
 class Context:
@@ -236,11 +238,12 @@ class Context:
         *,
         key: str = "",
         labels: Mapping[str, str] | None = None,
+        parent_close: ParentClose | None = None,
     ) -> "asyncio.Task[Child]":
         """Start a child run: durable and supervised like any other, and cancelled with this one.
 
         It goes on if this run succeeds without waiting for it, and if it fails or is quarantined: a retry finds what it
-        has done. `understudy cancel` of this run, also when it is over, ends it.
+        has done. `understudy cancel` of this run, also when it is over, ends it. `parent_close` says it otherwise.
 
         Args:
             graph: a Graph, or `module:attribute`.
@@ -248,11 +251,16 @@ class Context:
             key: the same key is the same child, wherever in this run it is asked for; default: each place in each task
                 has a child of its own.
             labels: added to those of this run, which the child has too, as it has its policy.
+            parent_close: what becomes of the child when this run ends. "cancel": it is cancelled, whether this run
+                succeeds, fails or is cancelled; "abandon": it goes on in any case; "request": it is sent the message
+                {"parent_ended": {"run_id", "status"}} in any case, and decides (it is cancelled if its mailbox is
+                full). A quarantined run has not ended: `retry` takes it up. A run that fails has ended, and a retry
+                starts other children in the place of those that were cancelled. It counts when the child is made.
         Returns (awaited): the child, once it is durable. It goes on by itself; `await child.result()` waits for it.
         Raises EffectMismatch, GraphError, CodeError, CallerError (the input does not fit).
         """
         index = -1 if key else self._next("start")
-        return self._begin(self._start(graph, input, key, labels, index))
+        return self._begin(self._start(graph, input, key, labels, index, parent_close))
 
     def run(
         self,
@@ -261,9 +269,10 @@ class Context:
         *,
         key: str = "",
         labels: Mapping[str, str] | None = None,
+        parent_close: ParentClose | None = None,
     ) -> asyncio.Task[Any]:
         """`start`, and wait for the child's result. Raises what both raise, e.g. ChildFailed."""
-        started = self.start(graph, input, key=key, labels=labels)
+        started = self.start(graph, input, key=key, labels=labels, parent_close=parent_close)
 
         async def ran() -> Any:
             return await self._result_of((await started)._born)  # begun already, also if the node has returned by then
@@ -299,9 +308,12 @@ class Context:
         key: str,
         labels: Mapping[str, str] | None,
         index: int,
+        close: ParentClose | None,
     ) -> "Child":
         place, ledger, ship = self._place, self._caller.ledger, self._residence.ship
-        work = children.start(place, ledger, ship, graph, given, key, labels, index)
+        if close in ("cancel", "request"):
+            self._residence.bind()
+        work = children.start(place, ledger, ship, graph, given, key, labels, index, close)
         born = await self._recorded(work)
         return Child(self, born)
 
@@ -310,7 +322,7 @@ class Context:
         return await self._recorded(children.result(self._place, self._caller.ledger, born, known))
 
     async def _cancel_child(self, born: children.Born) -> None:
-        await self._recorded(children.cancel(self._caller.ledger, born))
+        await self._recorded(children.cancel(self._place, self._caller.ledger, born))
 
     def _place_of(self, tool: "Tool[..., Any]") -> int:
         if not isinstance(tool, Tool):

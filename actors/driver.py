@@ -23,7 +23,7 @@ from typing import Any
 from understudy.actors.blocking import BlockingContext
 from understudy.actors.calls import Caller, Place, PolicyPort, SandboxPort
 from understudy.actors.checkpoint import Checkpoint
-from understudy.actors.children import Ship, cancel_children
+from understudy.actors.children import Ship, are_bound, close_children, is_closed_with
 from understudy.actors.context import Context, Residence, Unaided
 from understudy.actors.errors import CallerError, EffectFailed, Fenced, NotFound, ToolError, tellable
 from understudy.actors.files import CHANNEL
@@ -36,11 +36,13 @@ from understudy.actors.refusals import child_answer
 from understudy.actors.run import (
     Abandon,
     CancelAsked,
-    CancelChildren,
+    ChildrenFound,
+    CloseChildren,
     Effect,
     Elapsed,
     Execute,
     Failed,
+    FindChildren,
     Finished,
     Input,
     Leave,
@@ -107,10 +109,10 @@ class Driver:
         """Until the run leaves; its status then. Raises Fenced (stop quietly), StoreUnavailable, CodeError."""
         self._around = contextvars.copy_context()
         self.loaded = await self._with_ends_of_children()
-        run = Run(self.plan, self.loaded)
+        run = Run(self.plan, self.loaded, bound=False if self.loaded.run.epoch == 1 else None)  # its first residence
         self._flight = Flight(self.store, functools.partial(self._landed, run), self._fail)
         stream = Stream(self.store, self.loaded.run, self.clock, self._fail)
-        self._residence = Residence(run.mailbox, stream, self.ship)
+        self._residence = Residence(run.mailbox, stream, self.ship, functools.partial(setattr, run, "bound", None))
         try:
             self._inbox.appendleft(await self._first())
             self._run = run
@@ -192,8 +194,13 @@ class Driver:
             case Abandon():
                 await self._flight.landed()
                 await self._abandon()
-            case CancelChildren():
-                await cancel_children(self.store, self.loaded.run.run_id, self.clock())
+            case FindChildren():
+                bound = await are_bound(self.store, self.loaded.run.run_id)
+                self._inbox.append(ChildrenFound(self.clock(), bound))
+            case CloseChildren(status):
+                record = self.loaded.run
+                await self._flight.landed()
+                await close_children(self.store, record.run_id, status, self.clock(), record.epoch)
 
     def _send(self, commit: Commit) -> None:
         self._flight.send(commit)
@@ -217,10 +224,11 @@ class Driver:
 
     async def _first(self) -> Input:
         """A child whose parent was cancelled is cancelled too, if whoever did that did not live to ask it."""
-        parent = self.loaded.run.parent
-        if parent:
+        record = self.loaded.run
+        if record.parent:
             with contextlib.suppress(NotFound):
-                if (await self.store.run(parent)).status == "cancelled":
+                parent = await self.store.run(record.parent)
+                if parent.status == "cancelled" and await is_closed_with(self.store, parent, record, self.clock()):
                     return CancelAsked(self.clock())
         return Started(self.clock())
 

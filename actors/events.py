@@ -151,7 +151,7 @@ KINDS: Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, float]]] = {
     "retried": _none,
     "message": _none,  # n, message_id
     "received": _none,  # node, task_id; n, message_id (without: the deadline passed)
-    "child_started": _none,  # node, task_id, run_id, graph, key, call, digest
+    "child_started": _none,  # node, task_id, run_id, graph, key, call, digest; close, if it was given
     "finished": _finished,  # status, error
 }
 

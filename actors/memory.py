@@ -270,8 +270,9 @@ class MemoryStore(MemoryDocuments):
         self._note(run, [Event("answered", now, {"interrupt_id": interrupt_id})])
         return run.record
 
-    async def cancel(self, run_id: str, now: float) -> RunRecord:
+    async def cancel(self, run_id: str, now: float, parent_epoch: int = 0) -> RunRecord:
         run = self._found(run_id)
+        self._check_parent(run, parent_epoch, "cancel")
         self._cancel(run, now)
         return run.record
 
@@ -296,8 +297,9 @@ class MemoryStore(MemoryDocuments):
 
     # --- messages and streams ---
 
-    async def send(self, run_id: str, message_id: str, body: str, now: float) -> int:
+    async def send(self, run_id: str, message_id: str, body: str, now: float, parent_epoch: int = 0) -> int:
         run = self._found(run_id)
+        self._check_parent(run, parent_epoch, "send")
         if run.record.final:
             raise no_mailbox(run.record)
         if message_id in run.sent:
@@ -521,6 +523,11 @@ class MemoryStore(MemoryDocuments):
         if run is None or run.record.epoch != epoch:
             raise self._fenced(run_id, epoch, op)
         return run
+
+    def _check_parent(self, run: _Run, epoch: int, op: str) -> None:
+        parent = self._runs.get(run.record.parent)
+        if epoch and (parent is None or (parent.record.epoch, parent.record.status) != (epoch, "running")):
+            raise self._fenced(run.record.run_id, epoch, op)
 
     def _fenced(self, run_id: str, epoch: int, op: str) -> Fenced:
         self._count({sample("fence_rejections_total", op=op): 1.0})

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from understudy.actors.attempts import Attempt, Failure, next_attempt
+from understudy.actors.attempts import Attempt, Failure, ending, ending_in, next_attempt, of_tasks
 from understudy.actors.checkpoint import Checkpoint, following, restore
 from understudy.actors.effects import call_text
 from understudy.actors.errors import CallerError, CodeError, StepLimitReached, tellable
@@ -84,7 +84,15 @@ class CancelAsked:
     at: float
 
 
-Input = Started | Finished | Failed | Paused | Elapsed | CancelAsked
+@dataclass(frozen=True)
+class ChildrenFound:
+    """What FindChildren asks for."""
+
+    at: float
+    bound: bool
+
+
+Input = Started | Finished | Failed | Paused | Elapsed | CancelAsked | ChildrenFound
 
 # --- effects: what is to be done, in order -------------------------------------------------------------------------
 
@@ -118,9 +126,17 @@ class Abandon:
 
 
 @dataclass(frozen=True)
-class CancelChildren:
-    """Ask the unfinished children of the run to end. Before the commit that ends the run, so that it is done again if
-    it was done in part."""
+class FindChildren:
+    """Look whether there are children to be cancelled or told when the run ends: an owner before this one may have
+    started them."""
+
+
+@dataclass(frozen=True)
+class CloseChildren:
+    """Ask the unfinished children of the run to end, or tell them that it does (see children.ParentClose), once all
+    that was saved is durable. Before the commit that ends the run, so that it is done again if it was done in part."""
+
+    status: Status
 
 
 @dataclass(frozen=True)
@@ -130,12 +146,12 @@ class Leave:
     status: Status
 
 
-Effect = Execute | Remind | Save | Abandon | CancelChildren | Leave
+Effect = Execute | Remind | Save | Abandon | FindChildren | CloseChildren | Leave
 RESIDENT_S = 5.0
 """A wait for the next try that is longer is none in the actor: the run leaves, and comes back."""
 OBSERVED_S = 1.0
 """How old what the shell has observed may get before it is counted. With each commit, it would be 3 more counters."""
-Phase = Literal["loaded", "stepping", "over"]
+Phase = Literal["loaded", "stepping", "ending", "over"]
 
 
 @dataclass
@@ -150,6 +166,8 @@ class Run:
     mailbox: Mailbox = field(init=False)
     commit_times: Observed = field(default_factory=lambda: Observed("checkpoint_commit_seconds", COMMIT_BUCKETS_S))
     """What the shell observes, about no event: it is counted with a commit now and then, and with the last one."""
+    bound: bool | None = False
+    """Whether there are children to be cancelled or told when the run ends by itself; None: nobody has looked."""
     _observed_at: float = 0.0
     """When some was counted last."""
     _open: dict[str, Task] = field(default_factory=dict)
@@ -168,6 +186,8 @@ class Run:
     _taken: tuple[int, ...] = ()
     """Messages that leave the mailbox with the next commit."""
     _recovered_at: float = 0.0
+    _end_when_found: Callable[[], list[Effect]] = list
+    """The end that waits for ChildrenFound."""
 
     def __post_init__(self) -> None:
         self.seq = self.loaded.run.seq
@@ -191,9 +211,13 @@ class Run:
     def _start(self, told: Started) -> list[Effect]:
         record = self.loaded.run
         self.phase = "stepping"
-        tried = {task_id: Attempt.read(body) for task_id, body in self.loaded.writes.items()}
+        error = ending_in(self.loaded.writes)
+        if error is not None:  # the owner before this one did not live to tell all children
+            return self._end(told.at, "failed", error, [])
+        writes = of_tasks(self.loaded.writes)
+        tried = {task_id: Attempt.read(body) for task_id, body in writes.items()}
         self._attempts = {task_id: attempt for task_id, attempt in tried.items() if attempt is not None}
-        done = {task_id: body for task_id, body in self.loaded.writes.items() if task_id not in self._attempts}
+        done = {task_id: body for task_id, body in writes.items() if task_id not in self._attempts}
         self._results = {task_id: TaskResult.read(body) for task_id, body in done.items()}
         for task_id in self._results:
             self.mailbox.finish(task_id)
@@ -421,8 +445,24 @@ class Run:
     ) -> list[Effect]:
         assert status in FINAL
         error = tellable(error)
-        self.phase = "over"
+        if self._open and status == "failed":  # the tasks at work may be about to start some
+            self.bound = True
         self._open = {}
+        if self.bound is None and status != "cancelled":
+            self.phase = "ending"
+            self._end_when_found = lambda: self._end(at, status, error, events, new, writes)
+            return [FindChildren()]
+        self.phase = "over"
+        before: list[Effect] = [CloseChildren(status)] if status == "cancelled" or self.bound else []
+        if status != "cancelled" and self.bound:
+            # They are told of an end that is durable (law 3), and that all are told is durable last: whoever takes the
+            # run up in between goes on with its end. Tasks at work are stopped first, so that they start no other.
+            if status == "failed":
+                writes = {**(writes or {}), **ending(error)}
+                before.insert(0, Abandon())
+            if new or writes:
+                before.insert(0, self._save(at, "running", events, checkpoint=new, writes=writes))
+            events, new, writes = [], None, ending(None) if status == "failed" else None
         result = ""
         if status == "succeeded":
             result = stored_result(self.plan, self.checkpoint.values, self.loaded.run, checkpoint=new is not None)
@@ -430,8 +470,11 @@ class Run:
         saved = self._save(at, status, events, checkpoint=new, writes=writes, result=result, error=error)
         # Calls are ended once the end is durable: else the next owner, if this one dies in between, would take `killed`
         # for their outcome in a run that goes on (found by seeded story 20096).
-        before: list[Effect] = [CancelChildren()] if status == "cancelled" else []
         return [*before, saved, Abandon(), Leave(status)]
+
+    def _found(self, told: ChildrenFound) -> list[Effect]:
+        self.bound = told.bound
+        return self._end_when_found()
 
     def _save(
         self,
@@ -522,5 +565,6 @@ TABLE: Mapping[tuple[Phase, type[Any]], Callable[[Run, Any], list[Effect]]] = {
     ("stepping", Paused): Run._pause,
     ("stepping", Elapsed): Run._again,
     ("stepping", CancelAsked): Run._cancel,
+    ("ending", ChildrenFound): Run._found,
     # over: late news of abandoned tasks change nothing
 }

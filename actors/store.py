@@ -172,11 +172,13 @@ class Store(Protocol):
         none. A run may be answered while it is queued or running; a waiting one becomes ready now, its `not_before` 0.
         """
 
-    async def cancel(self, run_id: str, now: float) -> RunRecord:
+    async def cancel(self, run_id: str, now: float, parent_epoch: int = 0) -> RunRecord:
         """Ask to cancel: a queued or waiting run is cancelled at once (epoch + 1, event `finished`
         {status: "cancelled"}, counter `runs_finished_total{graph=...,status="cancelled"}`, kept 7 days); a running
         one gets `cancel_asked`, which its owner learns from `renew` and `commit`, and, the first time, the event
-        `cancel_asked` {}. A final run stays as it is. `cancel_asked` is set in both. Raises NotFound."""
+        `cancel_asked` {}. A final run stays as it is. `cancel_asked` is set in both.
+        Raises NotFound; Fenced: the run's parent is not running with `parent_epoch`, if that is not 0 (law 1).
+        """
 
     async def retry(self, run_id: str, now: float) -> RunRecord:
         """Take a failed or quarantined run up again from its head: queued, epoch + 1, `error` empty, `crashes` empty;
@@ -188,11 +190,12 @@ class Store(Protocol):
 
     # --- messages and streams ------------------------------------------------------------------------------------
 
-    async def send(self, run_id: str, message_id: str, body: str, now: float) -> int:
+    async def send(self, run_id: str, message_id: str, body: str, now: float, parent_epoch: int = 0) -> int:
         """Put a message (JSON) into the mailbox of a run, behind the others; its n. The same message_id again changes
         nothing, also after it was taken. Appends the event `message` {n, message_id}. A run that waits and listens (see
         `commit`) becomes ready, its `not_before` 0.
-        Raises NotFound; Conflict: the run is final, or its mailbox holds `MAILBOX_MAX` messages.
+        Raises NotFound; Fenced: the run's parent is not running with `parent_epoch`, if that is not 0 (law 1);
+        Conflict: the run is final, or its mailbox holds `MAILBOX_MAX` messages.
         """
 
     async def stream(self, run_id: str, epoch: int, chunks: Sequence[Chunk]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from understudy.actors.attempts import Attempt
+from understudy.actors.attempts import Attempt, of_tasks
 from understudy.actors.channels import Channel, reason_of
 from understudy.actors.checkpoint import Checkpoint, restore
 from understudy.actors.errors import CallerError, CodeError
@@ -58,7 +58,7 @@ def take_up(
 def would_take_up(plan: Plan, loaded: Loaded) -> Checkpoint:
     """What a run that was loaded would stand on. Raises CodeError, CallerError: this version cannot take it up."""
     record = loaded.run
-    bodies = (item for item in loaded.writes.items() if Attempt.read(item[1]) is None)
+    bodies = (item for item in of_tasks(loaded.writes).items() if Attempt.read(item[1]) is None)
     done = {task_id: TaskResult.read(body) for task_id, body in bodies}
     checkpoint, given = take_up(plan, record, restore(loaded.chain), done)
     return checkpoint if checkpoint.run_id == record.run_id else opened(plan, record, checkpoint, given)

@@ -314,7 +314,8 @@ def _gist(event: Event) -> str:
                 f"{data['node']}  message {data['n']}" if "n" in data else f"{data['node']}  none before the deadline"
             )
         case "child_started":
-            return f"{data['run_id']}  {data['call']}"
+            close = f"  ({data['close']} when this run ends)" if "close" in data else ""
+            return f"{data['run_id']}  {data['call']}{close}"
         case "decided":
             by = "" if data.get("by", "policy") == "policy" else f"by {data['by']}  "
             rule = f"rule {data['rule'] or '-'}"

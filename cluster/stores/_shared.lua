@@ -141,6 +141,13 @@ local function end_run(keys, place, run_id, status, at, keep_until)
   end
 end
 
+-- Law 1: who asks something of a child owns its parent with this epoch ('0': somebody else asks).
+local function asks_in_vain(run, parent, epoch)
+  if epoch == '0' then return false end
+  local was, status = unpack(redis.call('HMGET', parent, 'epoch', 'status'))
+  return redis.call('HGET', run, 'parent') == '' or was ~= epoch or status ~= 'running'
+end
+
 -- A run that nobody owns is cancelled here and now; one that runs is only asked (law 1: its owner writes the end).
 local function cancel_run(keys, place, run_id, now, keep_until, asked, finished, counter)
   local status, epoch, cancel = unpack(redis.call('HMGET', keys.run, 'status', 'epoch', 'cancel'))

@@ -216,8 +216,10 @@ class PostgresStore(PostgresDocuments):
                 raise no_interrupt(run_id, interrupt_id)
         return _run(back)
 
-    async def cancel(self, run_id: str, now: float) -> RunRecord:
-        back = await self._call("run_cancel", run_id, now, now + RETAIN_S)
+    async def cancel(self, run_id: str, now: float, parent_epoch: int = 0) -> RunRecord:
+        back = await self._call("run_cancel", run_id, now, now + RETAIN_S, parent_epoch)
+        if back["outcome"] == "fenced":
+            raise fenced(run_id, parent_epoch, "cancel")
         if back["run"] is None:
             raise no_run(run_id)
         return _run(back)
@@ -238,11 +240,13 @@ class PostgresStore(PostgresDocuments):
 
     # --- messages and streams ---
 
-    async def send(self, run_id: str, message_id: str, body: str, now: float) -> int:
-        outcome, n = await self._one("message_send", run_id, message_id, body, now, MAILBOX_MAX)
+    async def send(self, run_id: str, message_id: str, body: str, now: float, parent_epoch: int = 0) -> int:
+        outcome, n = await self._one("message_send", run_id, message_id, body, now, MAILBOX_MAX, parent_epoch)
         match outcome:
             case "missing":
                 raise no_run(run_id)
+            case "fenced":
+                raise fenced(run_id, parent_epoch, "send")
             case "over":
                 raise no_mailbox(await self.run(run_id))
             case "full":

@@ -5,8 +5,8 @@ from understudy.cluster.stores.postgres_client import Connection
 from understudy.cluster.stores.statements import script, statements
 
 SQL = statements("postgres_reads.sql")
-SCHEMA_VERSION = 5
-UPGRADES = {1: "postgres_2.sql", 2: "postgres_3.sql", 3: "postgres_4.sql", 4: "postgres_5.sql"}
+SCHEMA_VERSION = 6
+UPGRADES = {version: f"postgres_{version + 1}.sql" for version in range(1, SCHEMA_VERSION)}
 """From which version to the next, by which script."""
 SCHEMA_LOCK = 0x756E6472
 

@@ -44,6 +44,14 @@ BEGIN
     PERFORM 1 FROM threads WHERE thread_id = (SELECT thread_id FROM runs WHERE run_id = p_run_id) FOR UPDATE;
 END $$;
 
+-- Law 1: whether a run is owned with this epoch, and is until the verb has ended. By who asks something of its child,
+-- whose row is locked by then.
+CREATE OR REPLACE FUNCTION is_owned(p_run_id text, p_epoch bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM 1 FROM runs WHERE run_id = p_run_id AND epoch = p_epoch AND status = 'running' FOR UPDATE;
+    RETURN FOUND;
+END $$;
+
 -- The end of a child is an answer to its parent, whether it asks yet or not; the first one stands.
 CREATE OR REPLACE FUNCTION tell_parent(p_parent text, p_interrupt_id text, p_answer text, p_at float8) RETURNS void
 LANGUAGE plpgsql AS $$
@@ -428,14 +436,16 @@ BEGIN
     RETURN answer('ok', run.n);
 END $$;
 
-CREATE OR REPLACE FUNCTION run_cancel(p_run_id text, p_now float8, p_expires_at float8) RETURNS json
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION run_cancel(p_run_id text, p_now float8, p_expires_at float8, p_parent_epoch bigint)
+RETURNS json LANGUAGE plpgsql AS $$
 DECLARE run runs%ROWTYPE;
 BEGIN
     PERFORM lock_thread_of(p_run_id);
     SELECT * INTO run FROM runs WHERE run_id = p_run_id FOR UPDATE;
     IF NOT FOUND THEN
         RETURN answer('missing', NULL);
+    ELSIF p_parent_epoch <> 0 AND NOT is_owned(run.parent, p_parent_epoch) THEN
+        RETURN json_build_object('outcome', refuse('cancel'));
     END IF;
     PERFORM cancel_run(run, p_now, p_expires_at);
     RETURN answer('ok', run.n);
@@ -481,13 +491,17 @@ END $$;
 -- --- messages and streams -----------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION message_send(
-    p_run_id text, p_message_id text, p_body text, p_now float8, p_mailbox_max bigint, OUT outcome text, OUT number bigint
+    p_run_id text, p_message_id text, p_body text, p_now float8, p_mailbox_max bigint, p_parent_epoch bigint,
+    OUT outcome text, OUT number bigint
 ) LANGUAGE plpgsql AS $$
 DECLARE receiver runs%ROWTYPE;
 BEGIN
     SELECT * INTO receiver FROM runs WHERE run_id = p_run_id FOR UPDATE;
     IF NOT FOUND THEN
         outcome := 'missing';
+        RETURN;
+    ELSIF p_parent_epoch <> 0 AND NOT is_owned(receiver.parent, p_parent_epoch) THEN
+        outcome := refuse('send');
         RETURN;
     ELSIF receiver.status NOT IN ('queued', 'running', 'waiting') THEN
         outcome := 'over';

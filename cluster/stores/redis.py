@@ -306,14 +306,16 @@ class RedisStore(RedisMail, RedisUpkeep, RedisMoves, RedisDocuments):
             raise no_interrupt(run_id, interrupt_id)
         return self._record(run_id, found)
 
-    async def cancel(self, run_id: str, now: float) -> RunRecord:
+    async def cancel(self, run_id: str, now: float, parent_epoch: int = 0) -> RunRecord:
         home = await self._home_of(run_id)
         keys = Keys.of_run(run_id, home.thread_id)
         names = [*keys.own(), *keys.parents(home.parent), *keys.place()]
-        args = [run_id, repr(now), *_cancel_args(now), _cancelled_sample(home.graph)]
+        args: list[Arg] = [run_id, repr(now), *_cancel_args(now), _cancelled_sample(home.graph), parent_epoch]
         tag, *found = await self._call("cancel", names, args)
         if tag == "missing":
             raise no_run(run_id)
+        if tag == "fenced":
+            raise fenced(run_id, parent_epoch, "cancel")
         return self._record(run_id, found)
 
     async def retry(self, run_id: str, now: float) -> RunRecord:

@@ -9,16 +9,26 @@ from understudy.cluster.stores.redis_codec import Keys, chunk_text, counted, mes
 
 
 class RedisMail(RedisBase):
-    async def send(self, run_id: str, message_id: str, body: str, now: float) -> int:
+    async def send(self, run_id: str, message_id: str, body: str, now: float, parent_epoch: int = 0) -> int:
         keys = Keys.of_run(run_id)
+        parent = (await self._home_of(run_id)).parent if parent_epoch else ""
         event = to_json({"kind": "message", "at": now, "data": {"message_id": message_id, "n": 0}})
         tag, *told = await self._call(
             "send",
-            [*keys.run("run", "events", "answers", "messages", "sent"), *keys.place()],
-            [run_id, message_id, repr(now), message_text(message_id, body, now), event.removesuffix("0}}")],
+            [*keys.run("run", "events", "answers", "messages", "sent"), *keys.place(), *keys.parents(parent)[:1]],
+            [
+                run_id,
+                message_id,
+                repr(now),
+                message_text(message_id, body, now),
+                event.removesuffix("0}}"),
+                parent_epoch,
+            ],
         )
         if tag == "missing":
             raise no_run(run_id)
+        if tag == "fenced":
+            raise fenced(run_id, parent_epoch, "send")
         if tag == "final":
             raise no_mailbox(self._record(run_id, told))
         if tag == "full":

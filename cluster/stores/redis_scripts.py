@@ -13,7 +13,7 @@ from understudy.cluster.stores.redis_link import Script
 CHANNEL = "understudy:work"
 """Where scripts publish that something has become ready."""
 
-_FENCED = ("begin", "commit", "create", "renew", "requeue")
+_FENCED = ("begin", "cancel", "commit", "create", "renew", "requeue", "send")
 
 
 def _read() -> dict[str, Script]:

@@ -1,10 +1,14 @@
 #!lua
 -- Put a message into a run's mailbox, once (its id is remembered, also after it was taken). Law 8: a full one refuses.
 -- A run that listens to it becomes ready.
--- KEYS: run, events, answers, messages, ids sent, its place
--- ARGV: run id, message's id, now, message, event up to the message's number
+-- KEYS: run, events, answers, messages, ids sent, its place, parent
+-- ARGV: run id, message's id, now, message, event up to the message's number, parent's epoch
 local status, listens, created = unpack(redis.call('HMGET', KEYS[1], 'status', 'listens', 'created'))
 if not status then return {'missing'} end
+if asks_in_vain(KEYS[1], KEYS[19], ARGV[6]) then
+  count(place_at(6).counters, FENCED_SEND)
+  return {'fenced'}
+end
 if FINAL[status] then return record('final', KEYS[1], KEYS[3]) end
 local known = redis.call('HGET', KEYS[5], ARGV[2])
 if known then return {'ok', known} end

@@ -142,8 +142,8 @@ class SqliteStore(SqliteDocuments):
         self._bell.ring()
         return run
 
-    async def cancel(self, run_id: str, now: float) -> RunRecord:
-        run = await self._write(verbs.cancel, run_id, now)
+    async def cancel(self, run_id: str, now: float, parent_epoch: int = 0) -> RunRecord:
+        run = await self._write(verbs.cancel, run_id, now, parent_epoch)
         self._bell.ring()
         return run
 
@@ -154,8 +154,8 @@ class SqliteStore(SqliteDocuments):
 
     # --- messages and streams ---
 
-    async def send(self, run_id: str, message_id: str, body: str, now: float) -> int:
-        n, wakes = await self._write(sqlite_effects.send, run_id, message_id, body, now)
+    async def send(self, run_id: str, message_id: str, body: str, now: float, parent_epoch: int = 0) -> int:
+        n, wakes = await self._write(sqlite_effects.send, run_id, message_id, body, now, parent_epoch)
         if wakes:
             self._bell.ring()
         return n

@@ -10,6 +10,10 @@ SELECT n, run_id, thread_id, graph, status, epoch, head, crashes, cancel_asked, 
     messages_sent
 FROM runs WHERE run_id = ?;
 
+-- name: owned_parent
+SELECT 1 FROM runs JOIN runs AS asker ON asker.run_id = runs.parent
+WHERE runs.n = ? AND asker.epoch = ? AND asker.status = 'running';
+
 -- --- create -------------------------------------------------------------------------------------------------------
 
 -- name: run_with_key

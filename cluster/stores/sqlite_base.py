@@ -50,6 +50,12 @@ def owned(db: Connection, run_id: str, epoch: int, op: str) -> Row:
     return run
 
 
+def check_parent(db: Connection, run: Row, epoch: int, op: str) -> None:
+    """Who asks this of a child owns its parent with this epoch (0: somebody else asks). Raises Fenced."""
+    if epoch and one(db, "owned_parent", run["n"], epoch) is None:
+        raise refused(db, run["run_id"], epoch, op)
+
+
 def refused(db: Connection, run_id: str, epoch: int, op: str) -> Fenced:
     count(db, {sample("fence_rejections_total", op=op): 1.0})
     return fenced(run_id, epoch, op)

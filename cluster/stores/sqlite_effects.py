@@ -7,7 +7,7 @@ from understudy.actors.records import FINAL, Begun, Chunk, Counters, Event, Rece
 from understudy.actors.refusals import fenced, mailbox_full, no_mailbox
 from understudy.actors.store import CHUNKS_MAX, MAILBOX_MAX
 from understudy.cluster.stores.rows import receipt_of, receipt_values
-from understudy.cluster.stores.sqlite_base import SQL, do, held, note, one, owned, record
+from understudy.cluster.stores.sqlite_base import SQL, check_parent, do, held, note, one, owned, record
 
 
 def begin(db: Connection, receipt: Receipt, epoch: int, events: Sequence[Event], counters: Counters) -> Begun:
@@ -33,9 +33,10 @@ def find_receipt(db: Connection, run_id: str, key: str, checkpoint_id: str) -> R
     return receipt_of(row) if row else None
 
 
-def send(db: Connection, run_id: str, message_id: str, body: str, now: float) -> tuple[int, bool]:
+def send(db: Connection, run_id: str, message_id: str, body: str, now: float, parent_epoch: int) -> tuple[int, bool]:
     """The message's n, and whether the run became ready by it."""
     run = held(db, run_id)
+    check_parent(db, run, parent_epoch, "send")
     if run["status"] in FINAL:
         raise no_mailbox(record(db, run_id))
     run_n = run["n"]

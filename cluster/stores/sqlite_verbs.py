@@ -40,7 +40,19 @@ from understudy.actors.refusals import (
     thread_went_on,
 )
 from understudy.cluster.stores.rows import event_values, interrupts_json, interrupts_of, run_of, to_json
-from understudy.cluster.stores.sqlite_base import SQL, count, do, held, note, one, owned, record, refused, rows
+from understudy.cluster.stores.sqlite_base import (
+    SQL,
+    check_parent,
+    count,
+    do,
+    held,
+    note,
+    one,
+    owned,
+    record,
+    refused,
+    rows,
+)
 from understudy.cluster.stores.sqlite_step import COMMITTED, took_step
 
 DUPLICATE = {sample("checkpoint_commits_total", result="duplicate"): 1.0}
@@ -223,8 +235,10 @@ def resume(db: Connection, run_id: str, interrupt_id: str, answer: str, now: flo
     return record(db, run_id)
 
 
-def cancel(db: Connection, run_id: str, now: float) -> RunRecord:
-    _cancel(db, held(db, run_id), now)
+def cancel(db: Connection, run_id: str, now: float, parent_epoch: int) -> RunRecord:
+    run = held(db, run_id)
+    check_parent(db, run, parent_epoch, "cancel")
+    _cancel(db, run, now)
     return record(db, run_id)
 
 

@@ -4,6 +4,7 @@ Each step takes what the model knows (so that most steps are possible) and bends
 token, a name that is not there). Answers and the kinds of errors have to be equal, and so has all that can be read.
 """
 
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 
 from conformance.differential_steps import DIGESTS, MORE_VERBS, MoreSteps
 
-from understudy.actors.errors import UnderstudyError
+from understudy.actors.errors import NotFound, UnderstudyError
 from understudy.actors.memory import MemoryStore
 from understudy.actors.records import Commit, RunRecord, partition_of_run, run_id_on
 from understudy.actors.store import Store
@@ -223,7 +224,16 @@ class Walk(MoreSteps):
 
     async def _cancel(self) -> tuple[str, Verb]:
         run, now = await self._some_run("queued", "waiting", "running"), self.now
-        return run.run_id, lambda s: s.cancel(run.run_id, now)
+        epoch = await self._parents_epoch(run)
+        return f"{run.run_id} {epoch}", lambda s: s.cancel(run.run_id, now, epoch)
+
+    async def _parents_epoch(self, run: RunRecord) -> int:
+        """As whoever asks something of a child knows it: right, wrong, or not his to know."""
+        if not run.parent:
+            return self.dice.choice((0, 0, 0, 1))
+        with contextlib.suppress(NotFound):
+            return self.dice.choice((0, self._epoch(await self.model.run(run.parent))))
+        return 1
 
     async def _begin(self) -> tuple[str, Verb]:
         run = await self._some_run("running")

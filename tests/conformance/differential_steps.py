@@ -33,10 +33,13 @@ class MoreSteps:
     def _epoch(self, run: RunRecord) -> int:
         raise NotImplementedError
 
+    async def _parents_epoch(self, run: RunRecord) -> int:
+        raise NotImplementedError
+
     async def _send(self) -> tuple[str, Verb]:
         run, now = await self._some_run("waiting", "running", "queued"), self.now
-        name = f"m{self.dice.randrange(8)}"
-        return f"{run.run_id} {name}", lambda s: s.send(run.run_id, name, f'"{name} ünï"', now)
+        name, epoch = f"m{self.dice.randrange(8)}", await self._parents_epoch(run)
+        return f"{run.run_id} {name} {epoch}", lambda s: s.send(run.run_id, name, f'"{name} ünï"', now, epoch)
 
     async def _stream(self) -> tuple[str, Verb]:
         run = await self._some_run("running")

@@ -88,7 +88,10 @@ class Able:
 
 
 OPS = ("note", "plain", "plain", "idempotent", "reconciled", "both", "effect", "ask", "asks", "expire", "sleep", "fail")
-PARENTS_OPS = (*OPS, "stream", "child", "children", "receive", "break")
+PARENTS_OPS = (*OPS, "stream", "child", "children", "receive", "break", "close", "tell")
+
+
+LISTENER = "listener"
 
 
 def graph_of(seed: str, world: World, *, is_child: bool = False) -> Graph:
@@ -121,6 +124,17 @@ def graph_of(seed: str, world: World, *, is_child: bool = False) -> Graph:
     else:
         graph.edge("count", END)
     return graph
+
+
+def listener() -> Graph:
+    """A child that ends once it is told something."""
+
+    async def listen(state: State, ctx: Context) -> dict[str, Any]:
+        return {"log": sorted(await ctx.receive())}
+
+    graph = Graph(LISTENER, State)
+    graph.node(listen)
+    return graph.edge(START, listen).edge(listen, END)
 
 
 async def _count(state: State) -> dict[str, Any]:
@@ -188,6 +202,10 @@ async def _act(op: str, label: str, ctx: Context, able: Able) -> str:
         case "children" if able.child is not None:
             children = [await ctx.start(able.child, {"log": [which]}) for which in "ab"]
             return " | ".join([_said(await child.result()) for child in children])
+        case "close" | "tell":
+            # Nobody else ends it: the story does not, unless its parent's end does.
+            await ctx.start(listener(), {}, parent_close="cancel" if op == "close" else "request")
+            return "started"
         case "receive":
             return str(await ctx.receive())
     return "noted"

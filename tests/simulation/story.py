@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from simulation.family import World, graph_of
+from simulation.family import LISTENER, World, graph_of
 from simulation.unreliable import Gone, Process, Sandbox, Sandboxes, Weather, Wire
 from simulation.virtual import now
 
@@ -182,7 +182,7 @@ class Story:
                         await self._insist(lambda s, r=record: s.retry(r.run_id, now()))
             for record in await self.store.runs("waiting", limit=1000):
                 run_id = record.run_id
-                if any(i.kind == "message" and not i.settled for i in record.interrupts):
+                if record.graph != LISTENER and any(i.kind == "message" and not i.settled for i in record.interrupts):
                     await self._send(run_id)
                 for question in open_questions(record):
                     if isinstance(question.payload, dict) and "nobody" in question.payload:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,13 +11,15 @@ from pydantic import BaseModel
 
 from support.stage import Stage
 from support.waiting import run_async
-from understudy import END, START, BlockingContext, ChildFailed, Context, Graph, Retry, ToolDenied, append
+from understudy import END, START, BlockingContext, ChildFailed, Context, Graph, Retry, RunFailed, ToolDenied, append
+from understudy.actors import memory
 from understudy.actors.children import children_of
 from understudy.actors.errors import StoreUnavailable
 from understudy.actors.memory import MemoryStore
-from understudy.actors.records import RunRecord, partition_of_thread
+from understudy.actors.records import Commit, Committed, RunRecord, partition_of_thread
 from understudy.cluster.client import Cluster, Run
 from understudy.cluster.settings import Settings
+from understudy.cluster.testing.crash import VICTIMS, Victim, crash_points
 
 
 class Log(BaseModel):
@@ -439,3 +442,203 @@ def test_a_start_that_takes_a_thread_over_cancels_the_children_of_the_run_before
         assert [record.status for record in await records(stage, run)] == ["cancelled"]
 
     run_async(played())
+
+
+# --- when the parent ends ------------------------------------------------------------------------------------------
+
+
+async def listens(ctx: Context) -> dict[str, Any]:
+    return {"seen": [json.dumps(await ctx.receive())]}
+
+
+def bound(ends: str) -> Graph:
+    """A parent with a child of each kind, which ends in this way once somebody says so."""
+    graph = Graph("parent", Log)
+
+    @graph.node
+    async def begin(ctx: Context) -> None:
+        for close in ("cancel", "abandon", "request", None):
+            await ctx.start(one(listens, str(close)), parent_close=close)
+
+    @graph.node
+    async def end(ctx: Context) -> None:
+        await ctx.receive()
+        if ends == "failed":
+            raise ValueError("no")
+
+    return graph.edge(START, begin).edge(begin, end).edge(end, END)
+
+
+@pytest.mark.parametrize("ends", ["succeeded", "failed", "cancelled"])
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "away"])
+def test_a_child_is_told_of_its_parents_end_as_was_said(ends: str, resident: bool):
+    """`resident`: all of it in one residence, which knows what it has started; else another one has to find out."""
+
+    async def played() -> None:
+        stage = Stage(MemoryStore(), bound(ends))
+        run = await stage.start()
+        if resident and ends != "cancelled":
+            await stage.store.send(run.run_id, "m", "1", stage.clock())
+        await stage.settle()
+        if ends == "cancelled":
+            await run.cancel()
+        elif not resident:
+            assert (await run.record()).status == "waiting"
+            await stage.store.send(run.run_id, "m", "1", stage.clock())
+        await stage.settle()
+        assert (await run.record()).status == ends
+        statuses = {record.graph: record.status for record in await records(stage, run)}
+        assert statuses == {
+            "cancel": "cancelled",
+            "abandon": "waiting",
+            "request": "succeeded",
+            "None": "cancelled" if ends == "cancelled" else "waiting",
+        }
+        told = next(record for record in await records(stage, run) if record.graph == "request")
+        said = [json.dumps({"parent_ended": {"run_id": run.run_id, "status": ends}})]
+        assert json.loads(told.result)["seen"] == said
+        if ends != "cancelled":
+            await run.cancel()  # of a run that is over: what was said about children stands
+            statuses = {record.graph: record.status for record in await records(stage, run)}
+            assert (statuses["abandon"], statuses["None"]) == ("waiting", "cancelled")
+
+    run_async(played())
+
+
+@pytest.mark.parametrize("close", ["abandon", "request"])
+def test_a_child_learns_by_itself_that_its_parent_was_cancelled_by_somebody_who_died(close: Any):
+    async def node(ctx: Context) -> None:
+        await ctx.run(one(listens, "listens"), parent_close=close)
+
+    async def played() -> None:
+        stage = Stage(MemoryStore(), one(node))
+        run = await stage.start()
+        await stage.drive(run)
+        await stage.store.cancel(run.run_id, stage.clock())  # and no more
+        await stage.settle()
+        [born] = await records(stage, run)
+        assert born.status == ("waiting" if close == "abandon" else "succeeded")
+
+    run_async(played())
+
+
+def test_one_whose_mailbox_is_full_is_cancelled(monkeypatch: pytest.MonkeyPatch):
+    async def sleeps(ctx: Context) -> None:
+        await ctx.sleep(timedelta(days=1))
+
+    async def node(ctx: Context) -> None:
+        await ctx.start(one(sleeps, "sleeps"), parent_close="request")
+        await ctx.receive()
+
+    async def played() -> None:
+        stage = Stage(MemoryStore(), one(node))
+        run = await stage.start()
+        await stage.settle()
+        [born] = await records(stage, run)
+        monkeypatch.setattr(memory, "MAILBOX_MAX", 1)
+        await stage.store.send(born.run_id, "m", "1", stage.clock())
+        await stage.store.send(run.run_id, "m", "1", stage.clock())
+        await stage.settle()
+        assert [record.status for record in await records(stage, run)] == ["cancelled"]
+
+    run_async(played())
+
+
+def test_nobody_is_told_of_an_end_that_is_not_durable():
+    """Law 3: the store does not take the end of the run, so it goes on, and so do its children."""
+
+    class Refusing(MemoryStore):
+        refuses = False
+
+        async def commit(self, *commits: Commit) -> Committed:
+            if self.refuses:
+                raise StoreUnavailable("gone")
+            return await super().commit(*commits)
+
+    async def played() -> None:
+        for ends in ("succeeded", "failed"):
+            store = Refusing()
+            stage = Stage(store, bound(ends))
+            run = await stage.start()
+            await stage.settle()
+            await store.send(run.run_id, "m", "1", stage.clock())
+            store.refuses = True
+            with pytest.raises(StoreUnavailable):
+                await stage.drive(run)
+            assert {record.status for record in await records(stage, run)} == {"waiting"}
+            assert not [
+                e for r in await records(stage, run) for e in await store.events(r.run_id) if e.kind == "message"
+            ]
+
+    run_async(played())
+
+
+def test_a_run_that_had_failed_when_its_owner_died_ends_so():
+    """Its children may have been told already."""
+    told: list[str] = []
+
+    class Dying(MemoryStore):
+        async def send(self, run_id: str, message_id: str, body: str, now: float, parent_epoch: int = 0) -> int:
+            if message_id.startswith("parent-ended") and not told:
+                told.append(message_id)
+                raise StoreUnavailable("its owner dies here")
+            return await super().send(run_id, message_id, body, now, parent_epoch)
+
+    async def played() -> None:
+        tries: list[int] = []
+
+        async def node(ctx: Context) -> None:
+            await ctx.start(one(listens, "listens"), parent_close="request")
+            tries.append(1)
+            if len(tries) == 1:
+                raise ValueError("only the first time")
+
+        stage = Stage(Dying(), one(node))
+        run = await stage.start()
+        with pytest.raises(StoreUnavailable):
+            await stage.drive(run)
+        await stage.crash(run)
+        await stage.settle()
+        record = await run.record()
+        assert (record.status, tries) == ("failed", [1])
+        assert "only the first time" in record.error
+        [born] = await records(stage, run)
+        assert born.status == "succeeded"
+        await run.retry()
+        await stage.settle()
+        assert ((await run.record()).status, tries) == ("succeeded", [1, 1])
+
+    run_async(played())
+
+
+def test_what_is_no_way_to_close_a_child_is_told():
+    async def node(ctx: Context) -> None:
+        await ctx.start(child, parent_close="terminate")  # type: ignore[arg-type]
+
+    with pytest.raises(RunFailed, match="parent_close='terminate' is none of cancel, abandon, request"):
+        one(node).run_inline({})
+
+
+family = Graph("family", Log)
+
+
+@family.node
+async def begin(ctx: Context) -> None:
+    await ctx.start(one(listens, "ends"), parent_close="cancel")
+    await ctx.start(one(listens, "hears"), parent_close="request")
+
+
+@family.node
+async def fail(ctx: Context) -> None:
+    await ctx.sleep(timedelta(days=1))
+    raise ValueError("no")
+
+
+family.edge(START, begin).edge(begin, fail).edge(fail, END)
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_whoever_dies_wherever_all_children_are_told(victim: Victim):
+    report = crash_points(family, victims=[victim])
+    assert report.ok, report
+    assert "send" in report.operations, report.operations

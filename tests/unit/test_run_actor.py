@@ -24,8 +24,8 @@ class Nothing(BaseModel):
     pass
 
 
-async def led(node: Any) -> Left:
-    """How a run of this one node leaves its actor."""
+async def led(node: Any, claims: int = 1) -> Left:
+    """How a run of this one node leaves its actor, which was given it after the first of these claims."""
     graph = Graph("one", Nothing)
     graph.node(node, name="work")
     graph.edge(START, "work").edge("work", END)
@@ -42,7 +42,24 @@ async def led(node: Any) -> Left:
     actor._bearings = Bearings.of_this_process()
     run = await create(store, new_run(graph.plan(), code, {}))
     await store.claim(run.run_id, "one", 10.0, time.time())
-    return await actor.drive(run.run_id, 1)
+    for _ in range(claims - 1):
+        at = time.time()
+        await store.requeue(run.run_id, (await store.run(run.run_id)).epoch, at, 0.0, [], {})
+        await store.claim(run.run_id, "another", 10.0, at)
+    left = await actor.drive(run.run_id, 1)
+    assert claims == 1 or (await store.run(run.run_id)).status == "running", "it is the other one's"
+    return left
+
+
+def test_a_run_that_somebody_else_has_by_now_is_left_to_them() -> None:
+    """Law 1: what is loaded has the epoch of the present owner, and whoever drove it would be a second one."""
+    ran = []
+
+    async def node() -> None:
+        ran.append(1)
+
+    left = run_async(led(node, claims=2))
+    assert (left.how, ran) == ("fenced", [])
 
 
 @pytest.fixture

@@ -270,3 +270,39 @@ async def check_only_the_owner_of_a_run_starts_its_children(world: World) -> Non
     assert len(await store.threads()) == 2
     fenced = 'fence_rejections_total{op="create"}'
     assert (await store.counters())[fenced] - before.get(fenced, 0.0) == 4.0
+
+
+async def check_only_the_owner_of_a_run_ends_its_children(world: World) -> None:
+    """Law 1: one that has lost the run, or given it back, cancels none and sends them nothing."""
+    store = await world.open()
+    parent = await owned(store)
+    child = await create(store, "c1", BESIDE, parent=parent.run_id, parent_interrupt="child-1")
+    alone = await create(store, "c2", thread_beside(BESIDE))
+    before = await store.counters()
+    assert await store.send(child.run_id, "m1", "1", T + 1, parent.epoch) == 1
+
+    async def refused(run: RunRecord, epoch: int) -> None:
+        told = await store.run(run.run_id), await kinds(store, run)
+        with pytest.raises(Fenced, match=f"cancel of run {run.run_id} with epoch {epoch}"):
+            await store.cancel(run.run_id, T + 2, epoch)
+        with pytest.raises(Fenced, match=f"send of run {run.run_id} with epoch {epoch}"):
+            await store.send(run.run_id, "m2", "2", T + 2, epoch)
+        assert (await store.run(run.run_id), await kinds(store, run)) == told
+
+    await refused(child, parent.epoch + 1)
+    await refused(alone, parent.epoch)  # which is nobody's child
+    await store.requeue(parent.run_id, parent.epoch, T + 3, 0.0, [], {})
+    await refused(child, parent.epoch)
+    await refused(child, parent.epoch + 1)  # nobody owns it
+    again = await store.claim(parent.run_id, "two", 30.0, T + 4)
+    await refused(child, parent.epoch)
+    assert (await store.cancel(child.run_id, T + 5, again.epoch)).status == "cancelled"
+    assert await answer_of(store, parent) == {"status": "cancelled", "error": "", "result": None}
+    after = await store.counters()
+    for op in ("cancel", "send"):
+        fenced = f'fence_rejections_total{{op="{op}"}}'
+        assert after[fenced] - before.get(fenced, 0.0) == 5.0
+    with pytest.raises(NotFound):
+        await store.cancel("r00-none", T, 1)
+    with pytest.raises(NotFound):
+        await store.send("r00-none", "m", "1", T, 1)

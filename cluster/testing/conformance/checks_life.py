@@ -370,6 +370,11 @@ async def check_requeue_fences_the_old_owner(world: World) -> None:
     }
     assert await kinds(store, run) == ["claimed"]
     assert (await store.run(run.run_id)).restarts == 1
+    there = await store.claim(run.run_id, "two", 30.0, T + 3)
+    for epoch in (1, 2, 4):  # a supervisor that is late takes nothing from the next owner
+        with pytest.raises(Fenced):
+            await store.requeue(run.run_id, epoch, T + 4, 0, [], {})
+    assert await store.run(run.run_id) == there
 
 
 async def check_requeue_without_a_crash(world: World) -> None:

@@ -1,0 +1,1 @@
+-- From schema version 5 to 6: run_cancel and message_send know who asks; the tables stay as they are.
