@@ -31,7 +31,7 @@ from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.folders import Owner
 from understudy.actors.sandbox.insist import insist, readable, send_kill
-from understudy.actors.sandbox.launch import HOST_ID, refuse_unreachable
+from understudy.actors.sandbox.launch import HOST_ID, host_id, refuse_unreachable
 from understudy.actors.sandbox.launcher import EXIT_BAD_GRANT
 from understudy.actors.sandbox.left_over import LeftOver
 from understudy.actors.sandbox.limit import limit_of
@@ -125,7 +125,7 @@ class Kept:
         self._limits = profile.limits
         self._mark = secrets.randbelow(marks.MARKS)
         owner = Owner(os.getpid(), folders.started_at(os.getpid()), self._mark)
-        self._folder = folders.make(owner, HOST_ID if os.geteuid() == 0 else os.geteuid())
+        self._folder = folders.make(owner, host_id())
         self._overdue: asyncio.TimerHandle | None = None
         self._own_cpu_s = 0.0
         """What the keeper itself has used for its start."""
@@ -327,7 +327,7 @@ def _in_this_table(limits: Limits) -> Limits:
     """The kernel counts processes by user, over the whole node: those that are there already are added, and room for
     those that others start meanwhile. The watchdog counts this call's alone; here is only what it may get to before
     the watchdog looks."""
-    uid = str(HOST_ID if os.geteuid() == 0 else os.geteuid())
+    uid = str(host_id())
     there = 0
     for name in os.listdir("/proc"):
         if name.isdigit():

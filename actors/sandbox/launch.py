@@ -15,6 +15,28 @@ HOST_ID = 65530
 dynamic users, and below 65536, so that containers with one range of ids have it."""
 
 
+NOBODY_ELSE = (
+    "run workers as a user other than root; or, in a container of a user's own, map it the usual 65536 ids "
+    "(/etc/subuid and /etc/subgid)"
+)
+
+
+def host_id() -> int:
+    """The uid of this worker's sandboxes. Raises IsolationUnavailable for a root who can be nobody else."""
+    if os.geteuid() != 0:
+        return os.geteuid()
+    for name in ("uid_map", "gid_map"):
+        with open(f"/proc/self/{name}") as rows:
+            spans = [(int(first), int(count)) for first, _outside, count in map(str.split, rows)]
+        if not any(first <= HOST_ID < first + count for first, count in spans):
+            raise IsolationUnavailable(
+                f"workers are root here, which starts no sandbox, and can be nobody else: {HOST_ID} is not in the "
+                f"{name} of their user namespace",
+                NOBODY_ELSE,
+            )
+    return HOST_ID
+
+
 def find_bubblewrap() -> str:
     """Raises IsolationUnavailable."""
     found = shutil.which("bwrap")
@@ -25,13 +47,14 @@ def find_bubblewrap() -> str:
 
 def line(runtime: Runtime, parts: Sequence[Part]) -> list[str]:
     """The command line that starts `parts` without root."""
+    uid = host_id()
     if os.geteuid() != 0:
         return [part.path if isinstance(part, Source) else part for part in parts]
     sources = [part for part in parts if isinstance(part, Source)]
     wanted = [f"{source.how}:{source.path}" for source in sources]
     numbers = iter(range(len(sources)))
     staged = [f"stage:{next(numbers)}" if isinstance(part, Source) else part for part in parts]
-    return [runtime.python, "-I", "-S", runtime.launcher, str(HOST_ID), *wanted, "--", *staged]
+    return [runtime.python, "-I", "-S", runtime.launcher, str(uid), *wanted, "--", *staged]
 
 
 def refuse_unreachable(profile: Profile) -> None:

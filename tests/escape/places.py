@@ -40,24 +40,27 @@ class Raised(Exception):
 class Worker:
     """A process as some user; as root, one that is not needs an interpreter and packages that it can reach."""
 
-    def __init__(self, user: str) -> None:
+    def __init__(self, user: str, within: Sequence[str] = (), programs: str = "", pass_fds: Sequence[int] = ()) -> None:
+        """`within`: what it is started by, and `pass_fds` for that. `programs`: where it finds any."""
         script = Path(__file__).with_name("worker.py")
         self.user = user
         self._numbers = itertools.count(1)
         self._early: dict[int, dict[str, Any]] = {}
         self._folder: Path | None = None
-        command, environment = [sys.executable, str(script)], dict(os.environ)
+        found = ["/usr/bin/env", f"PATH={programs}"] if programs else []
+        command, environment = [*found, sys.executable, str(script)], dict(os.environ)
         if user == "unprivileged" and os.geteuid() == 0:
             self._folder = Path(tempfile.mkdtemp())
             shutil.copy(script, self._folder)
             packages = _packages_for_everybody(self._folder)
             for path in (self._folder, *self._folder.rglob("*")):
                 os.chown(path, HOST_ID, HOST_ID, follow_symlinks=False)
-            command = [*WITHOUT_ROOT, python_for_everybody(), str(self._folder / script.name)]
+            command = [*WITHOUT_ROOT, *found, python_for_everybody(), str(self._folder / script.name)]
             environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(packages)}
         environment["UNDERSTUDY_STORE"] = f"redis://:{CANARY}@127.0.0.1"
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)
+        line = [*within, *command]
+        self.process = subprocess.Popen(line, stdin=pipe, stdout=pipe, env=environment, pass_fds=pass_fds)
 
     def send(self, do: str, **wanted: Any) -> int:
         """The number by which to ask for its answer."""

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from understudy.actors.outcome import ToolCall, ToolCode
-from understudy.actors.sandbox.backend import Backend
+from understudy.actors.sandbox.backend import Backend, IsolationUnavailable
 from understudy.actors.sandbox.runtime import this_runtime
-from understudy.actors.sandbox.tiers import all_tiers
+from understudy.actors.sandbox.tiers import Tiers, all_tiers
 from understudy.actors.sandbox.verdict import seen_by
 from understudy.actors.sandbox.zygote import ZygoteBackend
 from understudy.policies.profile import Limits, Profile
@@ -69,6 +69,17 @@ class Worker:
     async def do_preflight(self, wanted: dict[str, Any]) -> dict[str, Any]:
         found = await self._backends[wanted["tier"]].preflight()
         return {"available": found.available, "reason": found.reason, "remedy": found.remedy, "uid": os.geteuid()}
+
+    async def do_told(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Of every tier; and what comes of a call that wants this one at least."""
+        call = ToolCall("effect-1", "attempt", ToolCode(ref="os:getpid"), {})
+        tiers = Tiers(tuple(self._backends.values()))
+        found = {tier: dataclasses.asdict(each) for tier, each in (await tiers.preflights()).items()}
+        try:
+            outcome = await tiers.execute(call, Profile(tier=wanted["tier"]))
+        except IsolationUnavailable as error:
+            return {"found": found, "reason": error.reason, "remedy": error.remedy}
+        return {"found": found, "kind": outcome.kind}
 
     async def do_shown(self, wanted: dict[str, Any]) -> dict[str, Any]:
         return {"places": [place for _, place in this_runtime().folders]}
