@@ -169,7 +169,10 @@ def status_text(status: str) -> Text:
 
 def plain_table(*columns: str) -> Table:
     """A table without lines; what does not fit is cut, not wrapped."""
-    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 2, 0, 0))
+    headed = any(columns)
+    table = Table(
+        box=None, pad_edge=False, show_header=headed, header_style="bold", show_edge=False, padding=(0, 2, 0, 0)
+    )
     for name in columns:
         right = name in ("STEP", "RESTARTS", "PID", "RUNS")
         table.add_column(name, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")

@@ -5,6 +5,7 @@ Nothing here knows a verb or an event loop. Whatever is called with the connecti
 
 import os
 import random
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,10 @@ PAGE_BYTES = 2048
 WAL_PAGES = 16_000_000 // PAGE_BYTES
 """How long the write-ahead log grows before somebody's commit moves it into the file. Hot pages are then written once
 for a thousand commits."""
+WAL_PAGES_MIN = 100
+WAL_SHARE = 4
+"""The log has at most one in so many of the bytes that are free: it holds each page as often as it was written, and
+would fill a small disk with a few that change all the time. A disk that is full has no room to empty it into."""
 
 R = TypeVar("R")
 
@@ -118,7 +123,34 @@ class SqliteFile:
         return True
 
     def _write(self, batch: Sequence[Write]) -> None:
-        """In the transaction that is open, and to its end. If it raises, all of it is undone."""
+        """In the transaction that is open, and to its end; once more, if the disk is full and the log can be emptied.
+        If it raises, all of it is undone."""
+        try:
+            self._try_to_write(batch)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL or not self._empty_log():
+                raise
+            for write in batch:
+                write.answer = write.error = None
+            self.db.execute("BEGIN IMMEDIATE")
+            self._try_to_write(batch)
+
+    def _empty_log(self) -> bool:
+        """Move all that is in the log into the file, which has most of its pages already; whether that was done."""
+        try:
+            busy, _, _ = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error:  # there is no room for it, either
+            return False
+        self._bound_log()
+        return not busy
+
+    def _bound_log(self) -> None:
+        """As the disk is now."""
+        there = shutil.disk_usage(self.path.parent).free + self.size_bytes() - self.path.stat().st_size
+        pages = max(WAL_PAGES_MIN, min(WAL_PAGES, there // WAL_SHARE // PAGE_BYTES))
+        self.db.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+
+    def _try_to_write(self, batch: Sequence[Write]) -> None:
         db, alone = self.db, len(batch) == 1
         try:
             for write in batch:
@@ -160,7 +192,10 @@ class SqliteFile:
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
                 return StoreUnavailable(f"{self.path} was locked for {self.locked_s} s by another process")
             case sqlite3.SQLITE_FULL:
-                return StoreUnavailable(f"no space left for {self.path}; free some and it goes on by itself")
+                return StoreUnavailable(
+                    f"no space left for {self.path}; free some on its disk, and it goes on by itself (what is in "
+                    f"{self.path.name}-wal is part of it: do not delete that)"
+                )
             case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_NOMEM | sqlite3.SQLITE_PROTOCOL:
                 return StoreUnavailable(f"{self.path} cannot be read or written now: {error}")
             case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
@@ -190,7 +225,7 @@ class SqliteFile:
         self._patiently(lambda: db.execute("PRAGMA journal_mode = WAL"))
         db.execute(f"PRAGMA synchronous = {self.synchronous}")
         db.execute("PRAGMA temp_store = MEMORY")
-        db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
+        self._bound_log()
         if version != SCHEMA_VERSION:
             self._patiently(lambda: db.execute("BEGIN IMMEDIATE"))
             try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from understudy.actors.errors import CallerError, Fenced, StoreUnavailable
 from understudy.actors.records import Chunk, Committed
 from understudy.cluster.stores import open_store, sqlite_file
 from understudy.cluster.stores.sqlite import SqliteStore
+from understudy.cluster.stores.sqlite_file import Write
 from understudy.cluster.testing.conformance.suite import T, checkpoint, commit_of, create, owned
 
 WRITER = """
@@ -280,6 +282,35 @@ def test_a_full_disk_is_unavailable_and_nothing_is_torn(tmp_path: Path) -> None:
         assert (loaded.run.seq, loaded.writes, await store.counters()) == (0, {}, {})
         await store._do(lambda: pages(100_000))
         assert not (await store.commit(big)).duplicate
+
+    using(tmp_path / "store.db", check)
+
+
+def test_the_log_leaves_room_on_a_small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 2_000_000
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+    async def check(store: SqliteStore) -> None:
+        data = b"x" * 20_000
+        for version in range(100):
+            await store.write_document("shelf", "changes all the time", data, version)
+        log = tmp_path / "store.db-wal"
+        assert log.stat().st_size < free / 2, "one that grows to 16 MB would have filled it"
+
+        failed = []
+
+        def full_once(db: sqlite3.Connection) -> int:
+            if not failed:
+                failed.append(log.stat().st_size)
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise error
+            return log.stat().st_size
+
+        write = Write(full_once)
+        await store._do(lambda: store.file.write([write]))
+        assert (write.error, write.answer, failed[0] > 0) == (None, 0, True), "it was emptied, and tried again"
 
     using(tmp_path / "store.db", check)
 
