@@ -35,6 +35,8 @@ ANCHOR = "anchor"
 TOGETHER_MAX = 100
 """Entries of one segment: with those at their longest, a segment is still a small document."""
 ENTRY_CHARS_MAX = 2000
+LONGEST_OF_A_CHARACTER = 12
+"""Characters of JSON, where two halves of it are escaped."""
 HEAD_KEPT_S = 600.0
 """So long a writer believes that the head it knows is near the end. Pruning leaves what is younger than an hour, so no
 writer can take a number anew that was pruned."""
@@ -189,8 +191,10 @@ async def anchor_of(store: Store, secret: bytes) -> Head:
 
 def _bounded(entry: dict[str, Any]) -> Entry:
     """Law 8: an entry is a few lines, whatever it is about."""
-    for name in [*entry]:
-        text = json.dumps(entry[name])
+    for name, value in [*entry.items()]:
+        if isinstance(value, str) and len(value) < ENTRY_CHARS_MAX // LONGEST_OF_A_CHARACTER - 2:
+            continue
+        text = json.dumps(value)
         if len(text) > ENTRY_CHARS_MAX:
             entry[name] = text[:ENTRY_CHARS_MAX] + f"... ({len(text) - ENTRY_CHARS_MAX} characters more)"
     return entry

@@ -20,6 +20,7 @@ from understudy.actors.calls import Granted, Refused, Verdict
 from understudy.actors.code import digest_of, open_blob
 from understudy.actors.errors import CodeError
 from understudy.actors.open import OpenStore
+from understudy.actors.packed import pack, unpack
 from understudy.actors.policy_source import LOOK_EVERY_S, DeploymentPolicies, PolicySource
 from understudy.actors.process import name_of_this_process
 from understudy.actors.run_history import RunHistories
@@ -61,6 +62,10 @@ class PolicyActor:
         found, grant_id = await self._verdict(request, key, epoch, policy, approved)
         place = await self._audit.append("decision", **entry_of(request, key, found, approved, grant_id))
         return dataclasses.replace(found, noted={**found.noted, "audit": place})
+
+    async def decide_packed(self, asked: bytes) -> bytes:
+        """`decide`, of its packed arguments; its packed answer."""
+        return pack(await self.decide(*unpack(asked)))
 
     async def _verdict(
         self, request: Request, key: str, epoch: int, policy: str, approved: bool

@@ -20,6 +20,7 @@ from understudy.actors.calls import Order, SandboxDied, Verdict
 from understudy.actors.elsewhere import attend_elsewhere
 from understudy.actors.errors import StoreUnavailable
 from understudy.actors.outcome import Outcome, ToolCode
+from understudy.actors.packed import pack, unpack
 from understudy.actors.records import Receipt
 from understudy.actors.store import Store
 from understudy.actors.tool import Tool
@@ -80,10 +81,11 @@ class Policies:
         self._handle: Any = None
 
     async def decide(self, request: Request, key: str, epoch: int, policy: str, approved: bool) -> Verdict:
+        asked = pack((request, key, epoch, policy, approved))
         while True:
             self._handle = self._handle or await find(self._name)
             try:
-                verdict: Verdict = await self._handle.decide.remote(request, key, epoch, policy, approved)
+                verdict: Verdict = unpack(await self._handle.decide_packed.remote(asked))
                 return verdict
             except RayTaskError as error:
                 raise cause_of(error) from None
@@ -120,7 +122,7 @@ class Sandboxes:
         name = order.receipt.sandbox
         handle = await self._find(name)
         try:
-            answer: Outcome | Receipt = await handle.execute.remote(order)
+            answer: Outcome | Receipt = unpack(await handle.execute_packed.remote(pack(order)))
             return answer
         except RayTaskError as error:
             raise cause_of(error) from None

@@ -26,6 +26,7 @@ from understudy.actors.events import counters_of, sample
 from understudy.actors.files import left_by
 from understudy.actors.open import OpenStore
 from understudy.actors.outcome import Outcome, ToolCall
+from understudy.actors.packed import pack, unpack
 from understudy.actors.process import keep_no_core, name_of_this_process
 from understudy.actors.records import Begun, Event, Receipt
 from understudy.actors.revocations import read_revocations
@@ -106,6 +107,10 @@ class SandboxActor:
         self._work[place] = work
         work.add_done_callback(lambda done: self._over(place, done))
         return await _end_of(work)
+
+    async def execute_packed(self, order: bytes) -> bytes:
+        """`execute`, of a packed order; its packed answer."""
+        return pack(await self.execute(unpack(order)))
 
     def _over(self, place: tuple[str, str], work: "asyncio.Task[Outcome | Receipt]") -> None:
         self._work.pop(place, None)

@@ -18,8 +18,10 @@ from ray import cloudpickle
 
 from support.waiting import run_async
 from understudy.actors.calls import Granted
+from understudy.actors.packed import pack
 from understudy.actors.policy_actor import PolicyActor
 from understudy.actors.policy_source import source_of
+from understudy.actors.ports import NAMESPACE, Policies
 from understudy.cluster.stores import open_store
 from understudy.policies.permission import Allow, Policy, Request, decide
 from understudy.policies.policy_file import load_policy
@@ -95,11 +97,14 @@ def test_a_decision(table: Table, what: str, texts: list[str], request_: Request
     )
 
 
+SAME = pack(Granted("x" * 800, "rule", "policy"))
+
+
 class Empty:
     """What Ray itself costs: an asyncio actor that answers the same."""
 
-    async def decide(self, request: Request, key: str, epoch: int, policy: str, approved: bool) -> str:
-        return "x" * 800
+    async def decide_packed(self, asked: bytes) -> bytes:
+        return SAME
 
 
 def test_a_decision_through_the_actor(table: Table, tmp_path: Path) -> None:
@@ -110,18 +115,21 @@ def test_a_decision_through_the_actor(table: Table, tmp_path: Path) -> None:
         spent = []
         for number in range(RAY_CALLS):
             began = time.perf_counter()
-            await actor.decide.remote(PAY, f"key {number}", 1, "", False)
+            await actor.decide(PAY, f"key {number}", 1, "", False)
             spent.append(time.perf_counter() - began)
         return statistics.median(spent) * 1e3
 
     async def measured() -> None:
-        options = {"num_cpus": 0, "max_concurrency": 100}
-        bare = ray.remote(Empty).options(**options).remote()
+        options = {"num_cpus": 0, "max_concurrency": 100, "namespace": NAMESPACE}
+        alive = [ray.remote(Empty).options(**options, name="empty").remote()]
+        bare = Policies("empty")
         await milliseconds(bare)
         for where, url in (("no store, Ray", "memory://"), ("sqlite, Ray", f"sqlite://{tmp_path}/audit.db")):
             opened = functools.partial(open_store, url)
-            actor = ray.remote(PolicyActor).options(**options).remote(opened, b"0" * 32, source_of(file))
-            assert isinstance(await actor.decide.remote(PAY, "key", 1, "", False), Granted)
+            made = ray.remote(PolicyActor).options(**options, name=where)
+            alive.append(made.remote(opened, b"0" * 32, source_of(file)))
+            actor = Policies(where)
+            assert isinstance(await actor.decide(PAY, "key", 1, "", False), Granted)
             rounds = [(await milliseconds(bare), await milliseconds(actor)) for _ in range(5)]
             table.add(
                 "a decision through the policy actor, with a signed grant, in the audit log before it is told",
