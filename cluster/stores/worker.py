@@ -5,6 +5,7 @@ for each call, which is a third of a commit. `do_here` saves the rest of the way
 """
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -71,5 +72,5 @@ def _tell(loop: asyncio.AbstractEventLoop, tell: Callable[[Any], None], answer: 
         if not answer.done():  # cancelled meanwhile
             tell(value)
 
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(now)
+    with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more. The thread has to go on, or
+        loop.call_soon_threadsafe(now)  # whoever asks it next, on another loop, would wait for ever.

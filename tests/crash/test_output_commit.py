@@ -6,12 +6,14 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel
 
-from support.stage import Stage
+from support.stage import Stage, YesPolicy
 from support.waiting import run_async
-from understudy import END, START, Context, Graph, append, tool
+from understudy import END, START, Context, Graph, ToolDenied, append, tool
+from understudy.actors.calls import Granted, Refused, Verdict
 from understudy.actors.errors import StoreUnavailable
 from understudy.actors.memory import MemoryStore
 from understudy.actors.records import Commit, Committed
+from understudy.policies.permission import Request
 
 
 class Tale(BaseModel):
@@ -84,6 +86,97 @@ def test_an_effect_waits_for_the_commit_that_it_stands_on(fails: bool):
         assert await stage.drive(run) == "succeeded"
         assert (await run.result(1.0)).told == ["thought", "mailed Ada"]
         assert stage.sandboxes.calls == [("mail", {"to": "Ada"})]
+
+    run_async(played())
+
+
+class Held(MemoryStore):
+    """Holds commits from when it is told to, and notes what is asked of it that others see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holds = False
+        self.go = asyncio.Event()
+        self.asked: list[str] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("begin", "create", "cancel", "send") and self.holds:
+            self.asked.append(name)
+        return super().__getattribute__(name)
+
+    async def commit(self, *commits: Commit) -> Committed:
+        if self.holds:
+            await self.go.wait()
+        return await super().commit(*commits)
+
+
+def idle(name: str) -> Graph:
+    graph = Graph(name, Tale)
+
+    @graph.node
+    async def listen(ctx: Context) -> None:
+        await ctx.receive()
+
+    return graph.edge(START, listen).edge(listen, END)
+
+
+first_child, other_child = idle("first"), idle("other")
+
+
+async def denied(ctx: Context) -> None:
+    with pytest.raises(ToolDenied):
+        await ctx.call(mail, to="Eve")
+
+
+async def ended(ctx: Context) -> None:
+    await (await ctx.start(first_child, key="it")).cancel()
+
+
+ASKS: dict[str, tuple[Any, list[str]]] = {
+    "a tool": (lambda ctx: ctx.call(mail, to="Ada"), ["begin"]),
+    "what is denied": (denied, ["begin"]),
+    "an effect": (lambda ctx: ctx.effect("think", lambda: 1), ["begin"]),
+    "a message": (lambda ctx: ctx.receive(), ["begin"]),
+    "a child": (lambda ctx: ctx.start(other_child), ["begin", "create"]),
+    "the end of a child": (ended, ["cancel"]),
+}
+
+
+def only_for_ada(request: Request, approved: bool) -> Verdict:
+    return Granted("", "yes", "test") if request.args == {"to": "Ada"} else Refused("no", "test", "not her")
+
+
+@pytest.mark.parametrize("what", ASKS)
+def test_nothing_that_a_node_asks_for_is_seen_before_what_it_stands_on_is_durable(what: str):
+    ask, verbs = ASKS[what]
+
+    async def played() -> None:
+        store, graph = Held(), Graph("tale", Tale)
+        asking = asyncio.Event()
+
+        @graph.node
+        async def begin(ctx: Context) -> dict[str, Any]:
+            await ctx.start(first_child, key="it")
+            store.holds = True
+            return {"told": ["begun"]}
+
+        @graph.node
+        async def act(ctx: Context) -> None:
+            asking.set()
+            await ask(ctx)
+
+        graph.edge(START, begin).edge(begin, act).edge(act, END)
+        stage = Stage(store, graph, YesPolicy({"mail": only_for_ada})).tools(mail)
+        run = await stage.start()
+        await run.send("hello")
+        driving = asyncio.ensure_future(stage.drive(run))
+        await asking.wait()
+        for _ in range(100):  # all the turns that it could want
+            await asyncio.sleep(0)
+        assert store.asked == []
+        store.go.set()
+        assert await driving == "succeeded"
+        assert store.asked == verbs
 
     run_async(played())
 

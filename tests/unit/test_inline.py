@@ -294,7 +294,8 @@ def test_a_family_that_was_killed_anywhere_is_taken_up_by_another_process(tmp_pa
     """Also where a stepped clock starts again long before the time that the first process came to."""
     command = [sys.executable, "-m", "support.inline_lives", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    told = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment).stdout)
+    lives = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment, timeout=170)
+    told = json.loads(lives.stdout)
     assert told["undisturbed"] == ["rested", "a word", "well enough", "looked down"]
     assert {where: end for where, end in told["ends"].items() if end != told["undisturbed"]} == {}
     assert len(told["ends"]) > 20
