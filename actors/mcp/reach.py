@@ -9,6 +9,10 @@ import os
 import sys
 from typing import Any, Protocol
 
+from understudy.actors.sandbox.egress.listener import ENVIRONMENT
+
+HANDED_ON = ("TMPDIR", "LANG", "PYTHONDONTWRITEBYTECODE", *ENVIRONMENT)
+"""Of the sandbox's environment, besides what the SDK hands on: with a grant of network, where the proxy is."""
 CONNECTION_CLOSED = -32000
 _OF_THE_CLIENT = ("Connection closed", "SSE stream")
 """Servers use that number too; with these words it is the client's own, for an answer that never came."""
@@ -58,7 +62,7 @@ class Beside:
         program, *words = self._server["command"]
         if program == "python" and not self._server.get("equipped"):  # the one that has the worker's packages
             program = sys.executable
-        own = {name: os.environ[name] for name in ("TMPDIR", "LANG", "PYTHONDONTWRITEBYTECODE") if name in os.environ}
+        own = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
         parameters = StdioServerParameters(command=program, args=words, env=own | self._server["variables"])
         return Client(parameters, mode=self._server["mode"], cache=None)
 

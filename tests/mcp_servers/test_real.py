@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from support.stage import Stage
+from support.upstream import OK, upstream
 from support.waiting import run_async
 from support.walled import walled
 from understudy import END, START, Context, Graph
@@ -32,8 +33,10 @@ def node(name: str, *words: str) -> McpServer:
     return mcp_server(name, command=["node", str(script), *words])
 
 
-def outcomes(folder: Path, *calls: tuple[McpServer, str, dict[str, Any]]) -> list[Outcome]:
-    """Of these calls, by one run whose policy lets them write to this folder, and nothing else."""
+def outcomes(
+    folder: Path, *calls: tuple[McpServer, str, dict[str, Any]], network: tuple[str, ...] = ()
+) -> list[Outcome]:
+    """Of these calls, by one run whose policy lets them write to this folder, reach these places, and nothing else."""
     ended: list[Outcome] = []
 
     async def work(state: Nothing, ctx: Context) -> None:
@@ -44,7 +47,9 @@ def outcomes(folder: Path, *calls: tuple[McpServer, str, dict[str, Any]]) -> lis
         graph = Graph("real", Nothing)
         graph.node(work, name="work")
         graph.edge(START, "work").edge("work", END)
-        stage = walled(Stage(MemoryStore(), graph), Profile(write=(str(folder),), limits=LIMITS, tier="cold"))
+        stage = walled(
+            Stage(MemoryStore(), graph), Profile(write=(str(folder),), limits=LIMITS, tier="cold", network=network)
+        )
         assert await stage.drive(await stage.start({})) == "succeeded"
 
     run_async(played(), timeout_s=200)
@@ -71,15 +76,24 @@ def test_git(tmp_path: Path) -> None:
 
 def test_time_and_fetch(tmp_path: Path) -> None:
     time = mcp_server("time", command=["python", "-m", "mcp_server_time"])
-    fetch = mcp_server("fetch", command=["python", "-m", "mcp_server_fetch", "--allow-private-ips"])
-    now, page = outcomes(
-        tmp_path,
-        (time, "get_current_time", {"timezone": "Europe/Berlin"}),
-        (fetch, "fetch", {"url": "http://127.0.0.1:9/"}),
-    )
+    words = ["--allow-private-ips", "--ignore-robots-txt"]
+    fetch = mcp_server("fetch", command=["python", "-m", "mcp_server_fetch", *words])
+    plain = OK.replace(b"Connection", b"Content-Type: text/plain\r\nConnection")
+    with upstream(plain) as granted, upstream() as other:
+        now, page, refused = outcomes(
+            tmp_path,
+            (time, "get_current_time", {"timezone": "Europe/Berlin"}),
+            (fetch, "fetch", {"url": f"http://127.0.0.1:{granted.port}/a?b=c"}),
+            (fetch, "fetch", {"url": f"http://127.0.0.1:{other.port}/"}),
+            network=(f"127.0.0.1:{granted.port}",),
+        )
     value = now.value if isinstance(now.value, dict) else json.loads(now.value)
     assert value["timezone"] == "Europe/Berlin"
-    assert (page.kind, page.error_type) == ("error", "McpError"), "nothing is granted: there is no network"
+    assert page.kind == "ok", page
+    assert "hello" in str(page.value)
+    assert granted.heard[0].startswith(b"GET /a?b=c HTTP/1.1"), "through the proxy, and written anew"
+    assert (refused.kind, refused.error_type, other.heard) == ("error", "McpError", [])
+    assert "status code 403" in refused.error
 
 
 def test_filesystem_and_everything(tmp_path: Path) -> None:

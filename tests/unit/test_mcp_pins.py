@@ -73,6 +73,12 @@ def test_emoji_line_breaks_and_other_scripts_are_no_problem() -> None:
     assert pins.problem_of({**ADD, "description": "⚠\ufe0f Löscht\n\tдвa 足し算"}) == ""
 
 
+@pytest.mark.parametrize("field", ["description", "inputSchema", "outputSchema", "annotations"])
+def test_whatever_changes_is_set_aside(field: str) -> None:
+    known = pins.seen(pins.first_sight("s", [ADD]), [{**ADD, field: {"readOnlyHint": True}}])
+    assert "add" in known.waiting
+
+
 @given(st.dictionaries(st.sampled_from(["description", "inputSchema", "annotations"]), json_values))
 def test_a_digest_tells_every_change_and_no_order(changes: dict[str, Any]) -> None:
     other = {**ADD, "annotations": None, **changes}

@@ -157,7 +157,7 @@ class Telling(Walls):
         way_out.log = ConnectionLog(way_out.seen)
         way_out.log.add(Connection(call.key, way_out.run_id, time.time(), *where, 0, 0, 0.0))  # type: ignore[arg-type]
         self.began.set()
-        said = {"error": "no s3cret-of-theirs", "error_type": "NoS3", "printed": "s3cret-of-theirs\n"}
+        said = {"error": "no s3cret-of-theirs", "error_type": "E_s3cret-of-theirs", "printed": "s3cret-of-theirs\n"}
         return Outcome("error", **said)
 
 
