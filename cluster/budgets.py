@@ -53,7 +53,7 @@ async def raise_limits(
     Questions of calls that it was too small for are withdrawn, and those calls judged again: the runs that asked them.
     Raises NotFound, CallerError.
     """
-    account = account_in(await _found(store, name))
+    account = await account_of(store, name)
     for unit in more:
         if unit not in account.limits:
             has = ", ".join(account.limits)
@@ -99,6 +99,11 @@ def _accounts_asked(payload: Mapping[str, Any]) -> set[str]:
     """Names of the accounts that a question says are at their limit."""
     parts = ("scope", "of", "layer", "policy", "budget", "window")
     return {name_of(Title(*(told[part] for part in parts))) for told in payload.get("budgets", [])}
+
+
+async def account_of(store: Store, name: str) -> Account:
+    """One account. Raises NotFound, CallerError: it cannot be read."""
+    return account_in(await _found(store, name))
 
 
 async def _found(store: Store, name: str) -> Document:

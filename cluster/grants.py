@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from understudy.actors.approvals import read_approval
-from understudy.actors.errors import NotFound
+from understudy.actors.errors import Conflict, NotFound
 from understudy.actors.process import user_name
 from understudy.actors.revocations import read_revocations, write_revocation
 from understudy.actors.store import Store
@@ -84,15 +84,33 @@ async def approved_of(store: Store, run_id: str) -> list[str]:
     ]
 
 
+async def _named(store: Store, text: str) -> tuple[str, str]:
+    """The grant that is meant, and its run. A name that no grant has would be revoked, and no call be ended."""
+    found = {
+        str(entry["grant"]): str(entry.get("run"))
+        async for _, entry in entries_of(store)
+        if entry.get("kind") == "decision" and str(entry.get("grant", "")).startswith(text)
+    }
+    if not found:
+        raise NotFound(f"there is no grant {text!r} in the audit log; `understudy grants RUN` lists those in force")
+    if len(found) > 1:
+        raise Conflict(f"{len(found)} grants begin with {text!r}: {', '.join(sorted(found)[:5])}; give more of the id")
+    return next(iter(found.items()))
+
+
 async def revoke(
     store: Store, settings: Settings, *, run_id: str = "", key: str = "", grant: str = "", by: str = "", note: str = ""
 ) -> list[InForce]:
-    """Take grants back: what was in force of the run (all that was, if only a grant is named: nothing is told of it).
+    """Take grants back: what was in force of the run, or under the grant whose id begins as `grant` does.
 
-    No call begins under them any more, and those at work are ended. Raises NotFound: the run has no such grant.
+    No call begins under them any more, and those at work are ended. Raises NotFound: there is no such grant; Conflict:
+    there are several.
     """
     now = time.time()
     hit: list[InForce] = []
+    if grant:
+        grant, of_run = await _named(store, grant)
+        hit = [each for each in await grants_of(store, settings.secret(), of_run, now) if each.grant == grant]
     if run_id:
         hit = [each for each in await grants_of(store, settings.secret(), run_id, now) if each.key.startswith(key)]
         if not hit:
@@ -105,7 +123,7 @@ async def revoke(
                     f"have a policy deny the call"
                 )
             raise NotFound(f"run {run_id} has {which}; `understudy grants {run_id}` lists those that there are")
-    keys = {each.key for each in hit} if key else {""}
+    keys = {each.key for each in hit} if run_id and key else {""}
     # The policy actor's clock may be ahead of this one: what is meant is what is there, and one grant is meant by name.
     until = max([now + GRANT_TTL_S if grant else now, *(each.issued_at for each in hit)])
     told: dict[str, Any] = {"by": by or user_name(), "note": note}

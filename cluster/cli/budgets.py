@@ -53,7 +53,7 @@ async def budgets(
     [bold]understudy budgets r3f-0c81[/]
     [bold]understudy budgets --raise money=5 tenant/acme/deployment/shop/daily/2026-01-31[/]
     """
-    from understudy.cluster.budgets import account_data, accounts_of, raise_limits, reset
+    from understudy.cluster.budgets import account_data, account_of, accounts_of, raise_limits, reset
 
     if (more or anew) and "/" not in what:
         raise WrongUsage("name one account, as `understudy budgets` lists it, to raise or reset it")
@@ -66,6 +66,8 @@ async def budgets(
         elif more:
             asked = await raise_limits(store, here.settings, what, _amounts(more), by=by, note=note)
         is_account = "/" in what
+        if is_account and not anew:
+            await account_of(store, what)
         run_id = (await find_run(store, what)).run_id if what and not is_account else ""
         found = [each for each in await accounts_of(store, run_id) if not is_account or each[0] == what]
     if as_json:

@@ -28,7 +28,8 @@ async def crashtest(
         str, typer.Option("--on", metavar="URL", help="The store to play on; nobody else may serve it.")
     ] = "memory://",
     sample: Annotated[
-        int, typer.Option("--sample", metavar="N", help="Only so many operations for each kind of death; 0: all.")
+        int,
+        typer.Option("--sample", metavar="N", min=0, help="Only so many operations for each kind of death; 0: all."),
     ] = 0,
     kill: Annotated[
         bool, typer.Option("--kill", metavar="", help="Kill real processes (slower; a sample; --on another store).")

@@ -105,7 +105,7 @@ async def list_(here: Here, as_json: Json = False) -> int:
 async def clean(
     here: Here,
     days: Annotated[
-        float, typer.Option("--unused-for", metavar="DAYS", help="Remove what no call had for so long.")
+        float, typer.Option("--unused-for", metavar="DAYS", min=0, help="Remove what no call had for so long.")
     ] = 30,
     as_json: Json = False,
 ) -> None:

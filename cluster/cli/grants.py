@@ -57,7 +57,7 @@ async def revoke(
     here: Here,
     run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or the beginning of one.")] = "",
     call: Annotated[str, typer.Argument(metavar="CALL", help="Only for this call, as `grants` lists it.")] = "",
-    grant: Annotated[str, typer.Option(metavar="ID", help="Instead: one grant, by its whole id.")] = "",
+    grant: Annotated[str, typer.Option(metavar="ID", help="Instead: one grant, by its id or its beginning.")] = "",
     note: Annotated[str, typer.Option(help="Why; the call that is ended says so.")] = "",
     by: Annotated[str, typer.Option("--by", metavar="WHO", help="Who; default: who is logged in.")] = "",
     as_json: Json = False,
@@ -85,4 +85,4 @@ async def revoke(
         state = "is ended" if each.at_work else "does not begin"
         stdout().print(Text(f"revoked: {short(each.call, 80)} {state}"), soft_wrap=True)
     if grant:
-        print_line(f"revoked: grant {grant}")
+        print_line(f"revoked: grant {grant}" + ("" if hit else "; no call is at work under it, or may begin"))

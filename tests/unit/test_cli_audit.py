@@ -178,7 +178,12 @@ def test_grants_in_force_are_listed_and_taken_back(cli: Cli, asks: str, tmp_path
     assert cli("revoke").exit_code == cli("revoke", asks, "--grant", "x").exit_code == 2
     assert document(cli("revoke", asks, "bb", "--by", "ann", "--json"))["calls"] == ["bb2"]
     assert [each["key"] for each in document(cli("grants", asks, "--json"))] == ["aa1"]
-    assert cli("revoke", "--grant", "grant of aa1").exit_code == 0
+    nothing = cli("revoke", "--grant", "grant of zz")
+    assert (nothing.exit_code, "there is no grant 'grant of zz'" in nothing.stderr) == (1, True)
+    several = cli("revoke", "--grant", "grant of")
+    assert (several.exit_code, "3 grants begin with 'grant of'" in several.stderr) == (1, True)
+    assert "revoked: pay(aa1) does not begin" in cli("revoke", "--grant", "grant of aa").stdout, "as `grants` shows it"
+    assert "no call is at work under it" in cli("revoke", "--grant", "grant of cc3").stdout
     assert document(cli("grants", asks, "--json")) == []
     found = [entry for entry in document(cli("audit", "show", "--json")) if entry["kind"] == "revoke"]
     assert next((entry["key"], entry["grant"], entry["by"]) for entry in found) == ("bb2", "", "ann")

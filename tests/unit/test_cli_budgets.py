@@ -187,6 +187,7 @@ def test_what_cannot_be_meant_is_told(cli: Cli, tmp_path: Path) -> None:
         (("--raise", "money=1", name), 1, "has no limit of money that could be raised; it limits tokens"),
         (("--raise", "money=1", "run/x/y"), 1, "there is no account 'run/x/y'"),
         (("--reset", "run/x/y"), 1, "there is no account 'run/x/y'"),
+        (("run/x/y",), 1, "there is no account 'run/x/y'"),
         (("--reset", "--raise", "tokens=1", name), 2, "not both"),
         (("rff-nothing",), 1, "there is no run"),
     ):
