@@ -62,14 +62,13 @@ from understudy.cluster.stores.postgres_client import Connection, Connections
 from understudy.cluster.stores.postgres_documents import PostgresDocuments
 from understudy.cluster.stores.postgres_listener import Listener
 from understudy.cluster.stores.postgres_schema import prepare
-from understudy.cluster.stores.postgres_step import COMMITTED, take_step
+from understudy.cluster.stores.postgres_step import COMMITTED, step_values, take_step
 from understudy.cluster.stores.postgres_wire import Prepared, told
 from understudy.cluster.stores.rows import (
     checkpoint_of,
     chunk_of,
     events_json,
     interrupts_json,
-    is_step,
     message_of,
     open_ids,
     receipt_of,
@@ -166,8 +165,9 @@ class PostgresStore(PostgresDocuments):
     async def commit(self, *commits: Commit) -> Committed:
         first = commits[0]
         if len(commits) == 1:
-            if is_step(first):
-                asked = await self.connections.run(lambda connection: take_step(connection, first))
+            step = step_values(first)
+            if step is not None:
+                asked = await self.connections.run(lambda connection: take_step(connection, step))
                 if asked is not None:
                     return Committed(duplicate=False, cancel_asked=asked)
             sent = await self._one("run_commit", first.run_id, first.epoch, *_values(first).values(), [first.seq])

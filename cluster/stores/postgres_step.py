@@ -1,21 +1,29 @@
 """The commit of a superstep after which the run goes on, as nearly all are: by the shortest way that Postgres has."""
 
+from psycopg import errors
+
 from understudy.actors.events import sample
 from understudy.actors.records import Commit
-from understudy.cluster.stores.postgres_wire import Connection, Prepared, number, numbers, texts
-from understudy.cluster.stores.rows import summed, to_json
+from understudy.cluster.stores.postgres_wire import Connection, Prepared, Value, number
+from understudy.cluster.stores.rows import is_step, summed, to_json
 
 COMMITTED = {sample("checkpoint_commits_total", result="ok"): 1.0}
-STEP = Prepared("understudy_step", f"SELECT run_step({', '.join(f'${n}' for n in range(1, 17))})")
-FORMATS = [int(letter == "b") for letter in "b----bb--bbb-bb-"]
+STEP = Prepared("understudy_step", f"SELECT run_step({', '.join(f'${n}' for n in range(1, 22))})")
+FORMATS = [int(letter == "b") for letter in "b----bb--bbb-bb-bb-b-"]
+"""Of its values: b for a text."""
 
 
-async def take_step(connection: Connection, commit: Commit) -> bool | None:
-    """Whether somebody asked to cancel the run; None if nothing was changed, and `run_commit` is to be asked why."""
-    new = commit.checkpoint
-    assert new is not None
+def step_values(commit: Commit) -> list[Value] | None:
+    """What `run_step` takes of a commit; None if it is not for it."""
+    if not is_step(commit) or len(commit.events) != 2:
+        return None
     counters = summed(commit.counters, COMMITTED)
-    values = [
+    if len(counters) != 2:
+        return None
+    (first, second), new = commit.events, commit.checkpoint
+    (name_1, amount_1), (name_2, amount_2) = counters
+    assert new is not None
+    return [
         commit.run_id.encode(),
         b"%d" % commit.epoch,
         b"%d" % commit.seq,
@@ -27,11 +35,23 @@ async def take_step(connection: Connection, commit: Commit) -> bool | None:
         b"t" if new.snapshot else b"f",
         new.since.encode(),
         new.body.encode(),
-        texts([event.kind for event in commit.events]),
-        numbers([event.at for event in commit.events]),
-        texts([to_json(dict(event.data)) for event in commit.events]),
-        texts([name for name, _ in counters]),
-        numbers([amount for _, amount in counters]),
+        first.kind.encode(),
+        number(first.at),
+        to_json(dict(first.data)).encode(),
+        second.kind.encode(),
+        number(second.at),
+        to_json(dict(second.data)).encode(),
+        name_1.encode(),
+        number(amount_1),
+        name_2.encode(),
+        number(amount_2),
     ]
-    asked = (await STEP.ask(connection, values, FORMATS)).get_value(0, 0)
+
+
+async def take_step(connection: Connection, values: list[Value]) -> bool | None:
+    """Whether somebody asked to cancel the run; None if nothing was changed, and `run_commit` is to be asked why."""
+    try:
+        asked = (await STEP.ask(connection, values, FORMATS)).get_value(0, 0)
+    except errors.UniqueViolation:  # of the events: another verb was faster, see run_step
+        return None
     return None if asked is None else asked == b"t"

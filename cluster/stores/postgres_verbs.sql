@@ -300,35 +300,44 @@ BEGIN
     PERFORM count_up(p_counters);
 END $$;
 
--- As run_commit, for what nearly all commits are: the end of a superstep after which the run goes on. Fence and order are
--- in the condition of the first statement, which waits for the row and looks at what it is by then; the statements after
--- it see what others did to the run until then. Null: it is none of these cases, nothing was changed, ask run_commit.
+-- As run_commit, for what nearly all commits are: the end of a superstep after which the run goes on, with two events
+-- and two counters. Fence and order are in the condition of the first statement, which waits for the row and looks at
+-- what it is by then. Null: it is none of these cases, nothing was changed, ask run_commit.
+-- Each statement costs as much as what it does, so the first one also looks for pending writes (the owner's own) and for
+-- the last event. Of that it may have seen an older one than there is, if it had to wait for the row: then the new event
+-- has the key of one that is there, which undoes all of it, and run_commit is to be asked as well.
 CREATE OR REPLACE FUNCTION run_step(
     p_run_id text, p_epoch bigint, p_seq bigint, p_at float8, p_step bigint, p_checkpoint_id text, p_parent text,
-    p_checkpoint_step bigint, p_snapshot boolean, p_since text, p_body text, p_kinds text[], p_times float8[],
-    p_data text[], p_names text[], p_amounts float8[]
+    p_checkpoint_step bigint, p_snapshot boolean, p_since text, p_body text, p_kind_1 text, p_at_1 float8, p_data_1 text,
+    p_kind_2 text, p_at_2 float8, p_data_2 text, p_name_1 text, p_amount_1 float8, p_name_2 text, p_amount_2 float8
 ) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     run_n bigint;
     thread text;
     asked boolean;
+    pending boolean;
+    last bigint;
 BEGIN
     UPDATE runs SET
         seq = p_seq, seq_epoch = p_epoch, step = p_step, head = p_checkpoint_id, interrupts = '[]', open_ids = '{}',
         answers = '{}', detected_at = 0, updated_at = p_at, result = '', error = ''
     WHERE run_id = p_run_id AND epoch = p_epoch AND status = 'running' AND seq = p_seq - 1
-    RETURNING n, thread_id, cancel_asked INTO run_n, thread, asked;
-    IF NOT FOUND THEN
+    RETURNING
+        n, thread_id, cancel_asked, EXISTS (SELECT 1 FROM writes WHERE run = runs.n),
+        coalesce((SELECT max(events.n) FROM events WHERE run = runs.n), 0)
+    INTO run_n, thread, asked, pending, last;
+    IF run_n IS NULL THEN
         RETURN NULL;
     END IF;
     INSERT INTO checkpoints (thread_id, checkpoint_id, parent, step, snapshot, since, body, run_id, at)
     VALUES (thread, p_checkpoint_id, p_parent, p_checkpoint_step, p_snapshot, p_since, p_body, p_run_id, p_at);
-    DELETE FROM writes WHERE run = run_n;
-    INSERT INTO events (run, n, kind, at, data)
-    SELECT run_n, coalesce((SELECT max(n) FROM events WHERE run = run_n), 0) + place, kind, at, data
-    FROM unnest(p_kinds, p_times, p_data) WITH ORDINALITY AS list (kind, at, data, place);
-    INSERT INTO counters (shard, name, value)
-    SELECT pg_backend_pid() % 64, name, amount FROM unnest(p_names, p_amounts) AS list (name, amount) -- in their order
+    IF pending THEN
+        DELETE FROM writes WHERE run = run_n;
+    END IF;
+    INSERT INTO events (run, n, kind, at, data) VALUES
+        (run_n, last + 1, p_kind_1, p_at_1, p_data_1), (run_n, last + 2, p_kind_2, p_at_2, p_data_2);
+    INSERT INTO counters (shard, name, value) VALUES -- in the order of their names
+        (pg_backend_pid() % 64, p_name_1, p_amount_1), (pg_backend_pid() % 64, p_name_2, p_amount_2)
     ON CONFLICT (shard, name) DO UPDATE SET value = counters.value + excluded.value;
     RETURN asked;
 END $$;

@@ -129,8 +129,3 @@ def texts(items: Iterable[str]) -> bytes:
     for item in encoded:
         parts += (len(item).to_bytes(4), item)
     return b"".join(parts)
-
-
-def numbers(items: Iterable[float]) -> bytes:
-    """A float8[], spelled."""
-    return f"{{{','.join(map(repr, items))}}}".encode()

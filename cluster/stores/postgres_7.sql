@@ -1,0 +1,1 @@
+-- From schema version 6 to 7: run_step takes its two events and its two counters one by one; the tables stay as they are.
