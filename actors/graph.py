@@ -14,7 +14,8 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel
 
 from understudy.actors.channels import adapter_of, channels_of
-from understudy.actors.errors import GraphError
+from understudy.actors.errors import CallerError, GraphError
+from understudy.actors.names import check_name
 from understudy.actors.plan import END, START, Branch, Join, Migration, Node, Plan, Target, is_async
 from understudy.policies.retention import All, Keep
 from understudy.policies.retry import Retry
@@ -216,6 +217,16 @@ def _is_context(parameter: inspect.Parameter) -> bool:
     return label in ("Context", "BlockingContext") or parameter.name in ("ctx", "context")
 
 
+def _name_problems(graph: Graph) -> Iterable[str]:
+    """Names that not every store can hold. One of a node would be met in the middle of a run, by every owner anew."""
+    names = [("its name", graph.name), ("its version", graph.version)]
+    for what, name in [*names, *(("the name of a node,", name) for name in graph._nodes)]:
+        try:
+            check_name(what, name)
+        except CallerError as error:
+            yield str(error)
+
+
 def _migrations(graph: Graph) -> dict[str, Migration]:
     """The migrations of a graph by their start, each with its end."""
     ends = [*(later.from_ for later in graph._migrations[1:]), graph.version]
@@ -247,7 +258,7 @@ def _migration_problems(graph: Graph) -> list[str]:
 
 def _problems(graph: Graph) -> list[str]:
     """Everything wrong with a graph, each as one clause with its remedy."""
-    problems: list[str] = _migration_problems(graph)
+    problems: list[str] = [*_name_problems(graph), *_migration_problems(graph)]
     if not isinstance(graph.keep, Keep):
         problems.append(f"keep is {graph.keep!r}; give All(), Last(100) or Age(timedelta(days=1))")
     if not graph._nodes:

@@ -30,6 +30,7 @@ from understudy.actors.effects import BUDGET, OWN, call_digest, call_text, place
 from understudy.actors.errors import BudgetExceeded, CallerError, EffectFailed, StoreUnavailable, tellable
 from understudy.actors.events import counters_of
 from understudy.actors.ledger import Ledger, Place, Wish, decision_data
+from understudy.actors.names import check_name
 from understudy.actors.outcome import Outcome
 from understudy.actors.paid import Paid, costs_of
 from understudy.actors.plan import is_async
@@ -73,6 +74,7 @@ def own_effect(
     """Raises CallerError: what was given cannot be meant."""
     if not isinstance(name, str) or not name:
         raise CallerError(f"ctx.effect wants a name for what it does, not {name!r:.80}; write ctx.effect('ask', fn)")
+    check_name("the name of an effect,", name)
     if not callable(fn):
         hint = "; give the function, and do not call it" if inspect.isawaitable(fn) else ""
         if inspect.iscoroutine(fn):

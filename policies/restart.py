@@ -58,7 +58,7 @@ def decide_restart(policy: RestartPolicy, crashes: Sequence[float], now: float) 
     if recent > policy.intensity:
         return Quarantine(
             f"it crashed {recent} times within {policy.period_s:g} s, and {policy.intensity} are allowed; "
-            f"see its events for the causes, then fork it from its last checkpoint"
+            f"see its events for the causes"
         )
     if recent <= 1:
         return Restart(0.0)

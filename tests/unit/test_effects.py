@@ -209,6 +209,8 @@ def test_a_result_that_cannot_be_kept_is_told(monkeypatch: pytest.MonkeyPatch, r
     ("name", "fn", "more", "told"),
     [
         ("", len, {}, "wants a name"),
+        ("a\0b", len, {}, "the name of an effect, 'a\\x00b' has a NUL"),
+        ("x" * 1001, len, {}, "has 1001 bytes, and 1000 is the limit"),
         ("x", 3, {}, "wants a function that performs it, not 3"),
         ("x", len, {"reconcile": 3}, "reconcile is a function of the effect key"),
         ("x", len, {"about": object()}, "about= is not JSON"),

@@ -79,6 +79,16 @@ def test_a_name_is_taken_once():
         graph.node(lambda state: None, name="a")
 
 
+def test_a_name_is_one_that_every_store_can_hold():
+    graph = Graph("g\ud800", State, version="1\0")
+    graph.node(lambda state: None, name="n" * 1001)
+    graph.edge(START, "n" * 1001).edge("n" * 1001, END)
+    told = problems(graph)
+    assert "its name 'g\\ud800' has a NUL or a lone surrogate" in told
+    assert "its version '1\\x00' has a NUL" in told
+    assert "has 1001 bytes, and 1000 is the limit" in told
+
+
 def test_functions_stand_for_their_names():
     graph = Graph("g", State)
 
