@@ -133,9 +133,9 @@ class Tool(Generic[P, R]):
                 try:
                     encoded[key] = adapter.dump_python(adapter.validate_python(item), mode="json")
                 except (ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
-                    raise CallerError(
-                        f"tool {self.name!r}, argument {key!r}: {str(item)[:80]!r} does not fit: {_reason(error)}"
-                    ) from None
+                    # Without the value: no policy was asked yet whether it may be shown (`redact`).
+                    said = f"what is given (a {type(item).__name__}) does not fit: {_reason(error)}"
+                    raise CallerError(f"tool {self.name!r}, argument {key!r}: {said}") from None
         return encoded
 
     def decode(self, value: Any) -> R:

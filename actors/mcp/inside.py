@@ -6,6 +6,7 @@ place: its list and its results are its own words either way, and the host belie
 them. Each call starts the server anew, looks at its tools, and calls one only if it is as it was pinned.
 """
 
+import json
 import os
 from typing import Any
 
@@ -81,7 +82,15 @@ def _fit(schema: dict[str, Any], args: dict[str, Any]) -> None:
 
     error = next(Draft202012Validator(schema, registry=Registry()).iter_errors(args), None)
     if error is not None:
-        raise ValueError(f"{error.json_path}: {error.message[:500]}")
+        raise ValueError(breach(error))
+
+
+def breach(error: Any) -> str:
+    """Where arguments break a schema, and what it asks there; not what is there, which a rule may hide (`redact`)."""
+    if error.validator in ("required", "additionalProperties"):  # about names
+        return f"{error.json_path}: {error.message[:300]}"
+    asked = json.dumps(error.validator_value, default=str)[:300]
+    return f"{error.json_path}: what is given does not fit {error.validator}: {asked}"
 
 
 def _value(result: Any) -> Any:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from understudy.actors.environment import Environment
 from understudy.actors.errors import CallerError
 from understudy.actors.mcp import pins
-from understudy.actors.mcp.inside import Ask
+from understudy.actors.mcp.inside import Ask, breach
 from understudy.actors.outcome import Outcome, ToolCode
 from understudy.actors.tool import Tool
 
@@ -246,7 +246,7 @@ def misfit(schema: Any, args: Mapping[str, Any]) -> str:
         error = next(_bounded()(schema).iter_errors(args), None)
     except Exception as problem:  # jsonschema trips in many ways over what is no schema
         return f"its schema cannot be used ({type(problem).__name__}: {problem})"[:500]
-    return f"{error.json_path}: {error.message[:300]}" if error is not None else ""
+    return breach(error) if error is not None else ""
 
 
 @cache

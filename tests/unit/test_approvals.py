@@ -169,7 +169,7 @@ def test_changed_arguments_that_do_not_fit_are_asked_about_again():
         await run.approve(first.interrupt_id, args={"amount": "three"})
         again = await asked(stage, run)
         assert again.interrupt_id != first.interrupt_id
-        assert "argument 'amount': 'three' does not fit" in again.payload["problem"]
+        assert "argument 'amount': what is given (a str) does not fit" in again.payload["problem"]
         assert again.payload["args"] == {"order": "A1", "amount": 100}
         await run.approve(again.interrupt_id, args={"amount": 3})
         assert await stage.drive(run) == "succeeded"

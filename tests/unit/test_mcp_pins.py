@@ -161,7 +161,7 @@ def test_arguments_are_checked_without_following_what_takes_for_ever() -> None:
     }
     assert misfit(schema, {"a": "a" * 60 + "!", "b": 1}) == ""
     assert "'a' is a required property" in misfit(schema, {})
-    assert "is not of type 'string'" in misfit(schema, {"a": 1})
+    assert misfit(schema, {"a": 4111}) == '$.a: what is given does not fit type: "string"'
     assert "Additional properties" in misfit(schema, {"a": "", "c": 1})
 
 
@@ -185,7 +185,7 @@ def test_a_schema_that_asks_everything_of_everything_is_left_to_the_sandbox() ->
     for _ in range(3):
         bomb = {"anyOf": [bomb] * 40}
     assert misfit({"properties": {"a": bomb}}, {"a": [[number] for number in range(3000)]}) == ""
-    assert "is not valid under any" in misfit({"properties": {"a": {"anyOf": [{"type": "string"}]}}}, {"a": 1})
+    assert "does not fit anyOf" in misfit({"properties": {"a": {"anyOf": [{"type": "string"}]}}}, {"a": 1})
     assert misfit({"properties": {"a": {"uniqueItems": True}}}, {"a": [{"b": 1}] * 2}) == ""
 
 
