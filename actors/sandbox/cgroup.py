@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from understudy.actors.sandbox.folders import Owner, started_at
+from understudy.actors.sandbox.folders import Owner, started_at, table
 from understudy.actors.sandbox.left_over import LeftOver
 from understudy.policies.profile import Limits
 
@@ -221,14 +221,14 @@ def sweep() -> LeftOver:
 
 
 def _left_over() -> Iterator[str]:
-    own = _this_worker().split("-")[0]
+    own = table()
     for root in {each for _, each in _mounted()}:
         for folder, names, _files in os.walk(root):
             for name in [each for each in names if each.startswith(_PREFIX)]:
                 names.remove(name)
                 with suppress(ValueError):  # not a name of ours
-                    table, pid, started, _number = name.removeprefix(_PREFIX).split("-")
-                    if table == own and not Owner(int(pid), int(started), 0).is_alive():
+                    theirs, pid, started, _number = name.removeprefix(_PREFIX).split("-")
+                    if theirs == own and not Owner(int(pid), int(started), 0).is_alive():
                         yield f"{folder}/{name}"
 
 
@@ -240,13 +240,12 @@ def _inside(path: str) -> list[int]:
 
 
 def _this_worker() -> str:
-    """Its pid means nothing in another process table, so that table is named, too."""
     return _worker(os.getpid())
 
 
 @cache
 def _worker(pid: int) -> str:
-    return f"{os.stat('/proc/self/ns/pid').st_ino}-{pid}-{started_at(pid)}"
+    return f"{table()}-{pid}-{started_at(pid)}"
 
 
 def _candidates() -> Iterator[Place]:

@@ -41,9 +41,15 @@ def started_at(pid: int) -> int:
     return 0 if fields[0] in ("Z", "X") else int(fields[19])
 
 
+def table() -> str:
+    """Names the process table of this process: a pid means nothing in another one, and the place of folders and of
+    cgroups may be shared with workers that have another."""
+    return str(os.stat("/proc/self/ns/pid").st_ino)
+
+
 def make(owner: Owner, uid: int) -> str:
     """An empty folder that belongs to this user. Raises OSError."""
-    path = f"{tempfile.gettempdir()}/{_PREFIX}{owner.pid}-{owner.started}-{owner.mark:x}"
+    path = f"{tempfile.gettempdir()}/{_PREFIX}{table()}-{owner.pid}-{owner.started}-{owner.mark:x}"
     os.mkdir(path, 0o700)
     if uid != os.geteuid():
         os.chown(path, uid, uid)
@@ -109,14 +115,14 @@ def _unlinked(name: str, folder: int) -> bool:
 
 
 def left_over() -> list[tuple[str, Owner]]:
-    """Folders of workers that are dead."""
-    found = []
+    """Folders of workers of this process table that are dead."""
+    found, own = [], table()
     for name in os.listdir(tempfile.gettempdir()):
         if name.startswith(_PREFIX):
             with suppress(ValueError):  # not a name of ours
-                pid, started, mark = name.removeprefix(_PREFIX).split("-")
+                theirs, pid, started, mark = name.removeprefix(_PREFIX).split("-")
                 owner = Owner(int(pid), int(started), int(mark, 16))
-                if not owner.is_alive():
+                if theirs == own and not owner.is_alive():
                     found.append((f"{tempfile.gettempdir()}/{name}", owner))
     return found
 

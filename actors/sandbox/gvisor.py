@@ -28,7 +28,7 @@ from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Pr
 from understudy.actors.sandbox.cgroup import NO_CELLS, Cell, Cells
 from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
 from understudy.actors.sandbox.egress.way_out import WayOut
-from understudy.actors.sandbox.folders import Owner, started_at
+from understudy.actors.sandbox.folders import Owner, started_at, table
 from understudy.actors.sandbox.insist import insist, readable, send_kill
 from understudy.actors.sandbox.launch import refuse_unreachable
 from understudy.actors.sandbox.left_over import LeftOver
@@ -120,8 +120,8 @@ def sweep() -> LeftOver:
     found = LeftOver()
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with suppress(ValueError):  # not a name of ours
-            pid, started, _random = path.name.removeprefix(_PREFIX).split("-", 2)
-            if not Owner(int(pid), int(started), 0).is_alive():
+            theirs, pid, started, _random = path.name.removeprefix(_PREFIX).split("-", 3)
+            if theirs == table() and not Owner(int(pid), int(started), 0).is_alive():
                 shutil.rmtree(path, ignore_errors=True)
                 found += LeftOver(folders=1)
     return found
@@ -134,7 +134,7 @@ class Container:
         self._cell = cell
         self._limits = profile.limits
         self._python = runtime.python
-        self._bundle = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-{started_at(os.getpid())}-"))
+        self._bundle = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{table()}-{os.getpid()}-{started_at(os.getpid())}-"))
         self._name = f"understudy-{secrets.token_hex(8)}"
         self._program = [program, f"--root={self._bundle}/state", "--network=none"]
         self._program += ["--ignore-cgroups", "--directfs=false"]

@@ -136,7 +136,8 @@ class Spare:
             word, fds = b"", []
         if word != b"here" or len(fds) not in (1, 2):
             close(*fds)
-            raise IsolationUnavailable(f"a spare did not come up: {self._last_words()}", "see the words above")
+            remedy = "see the words above; is the machine, or the workers' part of it, out of processes or memory?"
+            raise IsolationUnavailable(f"a spare did not come up: {self._last_words()}", remedy)
         self._first = fds[0]
         self._dead = readable(self._first)
         self._dead.add_done_callback(lambda _: self._end_wait())

@@ -41,7 +41,7 @@ LONGEST_MESSAGE = 65536
 TERMS_MOST = 16
 """Whose plans are kept."""
 
-c_with_gil = ctypes.PyDLL(None)
+c_with_gil = ctypes.PyDLL(None, use_errno=True)
 """The C library, called without letting go of the interpreter's lock, which a forked child would else wait for."""
 
 
@@ -88,8 +88,11 @@ def main() -> None:
                 plans.clear()
             terms = json.loads(message)
             plans[message] = first.plan(terms, rights["network" if terms["port"] else "alone"], stage)
-        if clone() == 0:
+        pid = clone()
+        if pid == 0:
             first.become_first(plans[message], fds)
+        if pid < 0:  # whoever waits for the spare reads it
+            os.write(fds[1], f"no process: {os.strerror(ctypes.get_errno())}".encode())
         for fd in fds:
             os.close(fd)
 

@@ -13,6 +13,7 @@ from escape.grid import WALLED, Grid
 from escape.places import Place, Worker, places_of
 
 from support.waiting import wait_until
+from understudy.actors.sandbox.folders import table
 from understudy.actors.sandbox.launch import HOST_ID
 
 TIERS = ("landlock", "zygote", "cold")
@@ -66,7 +67,7 @@ def _place(
 
 def folders_of(worker: Worker) -> list[str]:
     """Working folders on the host of a worker's calls."""
-    mark = f"understudy-call-{worker.process.pid}-"
+    mark = f"understudy-call-{table()}-{worker.process.pid}-"
     return [name for name in os.listdir(tempfile.gettempdir()) if name.startswith(mark)]
 
 

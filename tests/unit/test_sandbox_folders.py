@@ -77,5 +77,6 @@ def test_the_folders_of_dead_workers_are_found_and_no_others(owner: Owner) -> No
     again = Owner(os.getpid(), owner.started - 1, 9)  # the pid came back
     made = {each.mark: folders.make(each, os.geteuid()) for each in (owner, dead, again)}
     os.mkdir(made[7].replace("understudy-call-", "understudy-call-x"))
+    os.mkdir(made[8].replace(folders.table(), "1"))  # of a container that has the same /tmp, and its own processes
     found = folders.left_over()
     assert {(path, each.mark) for path, each in found} == {(made[8], 8), (made[9], 9)}
