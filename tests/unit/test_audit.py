@@ -18,7 +18,7 @@ from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.memory import MemoryStore
 from understudy.actors.records import Event, NewRun, Receipt, run_id_on
 from understudy.cluster.auditing import entries_of, prune, verify
-from understudy.policies.audit import Head, name_of, read_segment, write_segment
+from understudy.policies.audit import Head, name_of, read_segment, write_anchor, write_segment
 
 SECRET, OTHER = b"s" * 32, b"o" * 32
 T = 1_764_000_000.0
@@ -545,6 +545,10 @@ def test_a_note_of_pruning_cannot_be_forged_or_taken_away() -> None:
         moved = {**json.loads(anchor.data), "n": 5}
         store._shelves["audit-anchor"]["anchor"] = Document("anchor", 2, json.dumps(moved).encode())
         assert (await fault_in(store)).what == "forged"
+        gone = read_segment(store._shelves[SHELF].pop(name_of(4)).data)  # as a prune of all that comes before would be
+        for data in (write_anchor(gone.head, T, OTHER), json.dumps({"n": 4, "mac": gone.mac, "at": T}).encode()):
+            store._shelves["audit-anchor"]["anchor"] = Document("anchor", 2, data)
+            assert "not sealed with this deployment's secret" in str(await fault_in(store))
         del store._shelves["audit-anchor"]
         assert str(await fault_in(store)).startswith("segment 1 is missing")
 

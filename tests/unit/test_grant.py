@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from understudy.policies.bill import Bill
 from understudy.policies.grant import GRANT_TTL_S, Grant, GrantRefused, args_digest, check, sign
 from understudy.policies.profile import Limits, Profile
 from understudy.policies.revocation import Revocation
@@ -24,7 +25,13 @@ GRANT = Grant(
     code="c" * 64,
     epoch=3,
     profile=Profile(
-        read=("/srv/env",), write=("/srv/out",), limits=Limits(wall_s=10.0), tier="cold", network=("a.example:443",)
+        read=("/srv/env",),
+        write=("/srv/out",),
+        limits=Limits(wall_s=10.0),
+        tier="cold",
+        network=("a.example:443",),
+        secrets=("key",),
+        workspace="read",
     ),
     policy_digest="p" * 64,
     rule="small-payments",
@@ -33,6 +40,8 @@ GRANT = Grant(
     expires_at=1600.0,
     id="g" * 32,
     args=args_digest({"order": "A1", "amount": 3}),
+    bill=Bill(("a",), (("calls", "1"),), (("tokens", "usage"),)),
+    paths=(("to", ("/srv", "/etc")),),
 )
 TOKEN = sign(GRANT, SECRET)
 CALL: dict[str, Any] = {

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from support.stage import Stage
+from support.stage import HeldSandboxes, Stage
 from support.waiting import run_async
 from understudy import END, START, Context, Graph
+from understudy.actors.calls import Order
 from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.mcp import pins
 from understudy.actors.mcp.server import Listing, known_pins, mcp_server, misfit
@@ -163,6 +164,30 @@ def test_arguments_are_checked_without_following_what_takes_for_ever() -> None:
     assert "'a' is a required property" in misfit(schema, {})
     assert misfit(schema, {"a": 4111}) == '$.a: what is given does not fit type: "string"'
     assert "Additional properties" in misfit(schema, {"a": "", "c": 1})
+
+
+def test_a_call_of_a_servers_tool_wants_a_sandbox_that_is_made_for_it() -> None:
+    orders: list[str] = []
+
+    async def work(state: Nothing, ctx: Context) -> None:
+        await ctx.tools(mcp_server("s", command=["python"]))
+
+    class Noting(HeldSandboxes):
+        async def _called(self, order: Order) -> Outcome:
+            orders.append(order.call.tier)
+            return Outcome("ok", value=[ADD])
+
+    graph = Graph("first", Nothing)
+    graph.node(work, name="work")
+    graph.edge(START, "work").edge("work", END)
+    stage = Stage(MemoryStore(), graph)
+    stage.sandboxes = Noting(stage.store)
+
+    async def played() -> None:
+        assert await stage.drive(await stage.start({})) == "succeeded"
+
+    run_async(played())
+    assert orders == ["cold"]
 
 
 def test_a_declaration_that_cannot_be_meant_is_refused() -> None:
