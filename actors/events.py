@@ -59,13 +59,19 @@ class Observed:
 
     def take(self) -> dict[str, float]:
         """The increments, as those of `histogram`; none are left."""
-        labels = [*(format(bucket, "g") for bucket in self._buckets), "+Inf"]
-        counted = zip(labels, self._counts, strict=True)
-        increments = {sample(f"{self._name}_bucket", le=label): float(count) for label, count in counted if count}
+        counted = zip(_bucket_samples(self._name, tuple(self._buckets)), self._counts, strict=True)
+        increments = {name: float(count) for name, count in counted if count}
         increments[sample(f"{self._name}_sum")] = self._sum
         increments[sample(f"{self._name}_count")] = float(sum(self._counts))
         self._counts, self._sum = [0] * len(self._counts), 0.0
         return increments
+
+
+@lru_cache(maxsize=16)
+def _bucket_samples(name: str, buckets: tuple[float, ...]) -> tuple[str, ...]:
+    """The samples of a histogram's buckets, the last of which has no end."""
+    labels = [*(format(bucket, "g") for bucket in buckets), "+Inf"]
+    return tuple(sample(f"{name}_bucket", le=label) for label in labels)
 
 
 def _created(graph: str, data: Mapping[str, Any]) -> dict[str, float]:

@@ -85,6 +85,7 @@ class NewCheckpoint:
         return "" if self.snapshot else self.since or self.parent
 
 
+@quick
 @dataclass(frozen=True)
 class CheckpointRow(NewCheckpoint):
     """A stored checkpoint, with what the store knows of it."""
@@ -160,6 +161,7 @@ class Interrupt:
     payload}; and with `escalated_from` the id of the question that it follows."""
 
 
+@quick
 @dataclass(frozen=True)
 class RunRecord:
     """A run as the store knows it."""

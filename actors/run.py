@@ -211,6 +211,7 @@ class Run:
     def _start(self, told: Started) -> list[Effect]:
         record = self.loaded.run
         self.phase = "stepping"
+        self._observed_at = told.at  # a short residence counts what was observed once, with its last commit
         error = ending_in(self.loaded.writes)
         if error is not None:  # the owner before this one did not live to tell all children
             return self._end(told.at, "failed", error, [])
