@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from understudy.actors.sandbox import watch
 from understudy.actors.sandbox.folders import Owner, started_at, table
 from understudy.actors.sandbox.left_over import LeftOver
 from understudy.policies.profile import Limits
@@ -233,10 +234,7 @@ def _left_over() -> Iterator[str]:
 
 
 def _inside(path: str) -> list[int]:
-    try:
-        return [int(pid) for pid in Path(path, "cgroup.procs").read_text().split()]
-    except OSError:
-        return []
+    return [int(pid) for pid in watch.read(f"{path}/cgroup.procs").split()]
 
 
 def _this_worker() -> str:

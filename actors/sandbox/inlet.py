@@ -10,7 +10,7 @@ PIPE_BYTES_MAX = 1 << 20
 
 
 class Inlet:
-    """Reads a pipe and keeps its tail up to a cap. Owns the descriptor.
+    """Reads a pipe, once it listens, and keeps its tail up to a cap. Owns the descriptor.
 
     Calls `full` when there was more, and `closed` when nobody can write to it any more.
     """
@@ -22,7 +22,10 @@ class Inlet:
         self._full = full
         self._closed = closed
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(fd, self._take)
+
+    def listen(self) -> None:
+        """From now on, read what comes when it comes."""
+        self._loop.add_reader(self._fd, self._take)
 
     def allow(self, more: int) -> None:
         """Raise the cap."""

@@ -82,8 +82,14 @@ class Overseer:
         end: Callable[[], None],
         answered: Callable[[], None] | None = None,
         cell: Cell | None = None,
+        listen_after_s: float = 0.0,
     ) -> None:
-        """`cell`: in which the kernel bounds the call's memory, too."""
+        """
+        Args:
+            cell: in which the kernel bounds the call's memory, too.
+            listen_after_s: until then, what comes out stays in the pipes. For who learns otherwise that a call is over:
+                most are by then, and to be woken for every word of them takes longer than to read all at once.
+        """
         self.cause: OutcomeKind | None = None
         """Why the call was ended from here; None while it was not."""
         self.sentence = ""
@@ -105,6 +111,15 @@ class Overseer:
         late = f"the call was ended when its time was over; {limit_of('wall_s', limits.wall_s)}"
         self._deadline = self._loop.call_later(limits.wall_s, lambda: self.stop("timeout", late))
         self._next_look: asyncio.TimerHandle | None = None
+        self._listening: asyncio.TimerHandle | None = None
+        if listen_after_s:
+            self._listening = self._loop.call_later(listen_after_s, self._listen)
+        else:
+            self._listen()
+
+    def _listen(self) -> None:
+        self.printed.listen()
+        self.reply.listen()
 
     def stop(self, kind: OutcomeKind, sentence: str) -> None:
         """End it from here. The first cause counts."""
@@ -127,8 +142,9 @@ class Overseer:
         self._end = self._let_go = lambda: None
         self._look_into_the_cell()
         self._deadline.cancel()
-        if self._next_look is not None:
-            self._next_look.cancel()
+        for later in (self._next_look, self._listening):
+            if later is not None:
+                later.cancel()
         self.printed.take_the_rest()
         self.reply.take_the_rest()
         self._decided = True

@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 from contextlib import suppress
-from pathlib import Path
 
 from understudy.actors.sandbox import watch
 from understudy.actors.sandbox.backend import IsolationUnavailable
@@ -27,6 +26,8 @@ from understudy.policies.profile import Limits
 _KILLED = 128 + 9
 ASK_AFTER_S = 0.002
 """A runner that has answered asks its first process itself to halt all; a tool may have answered in its place."""
+LISTEN_AFTER_S = 0.002
+"""The first process says that a call is over; what it has answered is read then, if not before."""
 HALT_WITHIN_S = 0.02
 """A first process that has not halted the others by then is killed, and they with it."""
 BURIED_AFTER_S = 0.003
@@ -67,7 +68,7 @@ class Spare:
         assert self._near is not None
         if self.cell is not None:
             self.cell.bound(limits)
-        self.overseer = Overseer(self._near, limits, self._kill, self._halt_soon, self.cell)
+        self.overseer = Overseer(self._near, limits, self._kill, self._halt_soon, self.cell, LISTEN_AFTER_S)
         self._near = None
         self.overseer.begin(request, lambda: watch.sample(self._pid, limits.memory_bytes))
         return self.overseer
@@ -209,8 +210,8 @@ def terms(limits: Limits, network: bool) -> dict[str, int]:
 
 
 def _pid_of(pidfd: int) -> int:
-    rows = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
-    return next(int(row.partition(":")[2]) for row in rows if row.startswith("Pid:"))
+    rows = watch.read(f"/proc/self/fdinfo/{pidfd}").splitlines()
+    return next((int(row.partition(":")[2]) for row in rows if row.startswith("Pid:")), 0)
 
 
 def _distrust(facts: dict[str, str]) -> str:

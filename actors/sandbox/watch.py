@@ -77,7 +77,7 @@ def _own(pid: int) -> int:
 
 
 def _own_anonymous(pid: int) -> int:
-    found = _rows(_read(f"/proc/{pid}/smaps_rollup")).get("Pss_Anon")
+    found = _rows(read(f"/proc/{pid}/smaps_rollup")).get("Pss_Anon")
     return _number(found if found is not None else status(pid).get("RssAnon")) * _KIB
 
 
@@ -99,7 +99,7 @@ def _with_unmapped(pids: list[int], seen: list[dict[str, str]], limit_bytes: int
     """
     blind, shared = 0, dict[str, int]()
     for pid in pids:
-        rows = _read(f"/proc/{pid}/maps").splitlines() or _read(f"/proc/{pid}/maps").splitlines()
+        rows = read(f"/proc/{pid}/maps").splitlines() or read(f"/proc/{pid}/maps").splitlines()
         if not rows and pid != pids[0]:  # the first is ours, and may hide
             blind += _number(status(pid).get("VmSize")) * _KIB  # of one that has ended meanwhile: nothing
         for row in rows:
@@ -135,7 +135,7 @@ def tree(root: int) -> list[int]:
         except OSError:
             continue
         for thread in threads:
-            waiting.extend(int(child) for child in _read(f"/proc/{pid}/task/{thread}/children").split())
+            waiting.extend(int(child) for child in read(f"/proc/{pid}/task/{thread}/children").split())
     return found
 
 
@@ -150,7 +150,7 @@ def _resident(facts: dict[str, str]) -> int:
 
 def proportional(pid: int) -> int | None:
     """The same, with each shared page divided among those that share it."""
-    rows = _rows(_read(f"/proc/{pid}/smaps_rollup"))
+    rows = _rows(read(f"/proc/{pid}/smaps_rollup"))
     if "Pss_Anon" not in rows:
         return None
     return (_number(rows["Pss_Anon"]) + _number(rows.get("Pss_Shmem"))) * _KIB
@@ -175,13 +175,13 @@ def files(root: int, disk_bytes: int) -> int:
 
 def cpu_s(pid: int) -> float:
     """CPU seconds of a process and of its children that it has waited for, and so on down."""
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    fields = read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / _TICKS
 
 
 def status(pid: int) -> dict[str, str]:
     """/proc/PID/status, readable for processes of any kind. Empty if there is no such process."""
-    return _rows(_read(f"/proc/{pid}/status"))
+    return _rows(read(f"/proc/{pid}/status"))
 
 
 def _rows(text: str) -> dict[str, str]:
@@ -196,9 +196,9 @@ def _number(value: str | None) -> int:
     return int(value.split()[0]) if value else 0
 
 
-def _read(path: str) -> str:
-    """Not `open`, which takes three times as long: what a look costs, every call of some length pays fifty times a
-    second."""
+def read(path: str) -> str:
+    """A small file; empty if there is none. Not with `open`, which takes three times as long: a call of some length is
+    looked at fifty times a second."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
