@@ -91,8 +91,13 @@ class Cell:
             moved.update(outside)
 
     def door(self) -> int:
-        """A descriptor: a process that writes `0` to it enters, whoever it is. Raises OSError."""
-        return os.open(f"{self.path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        """A descriptor: a process of one thread that writes `0` to it enters, whoever it is. Raises OSError.
+
+        Of the older hierarchy it is the one for threads: one that moves itself needs no lock. With `procs` it takes the
+        lock of all forks of the machine, which waits until every core has taken notice: 5 to 20 ms, against 40 us.
+        """
+        name = "tasks" if self._version == 1 else "cgroup.procs"
+        return os.open(f"{self.path}/{name}", os.O_WRONLY | os.O_CLOEXEC)
 
     def has(self, pid: int) -> bool:
         return pid in _inside(self.path)
