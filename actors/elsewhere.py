@@ -27,7 +27,7 @@ async def attend_elsewhere(store: Store, receipt: Receipt) -> Outcome | None:
     """The outcome of the call, once it is on record; None if nobody can be at work on it any more."""
     until = receipt.at + await _wall_s(store, receipt) + GRACE_S
     while True:
-        alive = time.time() < until and await _lives(store, receipt.sandbox, time.time())
+        alive = time.time() < until and await lives(store, receipt.sandbox, time.time())
         # Read after the look at its cluster: what was written before that one fell silent is not missed.
         found = await store.receipt(receipt.run_id, receipt.key, receipt.checkpoint_id)
         if found is None or found.token != receipt.token:
@@ -39,7 +39,7 @@ async def attend_elsewhere(store: Store, receipt: Receipt) -> Outcome | None:
         await asyncio.sleep(POLL_S)
 
 
-async def _lives(store: Store, sandbox: str, now: float) -> bool:
+async def lives(store: Store, sandbox: str, now: float) -> bool:
     """Whether the cluster that this sandbox belongs to gave a sign of life lately. (That its supervisor is dead says
     nothing: sandboxes outlive it, and the next one speaks for them.)"""
     beats = (await store.beats()).values()

@@ -19,11 +19,13 @@ from understudy.actors.accounts import Accounts, charged, settled
 from understudy.actors.audit_log import AuditLog
 from understudy.actors.calls import Order, finish, finished_event
 from understudy.actors.effects import NO_ISOLATION, write_outcome
+from understudy.actors.elsewhere import lives
 from understudy.actors.entrusted import NOTHING, Entrusted, entrust
 from understudy.actors.environment import Environment
 from understudy.actors.errors import CallerError, Fenced, NotFound, StoreUnavailable
 from understudy.actors.events import counters_of, sample
 from understudy.actors.files import left_by
+from understudy.actors.lost_calls import mark_lost
 from understudy.actors.open import OpenStore
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.packed import pack, unpack
@@ -319,10 +321,18 @@ class SandboxActor:
         found = await self._tiers.preflight()
         left = dataclasses.asdict(self._tiers.left_over())
         counted = {sample("sandbox_leftovers_total", kind=kind): float(count) for kind, count in left.items() if count}
-        if counted:
-            with contextlib.suppress(StoreUnavailable):  # it is gone, counted or not
-                await (await self._ready()).count(counted)
+        with contextlib.suppress(StoreUnavailable):  # it is gone, counted or not
+            store = await self._ready()
+            if counted:
+                await store.count(counted)
+            await mark_lost(store, self._is_at_work, time.time())
         return found
+
+    async def _is_at_work(self, receipt: Receipt) -> bool:
+        """Here, in what had this name before, or in a sandbox that is spoken for."""
+        if receipt.sandbox == self._name:
+            return (receipt.key, receipt.token) in self._work
+        return await lives(await self._ready(), receipt.sandbox, time.time())
 
     async def _ready(self) -> Store:
         if self._store is None:

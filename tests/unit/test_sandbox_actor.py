@@ -16,9 +16,10 @@ from understudy.actors.effects import read_outcome, stands
 from understudy.actors.environment import Environment
 from understudy.actors.errors import Fenced
 from understudy.actors.events import counters_of
+from understudy.actors.lost_calls import mark_lost
 from understudy.actors.memory import MemoryStore
 from understudy.actors.outcome import Outcome, ToolCall, ToolCode
-from understudy.actors.records import Event, NewRun, Receipt, RunRecord, run_id_on
+from understudy.actors.records import Commit, Event, NewRun, Receipt, RunRecord, run_id_on
 from understudy.actors.sandbox.backend import IsolationUnavailable
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.verdict import Seen
@@ -171,6 +172,36 @@ def test_of_a_call_that_nobody_wants_any_more_it_is_on_record_what_it_had_printe
         assert (outcome.kind, outcome.printed, outcome.peak_memory_bytes) == ("killed", "half done", 7)
         (receipt,) = await store.receipts(RUN)
         assert read_outcome(receipt.outcome) == outcome
+
+    run_async(played())
+
+
+def test_calls_of_a_sandbox_that_died_are_unknown_where_their_run_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancelled run attends nothing any more: they were `started` for ever. Others are for their runs to find."""
+
+    async def played() -> None:
+        store = MemoryStore()
+        actor, _backend, run = await actor_with(store, monkeypatch)
+        long_ago = time.time() - 60
+        ordered = [order(run, key).receipt for key in ("of this name", "elsewhere", "of one that lives", "young")]
+        names = ("sandbox-0", "gone-sandbox-0", "other-sandbox-0", "sandbox-0")
+        for receipt, sandbox in zip(ordered, names, strict=True):
+            at = time.time() if receipt.key == "young" else long_ago
+            await store.begin(dataclasses.replace(receipt, sandbox=sandbox, at=at), run.epoch, [], {}, at)
+        await store.beat("other", '{"sandboxes": ["other-sandbox-0"]}', time.time())
+        assert await mark_lost(store, actor._is_at_work, time.time()) == 0, "its run goes on"
+        await store.cancel(RUN, time.time())
+        await store.commit(Commit(RUN, run.epoch, run.seq + 1, time.time(), "cancelled", run.step))
+        assert await mark_lost(store, actor._is_at_work, time.time()) == 2
+        told = {receipt.key: receipt.standing for receipt in await store.receipts(RUN)}
+        assert told == {
+            "of this name": "unknown",
+            "elsewhere": "unknown",
+            "of one that lives": "started",
+            "young": "started",
+        }
+        lost = [event.data for event in await store.events(RUN) if event.kind == "tool_finished"]
+        assert [(each["outcome"], each["error"]) for each in lost] == [("unknown", "its sandbox died")] * 2
 
     run_async(played())
 
