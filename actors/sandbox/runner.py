@@ -19,6 +19,11 @@ STARTED = b"started\n"
 ADDRESS_SPACE_HEADROOM = 512 * 1024 * 1024
 """Over the memory limit. Address space is not memory (thread stacks, arenas, numpy's buffers are reserved, not used);
 this bounds what one process can grab between two looks of the watchdog."""
+CHAINED_MAX = 10
+"""Errors behind an error that are looked at: clients raise one of their own for that of the system."""
+UNREACHED = (errno.ENETUNREACH, errno.EHOSTUNREACH)
+NO_NETWORK = 'the policy\'s rule for this call grants no network; if it may reach one, say network: ["HOST:PORT"] in it'
+WAY_OUT = "the only way out is the proxy that HTTP_PROXY names; what does not ask that one reaches nothing"
 LONGEST_MESSAGE = 2000
 LONGEST_TRACE = 16_000
 """Characters of a traceback; of a longer one, only the last calls are told."""
@@ -253,7 +258,19 @@ def told_of_error(error: BaseException, prefix: str = "") -> dict[str, Any]:
     if type(number) is int:
         told["errno"] = number
     name = _said(lambda: type(error).__name__, "")
-    return {**told, "error": (prefix + text)[:LONGEST_MESSAGE], "error_type": name[:200]}
+    text = prefix + text
+    if _said(lambda: str(_reached_nothing(error)), "") == "True" and len(text) < LONGEST_MESSAGE:
+        text += f"; {WAY_OUT if os.environ.get('HTTP_PROXY') else NO_NETWORK}"
+    return {**told, "error": text[:LONGEST_MESSAGE], "error_type": name[:200]}
+
+
+def _reached_nothing(error: BaseException | None) -> bool:
+    """Whether it comes of a name that led nowhere, or of an address to which there is no way: such are all in here."""
+    for _ in range(CHAINED_MAX):
+        if isinstance(error, OSError) and (type(error).__name__ == "gaierror" or error.errno in UNREACHED):
+            return True
+        error = None if error is None else error.__cause__ or error.__context__
+    return False
 
 
 def _said(say: Callable[[], str], otherwise: str) -> str:

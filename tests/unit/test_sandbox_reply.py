@@ -1,6 +1,9 @@
 """What comes out of a sandbox is data, whatever it is: every reply becomes an outcome that any store can keep."""
 
+import errno
 import json
+import socket
+from urllib.error import URLError
 
 import pytest
 from hypothesis import given
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from understudy.actors.files import checked_path
 from understudy.actors.outcome import OUTCOME_KINDS, Outcome
 from understudy.actors.sandbox.reply import DEEPEST, Reply, decode
-from understudy.actors.sandbox.runner import STARTED
+from understudy.actors.sandbox.runner import LONGEST_MESSAGE, NO_NETWORK, STARTED, WAY_OUT, told_of_error
 
 LIMIT = 1 << 20
 
@@ -35,6 +38,27 @@ def test_an_exception() -> None:
 def test_a_tool_that_lost_sight_of_what_it_began() -> None:
     outcome = read('{"kind":"unknown","error":"no answer","error_type":"ServerLost","peak":0}')
     assert (outcome.kind, outcome.error, outcome.error_type) == ("unknown", "no answer", "ServerLost")
+
+
+@pytest.mark.parametrize(
+    "cause", [socket.gaierror(-3, "Temporary failure in name resolution"), OSError(errno.ENETUNREACH, "no way there")]
+)
+def test_an_error_of_the_network_says_what_of_one_the_call_has(cause: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(raised: BaseException) -> str:
+        try:
+            try:
+                raise raised
+            except OSError as error:
+                raise URLError(error)  # noqa: B904 (as urllib does)
+        except URLError as error:
+            return str(told_of_error(error)["error"])
+
+    monkeypatch.delenv("HTTP_PROXY", raising=False)
+    assert told(cause).endswith(f"; {NO_NETWORK}")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:3128")
+    assert told(cause).endswith(f"; {WAY_OUT}")
+    assert told(FileNotFoundError(2, "no such file")) == "<urlopen error [Errno 2] no such file>"
+    assert len(told(type(cause)(cause.errno, "x" * 5000))) == LONGEST_MESSAGE, "behind what was cut follows nothing"
 
 
 def test_no_answer() -> None:
