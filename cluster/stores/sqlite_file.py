@@ -29,7 +29,7 @@ LOCKED_S = 10.0
 PAGE_BYTES = 2048
 """Of files that are made from now on. A commit changes about six pages, and writes them whole: SQLite's own 4096 take
 10 us longer, and twice the room in the log."""
-WAL_PAGES = 16_000_000 // PAGE_BYTES
+WAL_BYTES = 16_000_000
 """How long the write-ahead log grows before somebody's commit moves it into the file. Hot pages are then written once
 for a thousand commits."""
 WAL_PAGES_MIN = 100
@@ -147,7 +147,8 @@ class SqliteFile:
     def _bound_log(self) -> None:
         """As the disk is now."""
         there = shutil.disk_usage(self.path.parent).free + self.size_bytes() - self.path.stat().st_size
-        pages = max(WAL_PAGES_MIN, min(WAL_PAGES, there // WAL_SHARE // PAGE_BYTES))
+        page_bytes = self.db.execute("PRAGMA page_size").fetchone()[0]  # older files have larger ones
+        pages = max(WAL_PAGES_MIN, min(WAL_BYTES, there // WAL_SHARE) // page_bytes)
         self.db.execute(f"PRAGMA wal_autocheckpoint = {pages}")
 
     def _try_to_write(self, batch: Sequence[Write]) -> None:
