@@ -41,9 +41,10 @@ async def attend_elsewhere(store: Store, receipt: Receipt) -> Outcome | None:
 
 async def lives(store: Store, sandbox: str, now: float) -> bool:
     """Whether the cluster that this sandbox belongs to gave a sign of life lately. (That its supervisor is dead says
-    nothing: sandboxes outlive it, and the next one speaks for them.)"""
+    nothing: sandboxes outlive it, and the next one speaks for them. One from far ahead is from before a clock was set
+    back; whoever lives has given another since.)"""
     beats = (await store.beats()).values()
-    return any(now - at < SILENT_AFTER_S and sandbox in json.loads(data).get("sandboxes", ()) for at, data in beats)
+    return any(abs(now - at) < SILENT_AFTER_S and sandbox in json.loads(data).get("sandboxes", ()) for at, data in beats)
 
 
 async def _wall_s(store: Store, receipt: Receipt) -> float:

@@ -34,8 +34,8 @@ async def called(store: MemoryStore, wall_s: float = 30.0) -> Receipt:
     return receipt
 
 
-async def beat(store: MemoryStore, *sandboxes: str) -> None:
-    await store.beat("their supervisor", json.dumps({"sandboxes": sandboxes}), time.time())
+async def beat(store: MemoryStore, *sandboxes: str, ahead_s: float = 0.0) -> None:
+    await store.beat("their supervisor", json.dumps({"sandboxes": sandboxes}), time.time() + ahead_s)
     await store.beat("ours", json.dumps({"role": "daemon"}), time.time())
 
 
@@ -79,11 +79,12 @@ def test_nobody_is_at_work_on_it_if_its_cluster_gives_no_sign(who: str):
     assert run_async(played()) is None
 
 
-def test_a_cluster_that_falls_silent_is_not_waited_for():
+@pytest.mark.parametrize("ahead_s", [0.0, 3600.0], ids=["now", "before a clock was set back"])
+def test_a_cluster_that_falls_silent_is_not_waited_for(ahead_s: float):
     async def played() -> Outcome | None:
         store = MemoryStore()
         receipt = await called(store)
-        await beat(store, "theirs-0")
+        await beat(store, "theirs-0", ahead_s=ahead_s)
         return await attend_elsewhere(store, receipt)
 
     assert run_async(played(), timeout_s=10) is None
