@@ -18,13 +18,13 @@ from pydantic import AfterValidator, BaseModel
 
 from support.stage import Stage, YesPolicy
 from support.waiting import run_async, wait_until_async
-from understudy import END, START, Command, Context, Graph, Send, ToolDenied, ToolError, append, tool
+from understudy import END, START, Command, Context, Graph, Retry, Send, ToolDenied, ToolError, append, tool
 from understudy.actors.blocking import BlockingContext
 from understudy.actors.calls import Asked, Granted, Refused
 from understudy.actors.errors import CallerError, Conflict, Fenced, InterruptExpired, StoreUnavailable
 from understudy.actors.events import counters_of
 from understudy.actors.memory import MemoryStore
-from understudy.actors.records import FINAL
+from understudy.actors.records import FINAL, RunRecord
 from understudy.cluster.client import Run, RunFailed, open_questions
 
 
@@ -756,6 +756,42 @@ def test_another_call_in_the_same_place_is_noticed():
         assert len(stage.sandboxes.calls) == 1
 
     run_async(played())
+
+
+def test_another_call_in_the_place_of_one_that_an_earlier_try_has_made_is_noticed():
+    """One that went well, that is; one that failed may be followed by another."""
+
+    @tool
+    def refund(order: str) -> str:
+        if order == "bad":
+            raise ValueError("no")
+        return f"refunded {order}"
+
+    async def played(first: str) -> RunRecord:
+        tries: list[str] = []
+
+        async def work(state: Log, ctx: Context) -> dict[str, Any]:
+            tries.append(first if not tries else "second")
+            said = await ctx.call(refund, order=tries[-1])
+            if len(tries) == 1:
+                raise ConnectionError("not yet")
+            return {"seen": [said]}
+
+        graph = Graph("tries", Log)
+        graph.node(work, retry=Retry(attempts=2, base_s=0))
+        stage = Stage(MemoryStore(), graph.edge(START, work).edge(work, END)).tools(refund)
+        run = await stage.start()
+        await stage.drive(run)
+        assert len(tries) == 2
+        assert [args["order"] for _, args in stage.sandboxes.calls] == (
+            [first] if first == "first" else [first, "second"]
+        )
+        return await run.record()
+
+    stopped = run_async(played("first"))
+    assert stopped.status == "failed"
+    assert "asks for another call of tool 'refund'" in stopped.error
+    assert run_async(played("bad")).status == "succeeded"
 
 
 # --- people and time -----------------------------------------------------------------------------------------------
