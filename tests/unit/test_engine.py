@@ -11,18 +11,19 @@ import sys
 import time
 from datetime import timedelta
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import pytest
 from pydantic import AfterValidator, BaseModel
 
-from support.stage import Stage, YesPolicy
+from support.stage import HeldSandboxes, Stage, YesPolicy
 from support.waiting import run_async, wait_until_async
 from understudy import END, START, Command, Context, Graph, Retry, Send, ToolDenied, ToolError, append, tool
 from understudy.actors.blocking import BlockingContext
 from understudy.actors.calls import Asked, Granted, Refused
 from understudy.actors.errors import CallerError, Conflict, Fenced, InterruptExpired, StoreUnavailable
 from understudy.actors.events import counters_of
+from understudy.actors.inline_ports import InlineSandboxes
 from understudy.actors.memory import MemoryStore
 from understudy.actors.records import FINAL, RunRecord
 from understudy.cluster.client import Run, RunFailed, open_questions
@@ -621,6 +622,44 @@ def test_a_call_at_work_is_ended_only_if_the_run_does_not_want_it(how: str):
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert stage.sandboxes.aborted == (["pay"] if how == "cancelled" else [])
+
+    run_async(played())
+
+
+def test_a_call_at_work_is_waited_for_by_the_next_owner():
+    """Law 5: whoever takes the run up takes the receipt of that very call."""
+
+    async def played() -> None:
+        began, go = asyncio.Event(), asyncio.Event()
+
+        @tool
+        async def slow(order: str) -> str:
+            began.set()
+            await go.wait()
+            return f"paid {order}"
+
+        async def work(state: Log, ctx: Context) -> dict[str, Any]:
+            return {"seen": [await ctx.call(slow, order="A1")]}
+
+        stage = Stage(MemoryStore(), one_call(work))
+        sandboxes = InlineSandboxes(stage.store)
+        stage.sandboxes = cast(HeldSandboxes, sandboxes)
+        run = await stage.start()
+        dying = asyncio.ensure_future((await stage.driver(run)).drive())
+        await began.wait()
+        dying.cancel()
+        await asyncio.wait([dying])
+        await stage.crash(run)
+        driving = asyncio.ensure_future(stage.drive(run))
+        for _ in range(100):  # all the turns that it could want
+            await asyncio.sleep(0)
+        assert not driving.done()
+        assert [receipt.state for receipt in await stage.store.receipts(run.run_id)] == ["started"]
+        go.set()
+        assert await driving == "succeeded"
+        assert (await run.result(1)).seen == ["paid A1"]
+        kinds = await stage.kinds(run)
+        assert (kinds.count("tool_started"), kinds.count("tool_finished"), len(sandboxes.calls)) == (1, 1, 1)
 
     run_async(played())
 
