@@ -3,7 +3,7 @@
 import pytest
 
 from understudy.actors.errors import Fenced, NotFound
-from understudy.actors.records import Committed, Due, Event, Interrupt, run_id_on
+from understudy.actors.records import Commit, Committed, Due, Event, Interrupt, RunRecord, run_id_on
 from understudy.cluster.testing.conformance.suite import (
     T,
     World,
@@ -41,6 +41,51 @@ async def check_commit_moves_everything_at_once(world: World) -> None:
         '{"n": 1}',
         True,
     )
+
+
+async def check_the_commit_that_nearly_all_are_does_what_any_does(world: World) -> None:
+    """The end of a superstep after which the run goes on, with two events and one counter: stores have short ways for
+    it. Before it there are pending writes, an answered question and a crash; others try it, too soon and too late."""
+    store = await world.open()
+    run = await owned(store)
+    await store.commit(commit_of(run, writes={"t1": "[1]"}))
+    await store.commit(commit_of(run, seq=2, status="waiting", interrupts=(question(),)))
+    await store.resume(run.run_id, "i1", '"yes"', T + 2)
+    old = await store.claim(run.run_id, "one", 30.0, T + 3)
+    await store.requeue(run.run_id, old.epoch, T + 4, 0, [], {})
+    run = await store.claim(run.run_id, "two", 30.0, T + 5)
+    before = await store.load(run.run_id)
+    assert (before.writes, run.answers, len(run.interrupts)) == ({"t1": "[1]"}, {"i1": '"yes"'}, 1)
+    assert run.detected_at == T + 4
+
+    def step(owner: RunRecord, seq: int) -> Commit:
+        new = checkpoint(f"c{seq}", f"c{seq - 1}" if seq > 3 else "", seq, seq == 3)
+        events = (event("node_finished", node="a", seq=seq), event(seq=seq))
+        return commit_of(owner, at=T + seq, seq=seq, step=seq, checkpoint=new, events=events, counters={"nodes": 1})
+
+    with pytest.raises(Fenced):
+        await store.commit(step(old, 3))
+    with pytest.raises(AssertionError):
+        await store.commit(step(run, 4))
+    assert await store.load(run.run_id) == before
+    assert await store.commit(step(run, 3)) == Committed(duplicate=False, cancel_asked=False)
+    loaded = await store.load(run.run_id)
+    after = loaded.run
+    assert (after.status, after.seq, after.step, after.head, after.updated_at) == ("running", 3, 3, "c3", T + 3)
+    assert (after.detected_at, after.interrupts, after.answers, loaded.writes) == (0.0, (), {}, {})
+    await store.cancel(run.run_id, T + 4)
+    assert await store.commit(step(run, 4)) == Committed(duplicate=False, cancel_asked=True)
+    assert (await store.commit(step(run, 4))).duplicate
+    assert await store.commit(step(run, 5), step(run, 6)) == Committed(duplicate=False, cancel_asked=True)
+    noted = [(e.kind, e.data.get("seq")) for e in await store.events(run.run_id) if e.kind != "claimed"]
+    assert noted == [
+        ("answered", None),
+        *(("node_finished", 3), ("checkpoint", 3), ("cancel_asked", None)),
+        *((kind, seq) for seq in (4, 5, 6) for kind in ("node_finished", "checkpoint")),
+    ]
+    assert [row.checkpoint_id for row in (await store.load(run.run_id)).chain] == ["c3", "c4", "c5", "c6"]
+    counted = await store.counters()
+    assert (counted["nodes"], counted['checkpoint_commits_total{result="ok"}']) == (4.0, 6.0)
 
 
 async def check_a_commit_sent_twice_applies_once(world: World) -> None:
