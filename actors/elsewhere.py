@@ -43,8 +43,8 @@ async def lives(store: Store, sandbox: str, now: float) -> bool:
     """Whether the cluster that this sandbox belongs to gave a sign of life lately. (That its supervisor is dead says
     nothing: sandboxes outlive it, and the next one speaks for them. One from far ahead is from before a clock was set
     back; whoever lives has given another since.)"""
-    beats = (await store.beats()).values()
-    return any(abs(now - at) < SILENT_AFTER_S and sandbox in json.loads(data).get("sandboxes", ()) for at, data in beats)
+    signs = (json.loads(data) for at, data in (await store.beats()).values() if abs(now - at) < SILENT_AFTER_S)
+    return any(sandbox in sign.get("sandboxes", ()) for sign in signs)
 
 
 async def _wall_s(store: Store, receipt: Receipt) -> float:
