@@ -31,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where the tests are spread over processes, those on real Ray stay in two: they mostly wait, each for its cluster.
 
     The longer ones name the group "runs", those of servers without Ray "servers"; the others are the group "live".
+    Those of tests/escape are a group of their own, with a Ray for each user.
     """
     for item in items:
         if item.get_closest_marker("live") and not item.get_closest_marker("xdist_group"):

@@ -58,6 +58,10 @@ def open_for_writing(path: str) -> str:
     return stopped(lambda: os.close(os.open(path, os.O_WRONLY)))
 
 
+def each(attempt: Callable[[str], str], paths: list[str]) -> dict[str, str]:
+    return {path: attempt(path) for path in paths}
+
+
 def f03_list(path: str) -> list[str]:
     try:
         return sorted(os.listdir(path))
@@ -103,9 +107,30 @@ def f14_make_setuid() -> list[str]:
 
 
 def f14_become_root() -> list[str]:
-    """Through a program that everybody may execute as root. Who it then is; empty if it does not get there."""
-    done = subprocess.run(["/usr/bin/su", "-c", "id -u"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    return done.stdout.split()
+    """Through a program that everybody may execute as root: who it is while it waits for a password, where that can be
+    seen, and who its own program would be."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["/usr/bin/su", "-c", "id -u"], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as su:
+        assert su.stderr is not None
+        su.stderr.read(1)  # it asks, or has given up: it is itself by now
+        status = Path(f"/proc/{su.pid}/status")
+        row = (
+            next((row for row in status.read_text().splitlines() if row.startswith("Uid:")), "")
+            if readable(status)
+            else ""
+        )
+        output, _ = su.communicate("")
+    return [*({*row.split()[1:]} - {str(os.getuid())}), *output.split()]
+
+
+def readable(path: Path) -> bool:
+    return read(str(path)) == DONE
+
+
+def f18_kernel_addresses() -> list[str]:
+    """Those that /proc tells; zero says nothing."""
+    path = Path("/proc/kallsyms")
+    return sorted({row.split()[0].strip("0") for row in path.open()})[:3] if readable(path) else [""]
 
 
 def f15_open_by_handle() -> str:
@@ -135,24 +160,31 @@ def p03_processes() -> int:
     return len([pid for pid in f03_list("/proc") if pid.isdigit()])
 
 
-def p04_ptrace(pid: int) -> str:
-    return call(101, 117, 16, pid, 0, 0)
+def p_into(pids: list[int]) -> dict[str, list[str]]:
+    """What one would do to get hold of other processes."""
+    return {
+        "p04 ptrace": [call(101, 117, 16, pid, 0, 0) for pid in pids],
+        "p05 process_vm_readv": [call(310, 270, pid, 0, 0, 0, 0, 0) for pid in pids],
+        "p06 mem": [open_for_writing(f"/proc/{pid}/mem") for pid in pids],
+        "p07 pidfd_getfd": [p07_take_a_descriptor(pid) for pid in pids],
+        "p08 kill": [p08_signal(pid) for pid in pids],
+        "p09 prlimit": [call(302, 261, pid, 7, 0, 0) for pid in pids],
+    }
 
 
-def p05_read_memory_of(pid: int) -> str:
-    return call(310, 270, pid, 0, 0, 0, 0, 0)
-
-
-def p07_take_a_descriptor() -> str:
+def p07_take_a_descriptor(pid: int) -> str:
+    """Of a process that one can open; else of whatever has that number here."""
+    with contextlib.suppress(OSError):
+        fd = os.pidfd_open(pid)
+        try:
+            return call(438, 438, fd, 0, 0)
+        finally:
+            os.close(fd)
     return call(438, 438, 0, 0, 0)
 
 
 def p08_signal(pid: int) -> str:
     return stopped(lambda: os.kill(pid, 0))
-
-
-def p09_limits_of_the_first() -> str:
-    return call(302, 261, 1, 7, 0, 0)
 
 
 def p10_descriptors() -> list[str]:
@@ -235,8 +267,9 @@ def k21_capabilities_to_come() -> list[str]:
     ]
 
 
-def k23_unshare_program() -> int:
-    return subprocess.run(["/usr/bin/unshare", "-Ur", "true"], capture_output=True).returncode
+def k23_unshare_program(how: str) -> str:
+    """What the filter binds, it binds in what is started, too."""
+    return subprocess.run(["/usr/bin/unshare", how, "true"], capture_output=True, text=True).stderr
 
 
 def k24_status() -> list[int]:
@@ -430,6 +463,18 @@ def r15_crash() -> None:
     ctypes.string_at(1)
 
 
+def r15_dump_core() -> list[str]:
+    """Whether the kernel wrote what a child had in memory, and what it left here."""
+    import resource
+
+    with contextlib.suppress(ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    pid = os.fork()
+    if pid == 0:
+        r15_crash()
+    return [str(os.WCOREDUMP(os.waitpid(pid, 0)[1])), *f03_list(".")]
+
+
 def r16_raise_limits() -> str:
     import resource
 
@@ -572,11 +617,6 @@ def b12_answer_through_a_child(token: str) -> None:
     """A child that holds the way back open, so that its end is never seen."""
     if os.fork() == 0:
         os.execv("/usr/bin/sleep", ["sleep", token])
-
-
-def b13_unshare_in_a_child() -> int:
-    """What the filter binds, it binds in what is started, too."""
-    return subprocess.run(["/usr/bin/unshare", "-Urmp", "true"], capture_output=True).returncode
 
 
 def b14_user_namespaces_left() -> str:

@@ -1,33 +1,32 @@
-"""The probes of the study that the sandbox was built from, and our own, each with the attempt in which it is made.
+"""The probes of the study that the sandbox was built from, and our own, each with the attempts in which it is made.
 
 An attempt is a test, named as in the table (`grid.py`); many make several probes in one call. A probe counts as
 contained where each of its attempts is.
 """
 
-OF_THE_STUDY: dict[str, tuple[str, str]] = {
-    "f01": ("read /etc/shadow", "the machines files are not readable (/etc/shadow)"),
+Tiers = tuple[str, ...]
+
+OF_THE_STUDY: dict[str, tuple[str, ...]] = {
+    "f01": ("read /etc/shadow", "the machines files are not readable"),
     "f02": ("read another run's file", "another runs file is not there"),
     "f03": ("list /root, /home, sibling runs", "homes hold only the interpreter"),
     "f04": ("drop a .pth into the packages", "packages cannot be changed"),
-    "f05": ("write /usr/lib", "nothing new appears outside the working folder (/usr/lib/new)"),
+    "f05": ("write /usr/lib", "nothing new appears outside the working folder"),
     "f06": ("write to the host's /tmp", "another runs file is not there"),
     "f07": ("read another run's file through a link", "another runs file is not there"),
     "f08": ("hard-link a program into the own folder", "packages cannot be changed"),
     "f09": ("walk through /proc/PID/root and cwd", "another runs file is not there"),
-    "f10": (
-        "open core_pattern for writing",
-        "nothing of the machine can be opened for writing (/proc/sys/kernel/core_p",
-    ),
-    "f11": ("write sysrq-trigger", "nothing of the machine can be opened for writing (/proc/sysrq-trigger)"),
+    "f10": ("open core_pattern for writing", "nothing of the machine can be opened for writing"),
+    "f11": ("write sysrq-trigger", "nothing of the machine can be opened for writing"),
     "f12": ("open devices", "devices are harmless"),
     "f13": ("make a block device", "devices are harmless"),
     "f14": ("execute a setuid program of root's", "a setuid program gives nothing"),
     "f15": ("open_by_handle_at", "the kernel refuses"),
     "f16": ("chroot", "the kernel refuses"),
-    "f17": ("write in /sys", "the kernels own files are closed (/sys/kernel/x)"),
-    "f18": ("read kcore, kmsg, kallsyms", "the machines files are not readable (/proc/k"),
+    "f17": ("write in /sys", "the kernels own files are closed"),
+    "f18": ("read kcore, kmsg, kallsyms", "the machines files are not readable", "the kernels addresses are not told"),
     "p01": ("secrets in the own environment", "the environment is clean"),
-    "p02": ("secrets in the launcher's environment", "the environment is clean"),
+    "p02": ("secrets in the launcher's environment", "the environment is clean", "rays own is not there"),
     "p03": ("list the host's processes", "other processes are not there"),
     "p04": ("ptrace", "other processes are not there"),
     "p05": ("process_vm_readv", "other processes are not there"),
@@ -70,7 +69,7 @@ OF_THE_STUDY: dict[str, tuple[str, str]] = {
     "k16": ("the kernel's log", "the kernel refuses"),
     "k17": ("sethostname", "the kernel refuses"),
     "k18": ("set the clock", "the kernel refuses"),
-    "k19": ("leave the cgroup", "the kernels own files are closed (/sys/fs/cgroup/"),
+    "k19": ("leave the cgroup", "the kernels own files are closed", "the kernel refuses"),
     "k20": ("mount another /proc", "the kernel refuses"),
     "k21": ("capabilities", "nothing privileged is left"),
     "k22": ("execute from a memfd", "the kernel refuses"),
@@ -89,13 +88,13 @@ OF_THE_STUDY: dict[str, tuple[str, str]] = {
     "r12": ("ignore every signal", "the deadline ends everything (r12"),
     "r13": ("close everything and hang", "the deadline does not need open pipes"),
     "r14": ("leave a daemon behind", "a daemon ends with its call"),
-    "r15": ("crash with a core dump", "a crash is told"),
+    "r15": ("crash with a core dump", "a crash is told", "a crash leaves no core"),
     "r16": ("raise limits", "limits cannot be raised"),
     "r17": ("raise the own priority", "priority and locked memory are bounded"),
     "r18": ("lock memory", "priority and locked memory are bounded"),
 }
 
-OUR_OWN: dict[str, tuple[str, str]] = {
+OUR_OWN: dict[str, tuple[str, ...]] = {
     "o01": ("change files outside by name: mode, owner, times", "a file outside cannot be changed by its name"),
     "o02": ("watch names outside", "names outside cannot be watched"),
     "o03": ("kill everybody, stop the first", "killing everybody kills nobody else"),
@@ -119,13 +118,20 @@ OUR_OWN: dict[str, tuple[str, str]] = {
     "o21": ("an answer that is cut off, or of another kind", "a forged answer is an error"),
     "o22": ("an answer that is too large", "a large answer is refused"),
     "o23": ("folders too deep or closed to be removed", "no folder is too deep or too closed to be removed"),
-    "o24": ("connections of the machine, from /proc/net", "the kernels own files are closed (/proc/self/net/tcp)"),
+    "o24": ("connections of the machine, from /proc/net", "the kernels own files are closed"),
     "o25": ("more memory at once than a look can see", "memory that is taken all at once is bounded"),
     "o26": ("past the proxy, or through it elsewhere", "the proxy refuses what leads elsewhere"),
     "o27": ("take the proxy's place", "the proxys place cannot be taken and other ports are harmless"),
     "o28": ("a lie about changed files", "a reply that lies is refused"),
     "o29": ("a link in a granted folder", "a link in a granted folder leads nowhere new"),
+    "o30": ("Ray's sockets, ports, logs and names", "rays own is not there"),
 }
-"""Some only in tiers that have what they are about: network, or granted files."""
 
 ALL = OF_THE_STUDY | OUR_OWN
+
+GRANTING: Tiers = ("landlock", "cold")
+"""Tiers that can bring files of the host in."""
+NETWORKED: Tiers = ("zygote", "cold")
+"""Tiers that can give network."""
+ONLY_IN = {"o16": GRANTING, "o26": NETWORKED, "o27": NETWORKED, "o29": GRANTING}
+"""Elsewhere there is nothing that these are about."""

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from escape import attempts
 from escape.conftest import TIERS, folders_of
-from escape.places import USERS, Place, Raised, Worker, places_of, processes_with
+from escape.places import Place, places_of, processes_with
+from escape.workers import USERS, Raised, Worker
 
 from support.processes import is_alive
 from support.waiting import wait_until

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from escape import attempts
-from escape.places import CANARY, Place, limited, processes_with
+from escape.places import Place, limited, processes_with
+from escape.workers import CANARY
 
 from understudy.actors.sandbox.landlock import MEANWHILE
 from understudy.policies.profile import Profile
@@ -41,29 +42,33 @@ def test_another_runs_file_is_not_there(sandbox: Place, secret: str) -> None:
     assert sandbox.tried(attempts.f09_walk_through_proc, path=secret) == "ENOENT"
 
 
-@pytest.mark.parametrize("path", ["/etc/shadow", "/etc/passwd", "/proc/kcore", "/dev/kmsg", "/sys/kernel/notes"])
-def test_the_machines_files_are_not_readable(sandbox: Place, path: str) -> None:
-    assert sandbox.tried(attempts.read, path=path) in ("ENOENT", "EACCES", "EPERM")
+def test_the_machines_files_are_not_readable(sandbox: Place) -> None:
+    paths = ["/etc/shadow", "/etc/passwd", "/proc/kcore", "/dev/kmsg", "/sys/kernel/notes"]
+    told = sandbox.tried(functools.partial(attempts.each, attempts.read), paths=paths)
+    assert set(told.values()) <= {"ENOENT", "EACCES", "EPERM"}, told
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
+def test_the_kernels_addresses_are_not_told(sandbox: Place) -> None:
+    assert sandbox.tried(attempts.f18_kernel_addresses) == [""]
+
+
+def test_nothing_of_the_machine_can_be_opened_for_writing(sandbox: Place) -> None:
+    paths = [
         "/proc/sys/kernel/core_pattern",  # what it names is executed by root on the host
         "/proc/sysrq-trigger",
         "/proc/1/mem",  # bubblewrap's own process; who writes it could outlive the call
         "/proc/self/mem",
         "/proc/self/oom_score_adj",
         "/usr/bin/env",
-    ],
-)
-def test_nothing_of_the_machine_can_be_opened_for_writing(sandbox: Place, path: str) -> None:
-    assert sandbox.tried(attempts.open_for_writing, path=path) in ("EROFS", "EACCES", "ETXTBSY", "ENOENT")
+    ]
+    told = sandbox.tried(functools.partial(attempts.each, attempts.open_for_writing), paths=paths)
+    assert set(told.values()) <= {"EROFS", "EACCES", "ETXTBSY", "ENOENT"}, told
 
 
-@pytest.mark.parametrize("path", ["/new", "/usr/lib/new", "/etc/new", "/dev/new", "/proc/new", "/root/new"])
-def test_nothing_new_appears_outside_the_working_folder(sandbox: Place, path: str) -> None:
-    assert sandbox.tried(attempts.write, path=path) in ("EROFS", "ENOENT", "EACCES")
+def test_nothing_new_appears_outside_the_working_folder(sandbox: Place) -> None:
+    paths = ["/new", "/usr/lib/new", "/etc/new", "/dev/new", "/proc/new", "/root/new", "/var/tmp/new"]
+    told = sandbox.tried(functools.partial(attempts.each, attempts.write), paths=paths)
+    assert set(told.values()) <= {"EROFS", "ENOENT", "EACCES"}, told
 
 
 def test_packages_cannot_be_changed(sandbox: Place) -> None:
@@ -72,12 +77,11 @@ def test_packages_cannot_be_changed(sandbox: Place) -> None:
 
 
 def test_homes_hold_only_the_interpreter(sandbox: Place) -> None:
-    for folder in ("/home", "/tmp"):
+    for folder in ("/home", "/tmp", "/root"):
         shown = sandbox.shown_below(folder)
         expected = [shown] if folder == "/tmp" else [shown, ["ENOENT"]]
         listed = sandbox.tried(attempts.f03_list, path=folder)
         assert listed == ["EACCES"] if sandbox.tier == "landlock" else listed in expected
-    assert ".ray" not in sandbox.tried(attempts.f03_list, path=os.path.expanduser("~"))
 
 
 def test_devices_are_harmless(sandbox: Place) -> None:
@@ -118,16 +122,13 @@ def test_the_environment_is_clean(sandbox: Place) -> None:
 
 
 def test_other_processes_are_not_there(sandbox: Place) -> None:
+    """Neither the first, nor the worker, nor the one who looks."""
     alone = sandbox.tier != "landlock"
     assert sandbox.tried(attempts.p03_processes) == (2 if alone else 0)
-    assert sandbox.tried(attempts.p08_signal, pid=os.getpid()) == ("ESRCH" if alone else "EPERM")
-    assert sandbox.tried(attempts.p08_signal, pid=sandbox.worker.process.pid) == ("ESRCH" if alone else "EPERM")
-    assert sandbox.tried(attempts.p04_ptrace, pid=1) == "EPERM"
-    assert sandbox.tried(attempts.p05_read_memory_of, pid=1) == "EPERM"
-    memory = f"/proc/{sandbox.worker.process.pid}/mem"
-    assert sandbox.tried(attempts.open_for_writing, path=memory) == ("ENOENT" if alone else "EACCES")
-    assert sandbox.tried(attempts.p07_take_a_descriptor) == "EPERM"
-    assert sandbox.tried(attempts.p09_limits_of_the_first) == "EPERM"
+    told = sandbox.tried(attempts.p_into, pids=[1, sandbox.worker.pid, os.getpid()])
+    assert told.pop("p08 kill")[1:] == (["ESRCH", "ESRCH"] if alone else ["EPERM", "EPERM"])
+    assert told.pop("p06 mem")[1:] == (["ENOENT", "ENOENT"] if alone else ["EACCES", "EACCES"])
+    assert {word for words in told.values() for word in words} == {"EPERM"}, told
 
 
 def test_only_its_own_descriptors_are_open(sandbox: Place) -> None:
@@ -199,6 +200,9 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "f15 open_by_handle_at": (304, 265, -100, 0, 0),
     "f16 chroot": (161, 51, b"/tmp"),
     "i01 shmget": (29, 194, 0, 4096, 0o1600),
+    "i01 shmat": (30, 196, 0, 0, 0),
+    "i01 semget": (64, 190, 0, 1, 0o1600),
+    "i01 msgget": (68, 186, 0, 0o1600),
     "i02 mq_open": (240, 180, b"q", 0o102, 0o600, 0),
     "i03 add_key": (248, 217, b"user", b"k", b"v", 1, -4),
     "i03 keyctl": (250, 219, 0, -4, 0),
@@ -256,7 +260,7 @@ def test_no_namespace_is_made(sandbox: Place) -> None:
 
 def test_clone3_looks_absent_so_that_libc_falls_back(sandbox: Place) -> None:
     assert sandbox.tried(attempts.k02_clone3) == "ENOSYS"
-    assert sandbox.tried(attempts.k23_unshare_program) != 0
+    assert "Operation not permitted" in sandbox.tried(attempts.k23_unshare_program, how="-Ur")
 
 
 def test_nothing_privileged_is_left(sandbox: Place) -> None:
@@ -267,7 +271,7 @@ def test_nothing_privileged_is_left(sandbox: Place) -> None:
 
 
 def test_terminals_get_no_keystrokes(sandbox: Place) -> None:
-    assert sandbox.tried(attempts.k25_terminal_input) in ("EPERM", "ENOTTY")
+    assert sandbox.tried(attempts.k25_terminal_input) == "EPERM"  # of any descriptor, before it is looked at
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="x32 exists on x86_64 only")
@@ -384,6 +388,12 @@ def test_a_crash_is_told(sandbox: Place) -> None:
     outcome = sandbox.outcome(attempts.r15_crash)
     assert (outcome.kind, "SIGSEGV" in outcome.error) == ("killed", True), outcome
     assert sandbox.outcome(attempts.c_kill_me).kind == "killed"
+
+
+def test_a_crash_leaves_no_core(sandbox: Place) -> None:
+    written, *files = sandbox.tried(attempts.r15_dump_core)
+    assert written == "False"
+    assert not [name for name in files if "core" in name]
 
 
 def test_limits_cannot_be_raised(sandbox: Place) -> None:

@@ -19,7 +19,7 @@ NETWORKED = ("zygote", "cold")
 
 @pytest.fixture(params=places_of(NETWORKED), ids=_name)
 def sandbox(request, workers, owned):  # type: ignore[no-untyped-def]
-    """Every tier that can give network. In the end the worker has as many descriptors open as before."""
+    """Every tier that can give network."""
     yield from _place(request, workers, owned, _plain_spare_waits)
 
 

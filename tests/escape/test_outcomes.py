@@ -12,7 +12,8 @@ import pytest
 from escape import ends
 from escape.conftest import TIERS
 from escape.ends import PRINTED
-from escape.places import USERS, Place, limited, places_of, processes_with
+from escape.places import Place, limited, places_of, processes_with
+from escape.workers import USERS
 
 from support.waiting import wait_until
 from understudy.actors.outcome import OUTCOME_KINDS, OutcomeKind

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from escape.places import USERS, Worker
+from escape.workers import USERS, Worker
 
 from understudy.actors.sandbox import launcher
 

@@ -102,7 +102,7 @@ def test_what_has_answered_is_gone_soon(token: str) -> None:
     """A child that ignores what it can, and works on; the call does not wait until the kernel has cleaned up."""
 
     async def scenario() -> None:
-        backend, at_first = ZygoteBackend(spares=1), set(watch.tree(os.getpid()))
+        backend, at_first = ZygoteBackend(spares=1), zygotes()
         try:
             staying = ToolCall("k", "t", by_value(attempts.b21_answer_and_work_on), {"token": token})
             outcome = await backend.execute(staying, Profile())
@@ -111,7 +111,7 @@ def test_what_has_answered_is_gone_soon(token: str) -> None:
             assert processes_with(token) == []
         finally:
             await backend.close()
-        assert set(watch.tree(os.getpid())) <= at_first
+        assert zygotes() <= at_first
 
     run_async(scenario())
 

@@ -1,18 +1,24 @@
-"""A worker that makes sandboxed calls for tests: JSON lines in, JSON lines out. Run by `places.py`, as any user.
+"""A worker that makes sandboxed calls for tests: JSON lines come and go by a socket. Run by `workers.py`, as any user.
 
-It stands for the process of a sandbox actor, and dies as such a process does: killed, at any moment.
+It stands in an actor of Ray's, as sandbox actors do; or in a process that only stands for one, for tests in which it is
+killed. It dies as those do: at any moment.
 """
 
 import asyncio
 import base64
+import collections
 import dataclasses
 import json
 import os
+import re
+import shutil
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from understudy.actors.outcome import ToolCall, ToolCode
+from understudy.actors.sandbox import cgroup
 from understudy.actors.sandbox.backend import Backend, IsolationUnavailable
 from understudy.actors.sandbox.runtime import this_runtime
 from understudy.actors.sandbox.tiers import Tiers, all_tiers
@@ -21,18 +27,27 @@ from understudy.actors.sandbox.zygote import ZygoteBackend
 from understudy.policies.profile import Limits, Profile
 
 SPARES = 1
+LINE_MOST = 1 << 26
+OBJECT_STORE_BYTES = 80 << 20
+TCP_ESTABLISHED = 1
 
 
 class Worker:
-    def __init__(self) -> None:
+    def __init__(self, **hello: Any) -> None:
+        """`hello`: what the tests are told of where it stands."""
+        self._hello = hello
         self._backends: dict[str, Backend] = {backend.tier: backend for backend in all_tiers(SPARES)}
         self._tried: set[str] = set()
         self._calls: dict[int, asyncio.Task[None]] = {}
 
-    async def serve(self) -> None:
-        os.set_inheritable(os.open("/proc/self/status", os.O_RDONLY), True)  # as Ray's workers have many
-        lines = asyncio.StreamReader(limit=1 << 26)
-        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    async def is_up(self) -> bool:
+        return True
+
+    async def serve(self, path: str) -> None:
+        """Until the tests hang up."""
+        os.set_inheritable(os.open("/proc/self/status", os.O_RDONLY), True)  # Ray's workers have many; see `p10`
+        lines, self._out = await asyncio.open_unix_connection(path, limit=LINE_MOST)
+        self._say({"pid": os.getpid(), **self._hello})
         while line := await lines.readline():
             wanted = json.loads(line)
             task = asyncio.ensure_future(self._answer(wanted))
@@ -43,6 +58,9 @@ class Worker:
                     await asyncio.sleep(0.0002)
                 task.cancel()
 
+    def _say(self, answer: dict[str, Any]) -> None:
+        self._out.write(json.dumps(answer).encode() + b"\n")
+
     async def _answer(self, wanted: dict[str, Any]) -> None:
         try:
             answer = await getattr(self, "do_" + wanted["do"])(wanted)
@@ -50,7 +68,7 @@ class Worker:
             answer = {"raised": "CancelledError", "printed": seen_by(error).printed}
         except Exception as error:
             answer = {"raised": type(error).__name__, "words": str(error)}
-        print(json.dumps({"id": wanted["id"], **answer}), flush=True)
+        self._say({"id": wanted["id"], **answer})
 
     async def do_call(self, wanted: dict[str, Any]) -> dict[str, Any]:
         code = ToolCode(ref=wanted["ref"], blob=base64.b64decode(wanted["blob"]))
@@ -84,15 +102,47 @@ class Worker:
     async def do_shown(self, wanted: dict[str, Any]) -> dict[str, Any]:
         return {"places": [place for _, place in this_runtime().folders]}
 
-    async def do_descriptors(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Once the tier has made a first call, and as many spares wait as should."""
+    async def do_holds(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Descriptors and cgroups, by kind. Once the tier has made a first call, and as many spares wait as should."""
         backend = self._backends[wanted["tier"]]
         if wanted["tier"] not in self._tried:
             await backend.preflight()
             self._tried.add(wanted["tier"])
         if isinstance(backend, ZygoteBackend):
             await until(lambda: backend.waiting >= SPARES and not backend.leaving)
-        return {"count": len(os.listdir("/proc/self/fd"))}
+        held = {**collections.Counter(kinds()), "cgroup of a call": cells()}
+        return {"held": held, **await self.do_shown(wanted)}
+
+
+def kinds() -> list[str]:
+    """What each descriptor of this process leads to, without numbers that differ.
+
+    Ray's own connections come and go, and all have somebody at the other end; of ours, that of a test has gone away.
+    """
+    found = []
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            kind = re.sub(r":\[\d+\]$", "", os.readlink(f"/proc/self/fd/{fd}"))
+            if kind != "socket" or not is_connected(fd):
+                found.append(kind)
+        except OSError:  # it was closed between two looks
+            continue
+    return found
+
+
+def is_connected(fd: int) -> bool:
+    with socket.socket(fileno=os.dup(fd)) as same:
+        if same.family not in (socket.AF_INET, socket.AF_INET6) or same.type != socket.SOCK_STREAM:
+            return False
+        return same.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_ESTABLISHED
+
+
+def cells() -> int:
+    """Cgroups of calls that there are of this process."""
+    made, _told = cgroup.cells_here()
+    made.remove(None)  # those that the kernel was not done with yet
+    place = made._place
+    return sum(f"-{os.getpid()}-" in name for name in os.listdir(place.path)) if place is not None else 0
 
 
 async def until(fulfilled: Callable[[], bool]) -> None:
@@ -106,5 +156,41 @@ def profile_of(data: dict[str, Any]) -> Profile:
     return Profile(**lists, limits=Limits(**data["limits"]), tier=data["tier"])
 
 
+def serve_in_ray(path: str, folder: str) -> None:
+    """As a driver of Ray's, with the worker in an actor; it ends all of that when its standard input ends. Killed, its
+    guard does: Ray would leave some of its own behind."""
+    import ray
+
+    from understudy.cluster.guard import Guard
+    from understudy.cluster.lean_ray import without_extras
+
+    guard = Guard()
+    with without_extras():
+        ray.init(
+            address="local",
+            num_cpus=0,  # so that it starts no worker but the actor's
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=folder,
+        )
+    node = ray._private.worker._global_node
+    place = {"session": node.get_session_dir_path(), "gcs": ray.get_runtime_context().gcs_address}
+    actor = ray.remote(Worker).options(num_cpus=0, max_restarts=0).remote(**place)
+    ray.get(actor.is_up.remote())  # and so are Ray's agents, which the guard has to know
+    guard.watch_over(started.process.pid for several in node.all_processes.values() for started in several)
+    serving = actor.serve.remote(path)
+    sys.stdin.read()
+    del serving
+    ray.shutdown()
+    guard.end()
+    shutil.rmtree(folder, ignore_errors=True)  # whoever started this may be dead
+
+
 if __name__ == "__main__":
-    asyncio.run(Worker().serve())
+    if sys.argv[2:]:
+        serve_in_ray(*sys.argv[1:])
+    else:
+        asyncio.run(Worker().serve(sys.argv[1]))
