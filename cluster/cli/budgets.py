@@ -102,7 +102,7 @@ def _show(found: "list[tuple[str, Account]]") -> None:
     from understudy.cluster.budgets import amounts_of, is_counted
     from understudy.policies.budget import UNITS
 
-    table = plain_table("ACCOUNT", "UNIT", "SPENT", "HELD", "LIMIT", "LEFT", "THEN")
+    table = plain_table("ACCOUNT", "UNIT", "SPENT", "HELD", "LIMIT", "LEFT", "THEN", yields="ACCOUNT", fold=True)
     for name, account in found:
         for place, unit in enumerate(unit for unit in UNITS if is_counted(account, unit)):
             amounts = amounts_of(account, unit)

@@ -170,7 +170,7 @@ def _list(beyond: Sequence[Beyond], mode: Any) -> None:
     if not beyond:
         say("nothing that this run did to the world lies beyond it", "dim")
         return
-    table: Table = plain_table("PLACE", "STANDING", "CALL", f"WITH --effects {mode}")
+    table: Table = plain_table("PLACE", "STANDING", "CALL", f"WITH --effects {mode}", yields="CALL")
     for told in beyond:
         call = short(told.call or told.name, 50)
         table.add_row(told.place, _standing(told.standing), call, "it " + told.would(mode))

@@ -44,7 +44,7 @@ async def grants(here: Here, run: RunId, as_json: Json = False) -> None:
     if not listed:
         say(f"run {found.run_id} has no grant in force", "dim")
         return
-    table = plain_table("CALL", "WHAT", "RULE", "STATE", "GRANT")
+    table = plain_table("CALL", "WHAT", "RULE", "STATE", "GRANT", yields="WHAT")
     for each in listed:
         state = "at work" if each.at_work else f"good for {span(each.expires_at - now)}"
         by = f"{each.rule}, approved" if each.approved else each.rule

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -30,6 +32,9 @@ class Typed(Protocol):
     def __call__(self, *words: str) -> str: ...
 
 
+GAP = 2
+"""Blanks between two columns."""
+YIELDING_MIN = 8
 LAST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 """No date is written for what is later."""
 
@@ -167,21 +172,42 @@ def status_text(status: str) -> Text:
     return Text(status, style=STYLES.get(status, ""))
 
 
-def plain_table(*columns: str) -> Table:
-    """A table without lines; what does not fit is cut, not wrapped."""
-    headed = any(columns)
-    table = Table(
-        box=None, pad_edge=False, show_header=headed, header_style="bold", show_edge=False, padding=(0, 2, 0, 0)
-    )
-    for name in columns:
-        right = name in ("STEP", "RESTARTS", "PID", "RUNS")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
-    return table
+class PlainTable(Table):
+    """A table without lines. Where it is too wide, one column gives way, and the others are whole."""
+
+    def __init__(self, columns: Sequence[str], yields: str, fold: bool) -> None:
+        style = {"box": None, "pad_edge": False, "show_edge": False, "header_style": "bold"}
+        super().__init__(**style, show_header=any(columns), padding=(0, GAP, 0, 0))  # type: ignore[arg-type]
+        for name in columns:
+            right = name in ("STEP", "RESTARTS", "PID", "RUNS")
+            self.add_column(name, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
+        self._yielding = self.columns[columns.index(yields) if yields else -1]
+        if fold:
+            self._yielding.no_wrap, self._yielding.overflow = False, "fold"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        others = [column for column in self.columns if column is not self._yielding]
+        taken = sum(max(_width(cell) for cell in (column.header, *column.cells)) + GAP for column in others)
+        self._yielding.max_width = max(YIELDING_MIN, options.max_width - taken - GAP)
+        return super().__rich_console__(console, options)
+
+
+def _width(cell: RenderableType) -> int:
+    return cell.cell_len if isinstance(cell, Text) else cell_len(str(cell))
+
+
+def plain_table(*columns: str, yields: str = "", fold: bool = False) -> Table:
+    """A table without lines; what does not fit is cut.
+
+    Args:
+        yields: the column that is cut where the screen is too narrow; default: the last one.
+        fold: whether it is folded instead, for what is to be copied.
+    """
+    return PlainTable(columns, yields, fold)
 
 
 def runs_table(records: Iterable[RunRecord], notes: Mapping[str, str], now: float) -> Table:
     table = plain_table("RUN", "GRAPH", "STATUS", "STEP", "RESTARTS", "AGE", "NOTE")
-    table.columns[0].min_width = 20
     for record in records:
         table.add_row(
             record.run_id,

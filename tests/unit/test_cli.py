@@ -1,6 +1,7 @@
 """The command line without Ray: what is printed where, with which exit status, and what a person can type next."""
 
 import asyncio
+import io
 import json
 import shlex
 import subprocess
@@ -12,6 +13,8 @@ from typing import Annotated, Any, TypeVar
 
 import pytest
 from pydantic import BaseModel
+from rich.table import Table
+from rich.text import Text
 from typer.testing import CliRunner, Result
 
 from support.servers import promtool_check_metrics
@@ -24,7 +27,8 @@ from understudy.actors.records import STATUSES
 from understudy.actors.store import Store
 from understudy.cluster.cli import demo, files, forking, machine, policy, reading, running  # noqa: F401 (they register commands)
 from understudy.cluster.cli.command import Here, app
-from understudy.cluster.cli.view import clock, event_line, iso, moment, short, span
+from understudy.cluster.cli.screen import Screen
+from understudy.cluster.cli.view import clock, event_line, iso, moment, plain_table, short, span
 from understudy.cluster.client import Run
 from understudy.cluster.settings import read_settings
 from understudy.cluster.stores import open_store
@@ -665,6 +669,23 @@ def test_a_time_beyond_all_dates_is_told_all_the_same() -> None:
     assert iso(1e15) == "9999-01-01T00:00:00.000Z"
     assert moment(1e15).startswith(("9999-01", "9998-12"))
     assert iso(0.0) is None
+
+
+def test_on_a_narrow_screen_one_column_gives_way() -> None:
+    def shown(table: Table, width: int) -> str:
+        screen = Screen(io.StringIO(), width)
+        screen.print(table)
+        return "".join(f"{line.rstrip()}\n" for line in screen.file.getvalue().splitlines())  # type: ignore[attr-defined]
+
+    table = plain_table("RUN", "STATUS", "NOTE")
+    table.add_row("r1f-43389196dc364985", Text("succeeded"), "asks: " + "x" * 100)
+    assert shown(table, 60) == (
+        f"RUN                   STATUS     NOTE\nr1f-43389196dc364985  succeeded  asks: {'x' * 18}…\n"
+    )
+    assert "x" * 100 in shown(table, 200)
+    table = plain_table("ACCOUNT", "LEFT", yields="ACCOUNT", fold=True)
+    table.add_row("tenant/acme/run/shop", "7")
+    assert shown(table, 20) == "ACCOUNT       LEFT\ntenant/acme/  7\nrun/shop\n"
 
 
 def test_short_is_one_line_and_else_as_it_is() -> None:
