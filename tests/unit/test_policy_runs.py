@@ -421,8 +421,9 @@ def test_a_long_log_is_read_to_its_end_and_then_only_continued() -> None:
         assert read[2] > PAGE
         await run.resume("yes")
         assert await scene.stage.drive(run) == "succeeded"
+        read.clear()  # at its end the run looks for children that it is to tell
         for _ in range(2):
             assert (await histories.of(run.run_id)).own.marks == {"secret"}
-        assert len(read) == 4, "a log that has ended is not read again"
+        assert len(read) == 1, "a log that has ended is not read again"
 
     run_async(played())
