@@ -14,6 +14,8 @@ from typer.testing import CliRunner, Result
 from support.stage import Stage, YesPolicy
 from understudy import END, START, Context, Graph, append, open_store, tool
 from understudy.actors.calls import Asked, Granted, Verdict
+from understudy.actors.outcome import Outcome
+from understudy.actors.records import Receipt
 from understudy.cluster.cli import forking, reading, running  # noqa: F401 (they register commands)
 from understudy.cluster.cli.command import app
 from understudy.cluster.client import Run
@@ -187,3 +189,28 @@ def test_a_fork_is_looked_at_first_and_asks_what_can_be_typed(cli: Cli, url: str
     quick = document(cli("fork", run_id, "--at", at, "--effects", "reuse", "--json"))["run_id"]
     drive(url, graph, quick)
     assert notes(cli, quick) == notes(cli, run_id)
+
+
+async def fail(state: Bill, ctx: Context) -> dict[str, Any]:
+    outcome = await ctx.outcome(broke, order=state.order)
+    return {"notes": [outcome.kind]}
+
+
+@tool
+def broke(order: str) -> str:
+    raise ValueError("no money")
+
+
+def test_the_ledger_says_how_what_did_not_go_well_has_ended(cli: Cli, url: str) -> None:
+    run_id = drive(url, graph_of(fail))
+    assert notes(cli, run_id) == ["begun", "error"]
+    (told,) = document(cli("effects", run_id, "--json"))
+    assert (told["standing"], told["outcome"]["kind"]) == ("failed", "error")
+    assert told["outcome"]["error"] == "ValueError: no money"
+    shown = cli("effects", run_id).stdout
+    assert "error: ValueError: no money" in shown
+    printed = Outcome("killed", error="by a\nsignal", printed="".join(f"line {n}\n" for n in range(20)))
+    receipt = Receipt("k", run_id, "", "task", "broke", "d", "done", "sandbox-0", "t", place="1/0/fail/broke/0")
+    lines = forking._how_it_ended(receipt, printed).plain.strip().splitlines()
+    assert lines[0] == "1/0/fail/broke/0  killed: by a signal"
+    assert lines[1:] == [f"  | line {n}" for n in range(20 - forking.PRINTED_LINES, 20)]
