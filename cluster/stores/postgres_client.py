@@ -30,7 +30,7 @@ CONNECTIONS_MAX = 4
 
 SETTINGS = "SET search_path TO understudy; SET plan_cache_mode = force_generic_plan; SET jit = off"
 """Whatever is asked finds its rows by a key, so one plan does for all values; to make one takes as long as ten commits.
-And nothing of it is so much work that it pays to compile it."""
+(But for threads_sweep, which says so.) And nothing of it is so much work that it pays to compile it."""
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 R = TypeVar("R")

@@ -32,7 +32,7 @@ END $$;
 CREATE OR REPLACE FUNCTION threads_sweep(
     p_now float8, p_silent_before float8, p_blobs_before float8, p_limit integer
 ) RETURNS integer
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET plan_cache_mode = force_custom_plan AS $$ -- most have no end yet, which only the values tell
 DECLARE
     past text;
     swept integer := 0;

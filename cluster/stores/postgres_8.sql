@@ -1,0 +1,1 @@
+-- From schema version 7 to 8: threads_sweep is planned for the times that it is given; the tables stay as they are.
