@@ -43,7 +43,7 @@ class Inlet:
             return False
         self.data += chunk
         if len(self.data) > self._cap:
-            del self.data[: -self._cap]
+            del self.data[: len(self.data) - self._cap]  # not [: -cap], of which 0 keeps all
             self._full()
         return True
 

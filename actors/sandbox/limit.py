@@ -28,7 +28,7 @@ def size(count: int) -> str:
     for unit, bytes_in in (("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= bytes_in and (count % bytes_in == 0 or count >= 10 * bytes_in):
             return f"{count / bytes_in:.0f} {unit}"
-    return f"{count} bytes"
+    return "1 byte" if count == 1 else f"{count} bytes"
 
 
 def refused(number: int, limits: Limits) -> str:
