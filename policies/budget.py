@@ -14,7 +14,7 @@ them or in none, is the business of `actors/budgets.py`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Final, Literal, get_args
 
@@ -285,7 +285,8 @@ def to_data(account: Account) -> dict[str, Any]:
     """JSON values."""
     title = account.title
     return {
-        "title": [getattr(title, each.name) for each in fields(Title)],
+        "title": [title.scope, title.of, title.layer, title.policy, title.budget, title.window, title.ends_at],
+        "label": title.label,  # beside it: a process of before, which knows no label, goes on reading the account
         "at_limit": account.at_limit,
         "limits": written(account.limits),
         "raised": written(account.raised),
@@ -305,7 +306,7 @@ def from_data(data: Mapping[str, Any]) -> Account:
         for key, (run_id, epoch, checkpoint, at, again, amounts) in data["held"].items()
     }
     return Account(
-        title=Title(*data["title"]),
+        title=Title(*data["title"][:7], data.get("label", "")),
         at_limit=data["at_limit"],
         limits=amounts_in(data["limits"]),
         raised=amounts_in(data["raised"]),

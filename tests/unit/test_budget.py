@@ -180,6 +180,18 @@ def test_an_account_stays_one_small_document() -> None:
     assert len(json.dumps(to_data(account))) < 4096
 
 
+def test_an_account_without_a_label_is_read_as_it_was_and_named_in_words() -> None:
+    account = Account(replace(TITLE, of="", label="customer"), {"calls": Decimal(1)})
+    data = to_data(account)
+    assert from_data(data) == account
+    assert len(data["title"]) == 7, "a process of before reads it, too"
+    del data["label"]
+    assert from_data(data).title == replace(TITLE, of="")
+    assert account.title.whose == "runs without a label 'customer'"
+    short = reserve(account, "k", hold({"calls": Decimal(2)}))
+    assert "(runs without a label 'customer', 2026-11-24) is at its limit: 2 calls wanted" in str(short)
+
+
 def test_windows_begin_and_end_in_utc() -> None:
     assert [a(per) for per in ("hour", "day")] == ["an hour", "a day"]
     at = 1_767_225_599.0  # 2025-12-31T23:59:59Z, a Wednesday
