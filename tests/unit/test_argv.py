@@ -160,6 +160,8 @@ LOG = {"program": ["git"], "operands": ["log", "**"], "only_flags": ["-n", "--on
         ("git log --output=x", Deny),
         ("git log -nx", Deny),
         ("git push", Deny),
+        ("git push log", Deny),
+        ("git push origin log", Deny),
         ("git -n log", Allow),
         ("git -C /x log", Deny),
         ("git", Deny),

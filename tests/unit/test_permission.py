@@ -28,7 +28,7 @@ from understudy.policies.permission import (
     fits,
 )
 from understudy.policies.profile import TIERS, Limits, Profile, covers, intersect
-from understudy.policies.redact import is_hidden, redacted
+from understudy.policies.redact import REDACTED, is_hidden, redacted
 from understudy.policies.window import Window
 
 
@@ -351,6 +351,14 @@ def test_what_any_rule_about_the_tool_hides_is_hidden() -> None:
         assert said in denied.reason
         assert str(amount) not in denied.reason
     assert "[redacted]" in explain([some], request(amount=7))[0].why
+
+
+def test_a_star_hides_it_in_every_member_and_item() -> None:
+    args = {"by": {"ann": {"n": 1, "m": 2}, "bob": {"n": 3}}, "in": [{"n": 4}, 5]}
+    assert redacted(args, ["by.*.n", "in.*.n"]) == {
+        "by": {"ann": {"n": REDACTED, "m": 2}, "bob": {"n": REDACTED}},
+        "in": [{"n": REDACTED}, REDACTED],
+    }
 
 
 def test_what_another_layer_hides_is_hidden_in_a_refusal_too() -> None:
