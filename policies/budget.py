@@ -306,7 +306,7 @@ def from_data(data: Mapping[str, Any]) -> Account:
         for key, (run_id, epoch, checkpoint, at, again, amounts) in data["held"].items()
     }
     return Account(
-        title=Title(*data["title"][:7], data.get("label", "")),
+        title=replace(Title(*data["title"][:7]), label=data.get("label", "")),
         at_limit=data["at_limit"],
         limits=amounts_in(data["limits"]),
         raised=amounts_in(data["raised"]),
