@@ -386,6 +386,40 @@ def test_a_child_retried_after_it_failed_gives_its_parent_another_try():
     run_async(played())
 
 
+def test_a_child_that_ended_while_its_parent_had_failed_is_waited_for_no_more():
+    """Nobody tells its end to a run that is over (found by a seeded story)."""
+    graph, fails = Graph("parent", Log), [True]
+
+    @graph.node
+    async def waits(ctx: Context) -> dict[str, Any]:
+        return {"seen": (await ctx.run(one(listens, "listens"))).seen}
+
+    @graph.node
+    async def breaks(ctx: Context) -> None:
+        await ctx.receive()
+        if fails:
+            fails.pop()
+            raise ValueError("not yet")
+
+    graph.edge(START, waits).edge(START, breaks).edge([waits, breaks], END)
+
+    async def played() -> None:
+        stage = Stage(MemoryStore(), graph)
+        run = await stage.start()
+        await stage.settle()
+        await run.send("go")
+        await stage.settle()
+        assert (await run.record()).status == "failed"
+        [born] = await records(stage, run)
+        await stage.store.send(born.run_id, "m", '"hello"', stage.clock())
+        await stage.settle()
+        await run.retry()
+        await stage.settle()
+        assert (await run.result(1)).seen == ['"hello"']
+
+    run_async(played())
+
+
 @pytest.mark.parametrize(("mode", "expected"), [("reuse", 2), ("repeat", 2), ("refuse", -1), ("ask", 2)])
 def test_a_fork_does_not_start_its_origins_child_again_without_being_asked(mode: Any, expected: int):
     graph = Graph("forked", Log)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from support.waiting import run_async, wait_until_async
 from understudy.actors.errors import StoreUnavailable
@@ -69,5 +70,43 @@ def test_leases_are_renewed_again_at_once_when_the_store_is_back() -> None:
         assert second_at - first_at < 0.9  # not after another pause of a second
         assert second_at - fresh < 0.9
         assert (await store.run(run.run_id)).lease_until == fresh + LEASE_S
+
+    run_async(played())
+
+
+def test_who_hangs_renews_nothing_until_it_goes_on() -> None:
+    """Law 10: a sign of life without progress is none, so somebody else takes its runs."""
+
+    class Looked(dict[str, tuple[int, Any]]):
+        times = 0
+
+        def items(self) -> Any:
+            self.times += 1
+            return super().items()
+
+    async def played() -> None:
+        store = AwayStore()
+        store.renewals.append((0.0, 0.0))  # it is not away here
+        run = await create(store)
+        await store.claim(run.run_id, "one", LEASE_S, time.time())
+        actor = RunActor(RunActorConfig(store.open, b"", "", (), 0.04, 10.0, 60.0))
+        looked = Looked({run.run_id: (1, None)})
+        actor._loop, actor._drivers, actor._ticked = asyncio.get_running_loop(), looked, time.monotonic() - 11.0
+        renewing = asyncio.ensure_future(actor._renew())
+        try:
+
+            async def has_looked() -> bool:
+                return looked.times >= 3
+
+            await wait_until_async(has_looked, 20, "three looks at the leases")
+            assert len(store.renewals) == 1
+            actor._ticked = time.monotonic() + 60.0
+
+            async def renewed() -> bool:
+                return len(store.renewals) > 1
+
+            await wait_until_async(renewed, 20, "a renewal")
+        finally:
+            renewing.cancel()
 
     run_async(played())

@@ -228,6 +228,24 @@ def test_a_thread_that_was_rolled_back_goes_on_from_where_it_was():
     asyncio.run(go())
 
 
+def test_where_a_failed_run_began_stays_as_it_may_be_retried_and_rolled_back():
+    async def go() -> None:
+        store = MemoryStore()
+        graph = chat(Last(1))
+        head = (await (await turn(store, graph, "t", until=20)).record()).head
+        failed = await turn(store, graph, "t", until=60, asks=True, fails=True)
+        assert (await failed.record()).status == "failed"
+        await prune(store, graph.plan(), "t", NOW)
+        assert head in [row.checkpoint_id for row in await rows_of(store, "t")]
+        await failed.retry()
+        after = await Stage(store, graph).start({"until": 30, "asks": False}, thread="t", busy="rollback")
+        assert await Stage(store, graph).drive(after) == "succeeded"
+        assert len((await after.state())["log"]) == 30
+        await all_restore(store, "t")
+
+    asyncio.run(go())
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.sampled_from(["talk", "ask", "rollback", "fail", "retry", "fork", "cancel"]), max_size=12),
