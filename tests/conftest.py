@@ -27,7 +27,8 @@ settings.load_profile("understudy")
 GRACE_S = 10
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     """Where the tests are spread over processes, those on real Ray stay in two: they mostly wait, each for its cluster.
 
     The longer ones name the group "runs", those of servers without Ray "servers"; the others are the group "live".
@@ -36,6 +37,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("live") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group("live"))
+    yield
+    if getattr(config.option, "loadgroup", False):
+        for item in items:
+            _name_group(item)
+
+
+def _name_group(item: pytest.Item) -> None:
+    """In the test's id, where xdist looks for it. xdist 3.8 writes it to `_nodeid`, which pytest 9.2 does not read: then
+    every group would be spread over all processes."""
+    groups = sorted({str(mark.args[0]) for mark in item.iter_markers("xdist_group")})
+    suffix = f"@{'_'.join(groups)}"
+    if groups and not item.nodeid.endswith(suffix):
+        item._nodeid = named = item.nodeid + suffix  # type: ignore[attr-defined]
+        if item.nodeid != named:
+            from _pytest.nodeid import NodeId
+
+            item._id = NodeId.parse(named)
 
 
 @pytest.fixture(scope="session", autouse=True)

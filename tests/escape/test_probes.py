@@ -44,3 +44,9 @@ def test_the_table_has_a_row_for_each_probe_that_was_made() -> None:
     assert "r15" not in rows, "it has another attempt, which was not made"
     assert "- zygote-root (the default tier): 1 of" in grid.summary()
     assert "got through: r01" in grid.summary()
+
+
+def test_all_are_made_in_one_process(request: pytest.FixtureRequest) -> None:
+    """Else each of several has a part of the table, and the last one's is what is left."""
+    if getattr(request.config.option, "loadgroup", False):
+        assert request.node.nodeid.endswith("@escape")
