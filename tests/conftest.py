@@ -44,8 +44,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _name_group(item: pytest.Item) -> None:
-    """In the test's id, where xdist looks for it. xdist 3.8 writes it to `_nodeid`, which pytest 9.2 does not read: then
-    every group would be spread over all processes."""
+    """In the test's id, where xdist looks for it.
+
+    xdist 3.8 writes it to `_nodeid`, which pytest 9.2 does not read: every group would be spread over all processes.
+    """
     groups = sorted({str(mark.args[0]) for mark in item.iter_markers("xdist_group")})
     suffix = f"@{'_'.join(groups)}"
     if groups and not item.nodeid.endswith(suffix):
