@@ -128,7 +128,9 @@ def bound(limits: dict[str, Any]) -> None:
         (resource.RLIMIT_NPROC, *[limits["processes"] + 1] * 2),
         (resource.RLIMIT_NOFILE, *[limits["open_files"]] * 2),
         (resource.RLIMIT_FSIZE, *[limits["disk_bytes"]] * 2),
-        (resource.RLIMIT_CORE, 0, 0),
+        # No core has so little. Where core_pattern names a program, which reads cores as root on the host, the kernel
+        # takes notice of no other limit, 0 included.
+        (resource.RLIMIT_CORE, 1, 1),
         (resource.RLIMIT_MEMLOCK, 0, 0),
         (resource.RLIMIT_MSGQUEUE, 0, 0),
         (resource.RLIMIT_RTPRIO, 0, 0),

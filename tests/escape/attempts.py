@@ -464,7 +464,7 @@ def r15_crash() -> None:
 
 
 def r15_dump_core() -> list[str]:
-    """Whether the kernel wrote what a child had in memory, and what it left here."""
+    """The limit, once one has tried to raise it; whether the kernel wrote what a child had in memory; what is here."""
     import resource
 
     with contextlib.suppress(ValueError):
@@ -472,7 +472,8 @@ def r15_dump_core() -> list[str]:
     pid = os.fork()
     if pid == 0:
         r15_crash()
-    return [str(os.WCOREDUMP(os.waitpid(pid, 0)[1])), *f03_list(".")]
+    dumped = os.WCOREDUMP(os.waitpid(pid, 0)[1])
+    return [str(resource.getrlimit(resource.RLIMIT_CORE)[1]), str(dumped), *f03_list(".")]
 
 
 def r16_raise_limits() -> str:
