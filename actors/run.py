@@ -214,7 +214,7 @@ class Run:
         self._observed_at = told.at  # a short residence counts what was observed once, with its last commit
         error = ending_in(self.loaded.writes)
         if error is not None:  # the owner before this one did not live to tell all children
-            return self._end(told.at, "failed", error, [])
+            return self._end(told.at, "failed", error, [], writes=ending(None))  # or each retry would find it again
         writes = of_tasks(self.loaded.writes)
         tried = {task_id: Attempt.read(body) for task_id, body in writes.items()}
         self._attempts = {task_id: attempt for task_id, attempt in tried.items() if attempt is not None}

@@ -645,6 +645,48 @@ def test_a_run_that_had_failed_when_its_owner_died_ends_so():
     run_async(played())
 
 
+def test_nor_does_it_end_so_again_once_somebody_has_it_retried():
+    """There was no child to be told, but a task at work might have started one (found by seeded story 2000378)."""
+    graph, tries = Graph("parent", Log), list[int]()
+
+    @graph.node
+    async def works() -> None:
+        if not tries:
+            await asyncio.Event().wait()
+
+    @graph.node
+    async def breaks() -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise ValueError("not yet")
+
+    graph.edge(START, works).edge(START, breaks).edge([works, breaks], END)
+
+    class Dying(MemoryStore):
+        dies = True
+
+        async def commit(self, *commits: Commit) -> Committed:
+            if self.dies and commits[-1].status == "failed":
+                raise StoreUnavailable("its owner dies here")
+            return await super().commit(*commits)
+
+    async def played() -> None:
+        store = Dying()
+        stage = Stage(store, graph)
+        run = await stage.start()
+        with pytest.raises(StoreUnavailable):
+            await stage.drive(run)
+        store.dies = False
+        await stage.crash(run)
+        await stage.settle()
+        assert ((await run.record()).status, tries) == ("failed", [1])
+        await run.retry()
+        await stage.settle()
+        assert ((await run.record()).status, tries) == ("succeeded", [1, 1])
+
+    run_async(played())
+
+
 def test_what_is_no_way_to_close_a_child_is_told():
     async def node(ctx: Context) -> None:
         await ctx.start(child, parent_close="terminate")  # type: ignore[arg-type]
