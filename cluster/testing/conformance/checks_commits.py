@@ -86,6 +86,11 @@ async def check_the_commit_that_nearly_all_are_does_what_any_does(world: World) 
     assert [row.checkpoint_id for row in (await store.load(run.run_id)).chain] == ["c3", "c4", "c5", "c6"]
     counted = await store.counters()
     assert (counted["nodes"], counted['checkpoint_commits_total{result="ok"}']) == (4.0, 6.0)
+    await store.commit(commit_of(run, seq=7, status="waiting"))
+    given_back = await store.load(run.run_id)
+    with pytest.raises(Fenced):  # it has given the run back
+        await store.commit(step(run, 8))
+    assert await store.load(run.run_id) == given_back
 
 
 async def check_a_commit_sent_twice_applies_once(world: World) -> None:

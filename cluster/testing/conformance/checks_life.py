@@ -327,6 +327,9 @@ async def check_renew_keeps_leases_and_tells_what_is_lost(world: World) -> None:
     counted = await store.counters()
     assert counted['fence_rejections_total{op="renew"}'] == 2.0
     assert await store.renew([], 60, T) == Renewed((), ())
+    theirs = await store.claim(lost.run_id, "two", 30, T + 6)
+    assert await store.renew([(lost.run_id, 1)], 600, T + 7) == Renewed((lost.run_id,), ())
+    assert await store.run(lost.run_id) == theirs, "the lease of the next owner is not kept by the one before"
 
 
 # --- requeue -------------------------------------------------------------------------------------------------------
