@@ -143,6 +143,14 @@ def test_loading_is_bounded(write: dict[str, Any]):
         assert len(chain_to(rows, index)) <= index / SEGMENT_ROWS + SEGMENT_ROWS + 1
 
 
+def test_what_is_loaded_is_in_proportion_to_the_state():
+    """Also of one that is overwritten again and again: never more than twice the state, and the deltas of a segment."""
+    _, rows = play([{"last": "x" * 5000}, *({"last": f"{n}".ljust(5000)} for n in range(300))])
+    delta = max(len(row.body) for row in rows)
+    for index in range(len(rows)):
+        assert sum(len(row.body) for row in chain_to(rows, index)) <= 2 * delta + (SEGMENT_ROWS - 1) * delta
+
+
 def test_a_chain_of_many_segments_begins_anew(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("understudy.actors.checkpoint.SNAPSHOT_ROWS_MAX", 50)
     _, rows = play([{"last": "x" * 5000}, *({"count": 1} for _ in range(3000))])
