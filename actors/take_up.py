@@ -7,7 +7,7 @@ it: preflight asks the same question before a deployment.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -67,12 +67,45 @@ def would_take_up(plan: Plan, loaded: Loaded) -> Checkpoint:
 def opened(plan: Plan, record: RunRecord, head: Checkpoint, given: str) -> Checkpoint:
     """`step.opening` for a run that may have been started under another version. Raises as it does, and CodeError."""
     try:
-        return opening(plan, head, given)
+        checkpoint = opening(plan, head, given)
+        if all(name in checkpoint.values for name in plan.channels):
+            return checkpoint
+        # The input had a value for each channel of its version; these are new.
+        lacking = _lacking(plan, checkpoint.values)
+        if not lacking:
+            return opening(plan, head, _with_new_defaults(plan, checkpoint.values, given))
     except CallerError as error:
         if record.version == plan.version:
             raise
         remedy = f'declare @graph.migrate(from_="{record.version}"), or start it again'
         raise _refusal(plan, record, record.version, [str(error)], remedy) from None
+    raise _refusal(plan, record, record.version, _new(lacking), _remedy(plan, record.version))
+
+
+def _with_new_defaults(plan: Plan, values: Values, given: str) -> str:
+    """An input that knows of the channels that it has no value for."""
+    read = json.loads(given)
+    new = {n: c.default_text for n, c in plan.channels.items() if n not in values and c.default_text is not None}
+    read["defaults"] |= {name: json.loads(text) for name, text in new.items() if text is not None}
+    return json.dumps(read)
+
+
+def _lacking(plan: Plan, values: Container[str]) -> list[str]:
+    """Channels that have no value, and no default to begin with."""
+    needed = (name for name, channel in plan.channels.items() if channel.required and channel.kind != "ephemeral")
+    return [name for name in needed if name not in values]
+
+
+def _new(names: Iterable[str]) -> list[str]:
+    """Why a state without them does not fit, in words."""
+    return [f"channel {name!r} is new and has no default" for name in names]
+
+
+def _remedy(plan: Plan, version: str) -> str:
+    """What to do about a state that does not fit, where no migration leads on."""
+    if version != plan.version:
+        return f'declare @graph.migrate(from_="{version}")'
+    return "give the graph a new version=, and declare @graph.migrate from the old one"
 
 
 def mode_of(record: RunRecord) -> str:
@@ -93,18 +126,11 @@ def _refuse_unless_compatible(
             problems.append(f"channel {name!r} is no field of {plan.state.__name__} any more; its value would be lost")
         elif problem := misfit(plan.channels[name], text):
             problems.append(f"channel {name!r}: {problem}")
-    for channel in plan.channels.values():
-        if channel.name not in values and channel.required and channel.kind != "ephemeral":
-            problems.append(f"channel {channel.name!r} is new and has no default")
+    problems += _new(_lacking(plan, values))
     if not problems:
         return
-    remedy = (
-        "its code='latest' is never migrated: start such runs with code='migrate'"
-        if has_path
-        else f'declare @graph.migrate(from_="{version}")'
-        if version != plan.version
-        else "give the graph a new version=, and declare @graph.migrate from the old one"
-    )
+    latest = "its code='latest' is never migrated: start such runs with code='migrate'"
+    remedy = latest if has_path else _remedy(plan, version)
     raise _refusal(plan, record, version, problems, remedy)
 
 
@@ -173,9 +199,7 @@ def _migrated(plan: Plan, record: RunRecord, checkpoint: Checkpoint, path: tuple
             texts[name] = _encoded(channel, value)
         except Exception as error:  # a validator of the user's may raise anything
             problems.append(f"channel {name!r}: {reason_of(error) if not isinstance(error, CallerError) else error}")
-    for channel in plan.channels.values():
-        if channel.name not in values and channel.required and channel.kind != "ephemeral":
-            problems.append(f"it gives no {channel.name!r}, which has no default")
+    problems += [f"it gives no {name!r}, which has no default" for name in _lacking(plan, values)]
     if problems:
         raise _refusal(plan, record, path[0].from_, problems, f"mend the migration {_named(path[-1])}")
     if CHANNEL in checkpoint.values:

@@ -157,6 +157,31 @@ def test_a_run_that_has_not_begun_has_its_input_migrated():
     go(test)
 
 
+def test_a_run_that_has_not_begun_has_new_defaults_too():
+    async def test(store: MemoryStore) -> None:
+        run = await Stage(store, asking(V1)).start({"name": "Ada"})
+        assert await Stage(store, asking(Added, "2")).drive(run) == "waiting"
+        state = await run.state()
+        assert (state["tags"], state["more"], state["log"]) == (["default"], None, ["begun"])
+
+    go(test)
+
+
+class Demanding(V1):
+    order: str
+
+
+@pytest.mark.parametrize(
+    ("version", "remedy"), [("1", "give the graph a new version="), ("2", r"migrate\(from_=\"1\"\)")]
+)
+def test_nor_does_one_that_has_not_begun_go_on_without_a_new_channel(version: str, remedy: str) -> None:
+    async def test(store: MemoryStore) -> None:
+        run = await Stage(store, asking(V1)).start({"name": "Ada"})
+        await refused(store, asking(Demanding, version), run, f"channel 'order' is new and has no default.*{remedy}")
+
+    go(test)
+
+
 class Renamed(BaseModel):
     title: str
     log: Annotated[list[str], append] = []
