@@ -71,6 +71,8 @@ def prepare_ray(settings: Settings) -> None:
         # Without it, Ray turns 127.0.0.1 into the machine's outer address, and serves the network. (It is the switch
         # that makes Ray local on desktops.)
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Ray has its workers give way to everything (niceness 15). Beside a busy program, leases are then late.
+        os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 class Host:

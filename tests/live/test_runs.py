@@ -22,6 +22,7 @@ from support.servers import RedisServer
 from support.waiting import run_async, wait_until_async
 from understudy import END, START, Context, Graph, RunFailed, connect, tool
 from understudy.actors.events import counters_of
+from understudy.actors.process import TOOLS_NICENESS
 from understudy.actors.records import RunRecord
 from understudy.actors.run_actor import RunActor, RunActorConfig
 from understudy.cluster.client import Cluster, Run, is_served
@@ -274,6 +275,7 @@ def test_one_cluster_many_matters(redis_url: str, redis_server: RedisServer, fol
     async def played() -> None:
         async with cluster_on(redis_url, folder, hang_after_s=5.0, cancel_within_s=1.0) as cluster:
             await hostile_tools_are_stopped(cluster, redis_server.port, folder)
+            await tools_give_way(cluster)
             await an_approved_call_is_made_once(cluster)
             await a_run_that_kills_its_actor_is_set_aside(cluster, folder)
             await a_graph_of_no_module_is_shipped(cluster)
@@ -315,6 +317,14 @@ async def hostile_tools_are_stopped(cluster: Cluster, port: int, folder: Path) -
     careless = await cluster.start(graphs.hostile, {"port": 0, "outside": str(outside)})
     with pytest.raises(RunFailed, match=r"ToolError: tool 'hostile_wait': timeout"):
         await careless.result(120)
+
+
+async def tools_give_way(cluster: Cluster) -> None:
+    policy, sandbox = await services(cluster, "policy"), await services(cluster, "sandbox")
+    here = os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getpriority(os.PRIO_PROCESS, policy) == here
+    threads = {os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir(f"/proc/{sandbox}/task")}
+    assert threads == {max(here, TOOLS_NICENESS)}
 
 
 async def an_approved_call_is_made_once(cluster: Cluster) -> None:
