@@ -155,7 +155,7 @@ async def agree(cluster: Cluster) -> None:
     for record in await cluster.runs(limit=10_000):
         for name, amount in counters_of(record.graph, await cluster.store.events(record.run_id)).items():
             expected[name] += amount
-    own = ("checkpoint_commit", "fence_rejections")
+    own = ("checkpoint_commit", "fence_rejections", "sandbox_leftovers")
     found = {n: v for n, v in (await cluster.store.counters()).items() if not n.startswith(own)}
     assert found == pytest.approx(dict(expected))
 
