@@ -61,7 +61,7 @@ def _place(
     tier, user = request.param
     hand_over(owned, user)
     place = Place(tier, workers(user), owned)
-    before = look(place)
+    before = look(place).or_more(look(place))
     yield place
     if settle is not None:
         settle(place)

@@ -32,6 +32,10 @@ class Host:
     held: Counter[str]
     memory_bytes: int
 
+    def or_more(self, other: "Host") -> "Host":
+        """Of two looks at the same: the kernel may leave out a child while its sibling ends (proc_pid_children(5))."""
+        return Host(self.held | other.held, max(self.memory_bytes, other.memory_bytes))
+
     def more_than(self, before: "Host") -> str:
         """What there is now that was not there, in words."""
         more = [f"{count} x {kind}" for kind, count in (self.held - before.held).items()]

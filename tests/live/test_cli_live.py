@@ -160,6 +160,7 @@ def test_a_day_with_a_daemon(shell: Shell) -> None:
     assert shell.json("status")["daemon"] is None
 
 
+@pytest.mark.parametrize("shell", ["redis"], indirect=True)  # the day has SQLite
 def test_a_run_that_waits_outlives_a_killed_daemon(shell: Shell, request: pytest.FixtureRequest) -> None:
     """It must show, 4: everything is killed, all is started again, and an answer finishes the run."""
     assert shell("up").returncode == 0
