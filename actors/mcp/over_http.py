@@ -12,7 +12,7 @@ import httpx2
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 
-from understudy.actors.mcp.reach import is_lost
+from understudy.actors.mcp.lost import is_lost
 from understudy.actors.reconciled import EndUnknown
 from understudy.actors.sandbox.egress.listener import ENVIRONMENT
 from understudy.actors.sandbox.egress.told import HEADER, REFUSED, UNREACHABLE

@@ -9,13 +9,11 @@ import os
 import sys
 from typing import Any, Protocol
 
+from understudy.actors.mcp.lost import is_lost
 from understudy.actors.sandbox.egress.listener import ENVIRONMENT
 
 HANDED_ON = ("TMPDIR", "LANG", "PYTHONDONTWRITEBYTECODE", *ENVIRONMENT)
 """Of the sandbox's environment, besides what the SDK hands on: with a grant of network, where the proxy is."""
-CONNECTION_CLOSED = -32000
-_OF_THE_CLIENT = ("Connection closed", "SSE stream")
-"""Servers use that number too; with these words it is the client's own, for an answer that never came."""
 
 
 class ServerDied(Exception):
@@ -79,9 +77,3 @@ class Beside:
             f"MCP server {name!r} ended before it had told what tools it has; nothing was called. What it printed is "
             f"with the outcome"
         )
-
-
-def is_lost(error: BaseException) -> bool:
-    """Whether the client says that an answer will never come."""
-    code, message = getattr(error, "code", None), getattr(error, "message", "")
-    return code == CONNECTION_CLOSED and str(message).startswith(_OF_THE_CLIENT)
