@@ -72,8 +72,9 @@ def test_depth_is_no_hindrance_to_removing(owner: Owner) -> None:
 
 
 def test_the_folders_of_dead_workers_are_found_and_no_others(owner: Owner) -> None:
-    with subprocess.Popen(["sleep", "0"]) as process:
+    with subprocess.Popen(["sleep", "60"]) as process:  # alive when it is asked for its birth: the dead have none
         dead = Owner(process.pid, folders.started_at(process.pid), 8)
+        process.kill()
     again = Owner(os.getpid(), owner.started - 1, 9)  # the pid came back
     made = {each.mark: folders.make(each, os.geteuid()) for each in (owner, dead, again)}
     os.mkdir(made[7].replace("understudy-call-", "understudy-call-x"))
