@@ -32,6 +32,22 @@ class Payer:
     thread_id: str
     labels: Mapping[str, str]
 
+    def of(self, budget: Budget) -> str:
+        """Whose account of this budget it pays from."""
+        return {"run": self.run_id, "thread": self.thread_id, "tenant": self.labels.get(budget.label, "")}[budget.scope]
+
+
+async def payer_of(store: Store, run: Payer, parent: str) -> Payer:
+    """The first of its ancestors that is there: what one has paid that was deleted meanwhile is forgotten with it."""
+    first = run
+    while parent:
+        try:
+            record = await store.run(parent)
+        except NotFound:
+            break
+        first, parent = Payer(record.run_id, record.thread_id, record.labels), record.parent
+    return first
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -138,31 +154,19 @@ class Budgets:
         found = []
         for name, policy in concerned:
             for budget in policy.budgets:
-                of = {"run": payer.run_id, "thread": payer.thread_id, "tenant": payer.labels.get(budget.label, "")}
-                found.append(_Due(budget, title_of(budget, policy.name, name, of[budget.scope], now)))
+                found.append(_Due(budget, title_of(budget, policy.name, name, payer.of(budget), now)))
         return found
 
     async def _payer(self, request: Request) -> Payer:
+        own = Payer(request.run_id, request.thread_id, request.labels)
         if not request.parent:
-            return Payer(request.run_id, request.thread_id, request.labels)
+            return own
         known = self._payers.get(request.run_id)
         if known is None:
-            known = self._payers[request.run_id] = await self._first_of(request)
+            known = self._payers[request.run_id] = await payer_of(await self._open_store(), own, request.parent)
             while len(self._payers) > PAYERS_MAX:
                 self._payers.popitem(last=False)
         return known
-
-    async def _first_of(self, request: Request) -> Payer:
-        """The first ancestor that is there: what was paid by one that was deleted meanwhile is forgotten with it."""
-        store = await self._open_store()
-        first, parent = Payer(request.run_id, request.thread_id, request.labels), request.parent
-        while parent:
-            try:
-                record = await store.run(parent)
-            except NotFound:
-                break
-            first, parent = Payer(record.run_id, record.thread_id, record.labels), record.parent
-        return first
 
 
 def _ends(budget: Budget, short: Short, request: Request) -> bool:

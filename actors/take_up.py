@@ -85,8 +85,7 @@ def opened(plan: Plan, record: RunRecord, head: Checkpoint, given: str) -> Check
 def _with_new_defaults(plan: Plan, values: Values, given: str) -> str:
     """An input that knows of the channels that it has no value for."""
     read = json.loads(given)
-    new = {n: c.default_text for n, c in plan.channels.items() if n not in values and c.default_text is not None}
-    read["defaults"] |= {name: json.loads(text) for name, text in new.items() if text is not None}
+    read["defaults"] |= {name: json.loads(text) for name, text in _new_defaults(plan, values).items()}
     return json.dumps(read)
 
 
@@ -166,8 +165,12 @@ def _keeps(was: Any, now: Any) -> bool:
 
 def _with_defaults(plan: Plan, values: Values) -> Values:
     """With the defaults of channels that are new: a reducer's first write goes on from there."""
-    new = {n: c.default_text for n, c in plan.channels.items() if n not in values and c.default_text is not None}
-    return Values({**dict(values), **{name: text for name, text in new.items() if text is not None}})
+    return Values({**dict(values), **_new_defaults(plan, values)})
+
+
+def _new_defaults(plan: Plan, there: Container[str]) -> dict[str, str]:
+    """JSON texts of the defaults of channels that are not there."""
+    return {n: text for n, c in plan.channels.items() if n not in there and (text := c.default_text) is not None}
 
 
 # --- migrated ------------------------------------------------------------------------------------------------------
@@ -248,9 +251,7 @@ def _given(plan: Plan, record: RunRecord) -> str:
     except (TypeError, ValueError) as error:
         raise _refusal(plan, record, record.version, [str(error)], "give JSON values for an input") from None
     given["defaults"] = {name: now[name] for name in kept}
-    for name, channel in plan.channels.items():
-        if name not in now and channel.default_text is not None:
-            given["defaults"][name] = json.loads(channel.default_text)
+    given["defaults"] |= {name: json.loads(text) for name, text in _new_defaults(plan, now).items()}
     return json.dumps(given)
 
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from understudy.actors.accounts import SHELF, account_in, name_of
-from understudy.actors.errors import NotFound
+from understudy.actors.budgets import Payer, payer_of
 from understudy.actors.records import RunRecord
 from understudy.actors.store import Store
 from understudy.policies.bill import worst_of_call
-from understudy.policies.budget import UNITS, ZERO, Amounts, Budget, Unit, opened, plain, spoken, title_of, written
-from understudy.policies.budget_window import a
+from understudy.policies.budget import UNITS, ZERO, Amounts, Budget, Unit, opened, plain, spoken_all, title_of, written
 from understudy.policies.permission import Allow, Ask, Policy, Request
 
 
@@ -43,14 +42,12 @@ class Draw:
 
     async def looked_up(self, store: Store, now: float) -> "Draw":
         """With what is left of it at this time."""
-        payer = await _first_of(store, self.caller) if self.caller is not None else None
-        if self.budget.scope == "tenant":
-            of = (payer.labels if payer is not None else self.labels).get(self.budget.label, "")
-        elif payer is not None:
-            of = payer.run_id if self.budget.scope == "run" else payer.thread_id
-        else:
+        caller, payer = self.caller, Payer("", "", self.labels)
+        if caller is not None:
+            payer = await payer_of(store, Payer(caller.run_id, caller.thread_id, caller.labels), caller.parent)
+        elif self.budget.scope != "tenant":
             return self
-        title = title_of(self.budget, self.policy, self.layer, of, now)
+        title = title_of(self.budget, self.policy, self.layer, payer.of(self.budget), now)
         document = await store.read_document(SHELF, name_of(title))
         account = opened(title, self.budget, account_in(document) if document else None)
         left = {unit: amount for unit in self.budget.limits if (amount := account.left(unit)) is not None}
@@ -58,15 +55,12 @@ class Draw:
         return replace(self, account=name_of(title), whose=whose, left=left)
 
     def words(self) -> str:
-        held = ", ".join(spoken(self.most[unit], unit) for unit in UNITS if unit in self.most)
-        limits = ", ".join(spoken(self.budget.limits[unit], unit) for unit in UNITS if unit in self.budget.limits)
-        per = f" {a(self.budget.per)}" if self.budget.per else ""
-        whose, left = f"each {self.budget.scope} has {limits}{per}", ""
+        limits = self.budget.spoken_limits
+        whose = f"each {self.budget.scope} has {limits}"
         if self.left is not None:
-            left = ", ".join(spoken(self.left[unit], unit) for unit in UNITS if unit in self.left)
-            whose = f"{self.whose}, has {left} left of {limits}{per}"
+            whose = f"{self.whose}, has {spoken_all(self.left)} left of {limits}"
         then = f", too much of {', '.join(self.short)}: then {self.budget.at_limit}" if self.short else ""
-        return f"{whose}; the call can cost {held or 'nothing that it limits'}{then}"
+        return f"{whose}; the call can cost {spoken_all(self.most) or 'nothing that it limits'}{then}"
 
     def data(self) -> dict[str, Any]:
         """JSON values; amounts as text."""
@@ -98,13 +92,3 @@ def draws_of(
         if policy.compiled.concerns(request.graph)
         for budget in policy.budgets
     ]
-
-
-async def _first_of(store: Store, run: RunRecord) -> RunRecord:
-    """The run that pays for another: the first that is there of those that it comes from."""
-    while run.parent:
-        try:
-            run = await store.run(run.parent)
-        except NotFound:
-            break
-    return run

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Final, Literal, get_args
 
-from understudy.policies.budget_window import Per, start_and_end
+from understudy.policies.budget_window import Per, a, start_and_end
 
 Unit = Literal["calls", "seconds", "bytes", "tokens", "money"]
 UNITS: Final[tuple[Unit, ...]] = get_args(Unit)
@@ -61,6 +61,11 @@ class Budget:
     """With scope tenant: the label of the run that names the tenant."""
     at_limit: AtLimit = "stop"
     degrade: Degrade = Degrade()
+
+    @property
+    def spoken_limits(self) -> str:
+        """`100 calls, 5 money a day`."""
+        return spoken_all(self.limits) + (f" {a(self.per)}" if self.per else "")
 
 
 @dataclass(frozen=True)
@@ -269,6 +274,10 @@ def plain(amount: Decimal) -> str:
 def spoken(amount: Decimal, unit: Unit) -> str:
     """An amount with its unit: `1 call`, `2 calls`, `0.5 money`."""
     return f"{plain(amount)} {unit[:-1] if amount == 1 and unit.endswith('s') else unit}"
+
+
+def spoken_all(amounts: Amounts) -> str:
+    return ", ".join(spoken(amounts[unit], unit) for unit in UNITS if unit in amounts)
 
 
 def written(amounts: Amounts) -> dict[str, str]:

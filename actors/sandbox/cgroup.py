@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from understudy.actors.sandbox import watch
-from understudy.actors.sandbox.folders import Owner, started_at, table
+from understudy.actors.sandbox.folders import dead_worker, worker
 from understudy.actors.sandbox.left_over import LeftOver
 from understudy.policies.profile import Limits
 
@@ -53,7 +53,7 @@ class Cell:
 
     def __init__(self, place: Place) -> None:
         """Raises OSError."""
-        self.path = f"{place.path}/{_PREFIX}{_this_worker()}-{next(_numbers)}"
+        self.path = f"{place.path}/{_PREFIX}{_worker(os.getpid())}-{next(_numbers)}"
         self._version = place.version
         self._bounded_to: Limits | None = None
         os.mkdir(self.path)
@@ -227,28 +227,20 @@ def sweep() -> LeftOver:
 
 
 def _left_over() -> Iterator[str]:
-    own = table()
     for root in {each for _, each in _mounted()}:
         for folder, names, _files in os.walk(root):
             for name in [each for each in names if each.startswith(_PREFIX)]:
                 names.remove(name)
-                with suppress(ValueError):  # not a name of ours
-                    theirs, pid, started, _number = name.removeprefix(_PREFIX).split("-")
-                    if theirs == own and not Owner(int(pid), int(started), 0).is_alive():
-                        yield f"{folder}/{name}"
+                if dead_worker(name, _PREFIX) is not None:
+                    yield f"{folder}/{name}"
 
 
 def _inside(path: str) -> list[int]:
     return [int(pid) for pid in watch.read(f"{path}/cgroup.procs").split()]
 
 
-def _this_worker() -> str:
-    return _worker(os.getpid())
-
-
-@cache
-def _worker(pid: int) -> str:
-    return f"{table()}-{pid}-{started_at(pid)}"
+_worker = cache(worker)
+"""By its pid: a fork is another one."""
 
 
 def _candidates() -> Iterator[Place]:

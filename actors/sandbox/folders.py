@@ -9,7 +9,7 @@ import secrets
 import stat
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 _PREFIX = "understudy-call-"
@@ -45,6 +45,23 @@ def table() -> str:
     """Names the process table of this process: a pid means nothing in another one, and the place of folders and of
     cgroups may be shared with workers that have another."""
     return str(os.stat("/proc/self/ns/pid").st_ino)
+
+
+def worker(pid: int) -> str:
+    """`TABLE-PID-STARTED`: how names of what the calls of a worker leave say whose it is."""
+    return f"{table()}-{pid}-{started_at(pid)}"
+
+
+def dead_worker(name: str, prefix: str) -> tuple[Owner, str] | None:
+    """Of a name that is this prefix, a worker of this process table that is dead, and one word more: that worker, its
+    mark not read, and the word. None: it is another name."""
+    if name.startswith(prefix):
+        with suppress(ValueError):
+            theirs, pid, started, word = name.removeprefix(prefix).split("-")
+            owner = Owner(int(pid), int(started), 0)
+            if theirs == table() and not owner.is_alive():
+                return owner, word
+    return None
 
 
 def make(owner: Owner, uid: int) -> str:
@@ -116,14 +133,12 @@ def _unlinked(name: str, folder: int) -> bool:
 
 def left_over() -> list[tuple[str, Owner]]:
     """Folders of workers of this process table that are dead."""
-    found, own = [], table()
+    found = []
     for name in os.listdir(tempfile.gettempdir()):
-        if name.startswith(_PREFIX):
+        dead = dead_worker(name, _PREFIX)
+        if dead is not None:
             with suppress(ValueError):  # not a name of ours
-                theirs, pid, started, mark = name.removeprefix(_PREFIX).split("-")
-                owner = Owner(int(pid), int(started), int(mark, 16))
-                if theirs == own and not owner.is_alive():
-                    found.append((f"{tempfile.gettempdir()}/{name}", owner))
+                found.append((f"{tempfile.gettempdir()}/{name}", replace(dead[0], mark=int(dead[1], 16))))
     return found
 
 

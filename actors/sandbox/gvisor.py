@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Pr
 from understudy.actors.sandbox.cgroup import NO_CELLS, Cell, Cells
 from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
 from understudy.actors.sandbox.egress.way_out import WayOut
-from understudy.actors.sandbox.folders import Owner, started_at, table
+from understudy.actors.sandbox.folders import dead_worker, worker
 from understudy.actors.sandbox.insist import insist, readable, send_kill
 from understudy.actors.sandbox.launch import refuse_unreachable
 from understudy.actors.sandbox.left_over import LeftOver
@@ -119,11 +118,9 @@ def sweep() -> LeftOver:
     """Remove the bundles of workers that are dead; what ran in them has died with its runsc."""
     found = LeftOver()
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(ValueError):  # not a name of ours
-            theirs, pid, started, _random = path.name.removeprefix(_PREFIX).split("-", 3)
-            if theirs == table() and not Owner(int(pid), int(started), 0).is_alive():
-                shutil.rmtree(path, ignore_errors=True)
-                found += LeftOver(folders=1)
+        if dead_worker(path.name, _PREFIX) is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            found += LeftOver(folders=1)
     return found
 
 
@@ -134,7 +131,7 @@ class Container:
         self._cell = cell
         self._limits = profile.limits
         self._python = runtime.python
-        self._bundle = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{table()}-{os.getpid()}-{started_at(os.getpid())}-"))
+        self._bundle = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{worker(os.getpid())}-"))
         self._name = f"understudy-{secrets.token_hex(8)}"
         self._program = [program, f"--root={self._bundle}/state", "--network=none"]
         self._program += ["--ignore-cgroups", "--directfs=false"]

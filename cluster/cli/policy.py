@@ -103,15 +103,10 @@ async def check(
 
 
 def _budget_words(budget: "Budget") -> str:
-    from understudy.policies.budget import UNITS, spoken
-    from understudy.policies.budget_window import a
-
     each = f"each {budget.scope}"
     if budget.scope == "tenant":  # runs without it have one account together
         each = f"each tenant (label {budget.label!r} of the run; those without it together)"
-    limits = ", ".join(spoken(budget.limits[unit], unit) for unit in UNITS if unit in budget.limits)
-    per = f" {a(budget.per)}" if budget.per else ""
-    return f"{each} {limits}{per}, then {budget.at_limit}"
+    return f"{each} {budget.spoken_limits}, then {budget.at_limit}"
 
 
 @command(policies)

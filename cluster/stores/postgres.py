@@ -62,9 +62,10 @@ from understudy.cluster.stores.postgres_client import Connection, Connections
 from understudy.cluster.stores.postgres_documents import PostgresDocuments
 from understudy.cluster.stores.postgres_listener import Listener
 from understudy.cluster.stores.postgres_schema import prepare
-from understudy.cluster.stores.postgres_step import COMMITTED, step_values, take_step
+from understudy.cluster.stores.postgres_step import step_values, take_step
 from understudy.cluster.stores.postgres_wire import Prepared, told
 from understudy.cluster.stores.rows import (
+    COMMITTED,
     checkpoint_of,
     chunk_of,
     events_json,

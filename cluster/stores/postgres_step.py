@@ -2,12 +2,10 @@
 
 from psycopg import errors
 
-from understudy.actors.events import sample
 from understudy.actors.records import Commit
 from understudy.cluster.stores.postgres_wire import Connection, Prepared, Value, number
-from understudy.cluster.stores.rows import is_step, summed, to_json
+from understudy.cluster.stores.rows import step_counters, to_json
 
-COMMITTED = {sample("checkpoint_commits_total", result="ok"): 1.0}
 STEP = Prepared("understudy_step", f"SELECT run_step({', '.join(f'${n}' for n in range(1, 22))})")
 FORMATS = [int(letter == "b") for letter in "b----bb--bbb-bb-bb-b-"]
 """Of its values: b for a text."""
@@ -15,10 +13,8 @@ FORMATS = [int(letter == "b") for letter in "b----bb--bbb-bb-bb-b-"]
 
 def step_values(commit: Commit) -> list[Value] | None:
     """What `run_step` takes of a commit; None if it is not for it."""
-    if not is_step(commit) or len(commit.events) != 2:
-        return None
-    counters = summed(commit.counters, COMMITTED)
-    if len(counters) != 2:
+    counters = step_counters(commit)
+    if counters is None:
         return None
     (first, second), new = commit.events, commit.checkpoint
     (name_1, amount_1), (name_2, amount_2) = counters

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Protocol
 
+from understudy.actors.events import sample
 from understudy.actors.records import (
     CheckpointRow,
     Chunk,
@@ -23,6 +24,7 @@ from understudy.actors.records import (
 from understudy.actors.spelling import to_ascii
 
 to_json = to_ascii
+COMMITTED = {sample("checkpoint_commits_total", result="ok"): 1.0}
 RUN = tuple(field.name for field in fields(RunRecord))
 RECEIPT = tuple(field.name for field in fields(Receipt))
 CHUNK = tuple(field.name for field in fields(Chunk))
@@ -123,10 +125,14 @@ def events_json(events: Iterable[Event]) -> str:
     return to_json([(event.kind, event.at, to_json(dict(event.data))) for event in events])
 
 
-def is_step(commit: Commit) -> bool:
-    """Whether it is the end of a superstep after which the run goes on, as nearly all are: what the short ways take."""
+def step_counters(commit: Commit) -> list[tuple[str, float]] | None:
+    """The two counters of a commit that stores have a short way for: the end of a superstep, with two events, after
+    which the run goes on, as nearly all are. None: it is another one."""
     plain = not (commit.taken or commit.result or commit.error)
-    return commit.checkpoint is not None and commit.status == "running" and plain
+    if commit.checkpoint is None or commit.status != "running" or not plain or len(commit.events) != 2:
+        return None
+    counters = summed(commit.counters, COMMITTED)
+    return counters if len(counters) == 2 else None
 
 
 def summed(*counters: Mapping[str, float]) -> list[tuple[str, float]]:

@@ -2,12 +2,10 @@
 
 from sqlite3 import Connection, Row
 
-from understudy.actors.events import sample
 from understudy.actors.records import Commit
-from understudy.cluster.stores.rows import is_step, summed, to_json
+from understudy.cluster.stores.rows import step_counters, to_json
 from understudy.cluster.stores.statements import script, split
 
-COMMITTED = {sample("checkpoint_commits_total", result="ok"): 1.0}
 STEP = f"INSERT INTO step VALUES ({', '.join('?' * 24)})"
 
 
@@ -19,10 +17,8 @@ def prepare(db: Connection) -> None:
 
 def took_step(db: Connection, run: Row, commit: Commit) -> bool:
     """Whether the commit was one of these; else nothing was done. `run`: as `hold_for_commit` has it, and compared."""
-    if not is_step(commit) or len(commit.events) != 2:
-        return False
-    counters = summed(COMMITTED, commit.counters)
-    if len(counters) != 2:
+    counters = step_counters(commit)
+    if counters is None:
         return False
     (first, second), new = commit.events, commit.checkpoint
     assert new is not None

@@ -39,7 +39,7 @@ from understudy.actors.refusals import (
     thread_busy,
     thread_went_on,
 )
-from understudy.cluster.stores.rows import event_values, interrupts_json, interrupts_of, run_of, to_json
+from understudy.cluster.stores.rows import COMMITTED, event_values, interrupts_json, interrupts_of, run_of, to_json
 from understudy.cluster.stores.sqlite_base import (
     SQL,
     check_parent,
@@ -53,7 +53,7 @@ from understudy.cluster.stores.sqlite_base import (
     refused,
     rows,
 )
-from understudy.cluster.stores.sqlite_step import COMMITTED, took_step
+from understudy.cluster.stores.sqlite_step import took_step
 
 DUPLICATE = {sample("checkpoint_commits_total", result="duplicate"): 1.0}
 
