@@ -10,8 +10,6 @@ The words are what a rule judges; the wall is the sandbox.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Final
 
@@ -23,48 +21,37 @@ class Unreadable(ValueError):
     """A command line that is not plain. Says which part, and why."""
 
 
-@dataclass(frozen=True)
 class Command:
-    """One program with its words, as it would be started."""
+    """One program with its words, as it would be started.
 
-    words: tuple[str, ...]
+    Attributes:
+        flags: words that begin with `-`, before `--`, without `=value`.
+        operands: all other words. What a flag takes as its value is one, too: only the program knows which.
+        letters: each flag as it is written, and each letter of a cluster on its own: `-rf` is also `-r` and `-f`.
+    """
 
-    @property
-    def program(self) -> str:
-        return self.words[0]
+    __slots__ = ("flags", "letters", "operands", "program", "words")
 
-    @cached_property
-    def flags(self) -> tuple[str, ...]:
-        """Words that begin with `-`, before `--`, without `=value`."""
-        return tuple(word.partition("=")[0] if word[:2] == "--" else word for word in self._split[0])
-
-    @cached_property
-    def operands(self) -> tuple[str, ...]:
-        """All other words. What a flag takes as its value is one, too: only the program knows which."""
-        return self._split[1]
-
-    @cached_property
-    def letters(self) -> frozenset[str]:
-        """Each flag as it is written, and each letter of a cluster on its own: `-rf` is also `-r` and `-f`."""
-        found = set(self.flags)
-        for flag in self.flags:
-            if flag[:2] != "--":
-                found.update(f"-{letter}" for letter in flag[1:])
-        return frozenset(found)
-
-    @cached_property
-    def _split(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def __init__(self, words: tuple[str, ...]) -> None:
         flags: list[str] = []
         operands: list[str] = []
-        rest = iter(self.words[1:])
+        letters: list[str] = []
+        rest = iter(words[1:])
         for word in rest:
             if word == "--":
                 operands.extend(rest)
+            elif word[:2] == "--":
+                flags.append(word.partition("=")[0])
             elif word[:1] == "-" and word != "-":
                 flags.append(word)
+                letters += [f"-{letter}" for letter in word[1:]]
             else:
                 operands.append(word)
-        return tuple(flags), tuple(operands)
+        self.words = words
+        self.program = words[0]
+        self.flags = tuple(flags)
+        self.operands = tuple(operands)
+        self.letters = frozenset((*flags, *letters))
 
 
 def read_line(text: str) -> tuple[Command, ...]:
@@ -202,25 +189,34 @@ _LAUNCHERS: Final = frozenset(_STARTERS.split())
 _INTERPRETERS: Final = re.compile(r"(?:python|pypy|perl|ruby|node|nodejs|deno|bun|php|lua|luajit|tclsh|Rscript)[0-9.]*")
 _CODE_FLAGS: Final = frozenset(("-c", "-e", "-E", "-r", "-p", "--eval", "--print", "--run"))
 _STARTING_FLAGS: Final = {
-    "find": "-exec -execdir -ok -okdir",
-    "git": "--config-env --exec-path --upload-pack --receive-pack",
-    "git grep": "-O --open-files-in-pager",
-    "git rebase": "-x --exec",
-    "tar": "--to-command --checkpoint-action --use-compress-program --rsh-command --info-script -I -F",
-    "rsync": "-e --rsh --rsync-path",
-    "scp": "-S -o",
-    "sftp": "-S -o",
-    "sort": "--compress-program",
-    "man": "-P --pager",
-    "zip": "-TT --unzip-command",
+    "find": ("-exec", "-execdir", "-ok", "-okdir"),
+    "git": ("--config-env", "--exec-path", "--upload-pack", "--receive-pack"),
+    "git grep": ("-O", "--open-files-in-pager"),
+    "git rebase": ("-x", "--exec"),
+    "tar": (
+        "--to-command",
+        "--checkpoint-action",
+        "--use-compress-program",
+        "--rsh-command",
+        "--info-script",
+        "-I",
+        "-F",
+    ),
+    "rsync": ("-e", "--rsh", "--rsync-path"),
+    "scp": ("-S", "-o"),
+    "sftp": ("-S", "-o"),
+    "sort": ("--compress-program",),
+    "man": ("-P", "--pager"),
+    "zip": ("-TT", "--unzip-command"),
 }
 """Flags by which programs that are harmless without start what the next word says."""
 _STARTING_OPERANDS: Final = {
-    "git": "bisect submodule filter-branch difftool mergetool",
-    "deno": "eval run task",
-    "bun": "x run",
-    "uv": "run tool",
+    "git": ("bisect", "submodule", "filter-branch", "difftool", "mergetool"),
+    "deno": ("eval", "run", "task"),
+    "bun": ("x", "run"),
+    "uv": ("run", "tool"),
 }
+_WITH_SUBCOMMANDS: Final = frozenset(program.split()[0] for program in _STARTING_FLAGS if " " in program)
 _AT_TIMES: Final = frozenset((*_STARTING_FLAGS, *_STARTING_OPERANDS))
 
 
@@ -252,11 +248,14 @@ def _command(words: Sequence[str], typed: bool) -> Command:
 
 def _starts_nothing(name: str, command: Command) -> None:
     """Raises Unreadable."""
-    names = (name, *(f"{name} {operand}" for operand in command.operands))
-    starting = [flag for each in names for flag in _STARTING_FLAGS.get(each, "").split()]
-    if any(flag == each or is_short_for(flag, each) for flag in command.letters for each in starting):
-        raise Unreadable(f"{name!r} starts other commands here")
-    if not set(_STARTING_OPERANDS.get(name, "").split()).isdisjoint(command.operands):
+    starting = _STARTING_FLAGS.get(name, ())
+    if name in _WITH_SUBCOMMANDS:
+        for operand in command.operands:
+            starting += _STARTING_FLAGS.get(f"{name} {operand}", ())
+    for flag in command.letters:
+        if flag in starting or any(is_short_for(flag, each) for each in starting):
+            raise Unreadable(f"{name!r} starts other commands here")
+    if any(operand in _STARTING_OPERANDS.get(name, ()) for operand in command.operands):
         raise Unreadable(f"{name!r} starts other commands, or runs code, with these words")
     if name == "git" and any(word == "-c" and "." in after for word, after in pairwise(command.words)):
         raise Unreadable("'git' is given a setting, and some of them name commands")

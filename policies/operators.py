@@ -122,7 +122,8 @@ def _under(value: Any, folders: tuple[str, ...]) -> bool:
     path = _text(value)
     if not path.startswith("/") or "\0" in path:
         raise Unclear(f"it is {show(value)}, and only an absolute path has a known place")
-    return f"{normal_path(path).rstrip('/')}/".startswith(folders)
+    path = normal_path(path)
+    return (path if path == "/" else path + "/").startswith(folders)
 
 
 def _fits_one(found: Iterable[bool | None]) -> bool:

@@ -21,7 +21,7 @@ from understudy.policies.budget import Cost, dearest
 from understudy.policies.condition import Finding, judge
 from understudy.policies.history import History
 from understudy.policies.profile import Profile, intersect
-from understudy.policies.rule import REMEMBERED_MAX, OnTimeout, Ready, one_of, why
+from understudy.policies.rule import REMEMBERED_MAX, OnTimeout, Ready, Remembered, one_of, why
 from understudy.policies.rule import Effect as Effect
 from understudy.policies.rule import Policy as Policy
 from understudy.policies.rule import Request as Request
@@ -109,17 +109,27 @@ def decide(
     return _asked_about_shell(_together(granted), request)
 
 
+_TOGETHER = Remembered()
+"""What several layers allow, by the identity of their decisions: each policy keeps its own, and comparing them by value
+takes longer than judging a rule. They are kept here as well, so that no other object gets their identity."""
+
+
 def _together(granted: list[Allow | Ask]) -> Allow | Ask:
     """One decision of several layers, none of which denies. The last is the run's own: the most telling name."""
+    these = tuple(map(id, granted))
+    known: tuple[list[Allow | Ask], Allow] | None = _TOGETHER.get(these)
+    if known is not None:
+        return known[1]
     profile = _intersected(tuple([decision.profile for decision in granted]))
     redact, marks = _redact(granted), _union([decision.marks for decision in granted])
     costs = [cost for decision in granted for cost in decision.cost]
     cost = dearest(costs) if costs else ()
     asks = [decision for decision in granted if isinstance(decision, Ask)]
-    if not asks:
-        return Allow(granted[-1].rule, granted[-1].policy, profile, redact, marks, cost)
-    until = _until([(ask.deadline_s, ask.on_timeout) for ask in asks])
-    return Ask(asks[0].rule, asks[0].policy, asks[0].reason, profile, redact, marks, *until, cost)
+    if asks:
+        until = _until([(ask.deadline_s, ask.on_timeout) for ask in asks])
+        return Ask(asks[0].rule, asks[0].policy, asks[0].reason, profile, redact, marks, *until, cost)
+    allowed = Allow(granted[-1].rule, granted[-1].policy, profile, redact, marks, cost)
+    return _TOGETHER.keep(these, (granted, allowed))[1]
 
 
 @lru_cache(maxsize=REMEMBERED_MAX)
@@ -192,13 +202,18 @@ def _layer(policy: Policy, request: Request, now: float | None, history: History
         return _denied(policy, request, denies, hidden)
     if not asks and not allows:
         return Deny("", policy.name, _no_rule(policy, request, now, history), redact=hidden)
-    profile, marks, cost = compiled.granted((*asks, *allows))
     if asks:  # named by the smallest id, so that the order of rules does not change even the words
         rule = asks[0].rule
         reason = rule.reason or f"rule {rule.id!r} wants a person to approve tool {request.tool!r}"
         until = _until([(ready.rule.deadline_s, ready.rule.on_timeout) for ready in asks])
+        profile, marks, cost = compiled.granted((*asks, *allows))
         return Ask(rule.id, policy.name, reason, profile, hidden, marks, *until, cost)
-    return Allow(allows[0].rule.id, policy.name, profile, hidden, marks, cost)
+    these = (request.tool, *allows)
+    found: Allow | None = compiled.allowed.get(these)
+    if found is None:
+        profile, marks, cost = compiled.granted(tuple(allows))
+        found = compiled.allowed.keep(these, Allow(allows[0].rule.id, policy.name, profile, hidden, marks, cost))
+    return found
 
 
 def _denied(policy: Policy, request: Request, denies: Sequence[tuple[Ready, Finding]], hidden: Sequence[str]) -> Deny:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import cached_property
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, TypeVar, get_args
 
 from understudy.policies.budget import Budget, Cost, dearest
 from understudy.policies.condition import Condition, Finding, Truth, judge, make_ready
@@ -31,6 +31,8 @@ Effect = Literal["allow", "ask", "deny"]
 OnTimeout = Literal["deny", "escalate"]
 Layer = Literal["organisation", "deployment", "graph", "run"]
 LAYERS: Final[tuple[Layer, ...]] = get_args(Layer)
+
+T = TypeVar("T")
 
 REMEMBERED_MAX = 1024
 """Tool names, and sets of rules, whose answer is kept at hand. Both are few; if they are not, start over (law 8)."""
@@ -137,6 +139,16 @@ class Policy:
         return Policy, (self.name, self.version, self.rules, self.digest, self.layer, self.graphs, self.budgets)
 
 
+class Remembered(dict[Any, Any]):
+    """Answers at hand, by what they depend on."""
+
+    def keep(self, key: Any, value: T) -> T:
+        if len(self) >= REMEMBERED_MAX:
+            self.clear()
+        self[key] = value
+        return value
+
+
 class Ready:
     """A rule, made ready: globs, conditions and zones compiled."""
 
@@ -192,8 +204,10 @@ class Compiled:
         self.rules = tuple(Ready(rule) for rule in policy.rules)
         self._by_id = sorted(self.rules, key=lambda ready: ready.rule.id)
         self.graphs = globs_pattern(policy.graphs) if policy.graphs else None
-        self._by_tool: dict[str, tuple[tuple[Ready, ...], tuple[str, ...]]] = {}
-        self._granted: dict[tuple[Ready, ...], tuple[Profile, tuple[str, ...], tuple[Cost, ...]]] = {}
+        self._by_tool = Remembered()
+        self._granted = Remembered()
+        self.allowed = Remembered()
+        """Decisions of `permission`, by tool and the rules that fit."""
 
     def concerns(self, graph: str) -> bool:
         return self.graphs is None or self.graphs.fullmatch(graph) is not None
@@ -201,13 +215,11 @@ class Compiled:
     def for_tool(self, tool: str) -> tuple[tuple[Ready, ...], tuple[str, ...]]:
         """Its rules, by id, so that their order in the file changes nothing; and what of its arguments is hidden,
         whichever of them fits."""
-        found = self._by_tool.get(tool)
+        found: tuple[tuple[Ready, ...], tuple[str, ...]] | None = self._by_tool.get(tool)
         if found is None:
-            if len(self._by_tool) >= REMEMBERED_MAX:
-                self._by_tool.clear()
             rules = tuple(ready for ready in self._by_id if ready.tools.fullmatch(tool))
             hidden = tuple(sorted({path for ready in rules for path in ready.rule.redact}))
-            found = self._by_tool[tool] = (rules, hidden)
+            found = self._by_tool.keep(tool, (rules, hidden))
         return found
 
     def asks_history(self, tool: str) -> bool:
@@ -221,13 +233,12 @@ class Compiled:
 
     def granted(self, matched: tuple[Ready, ...]) -> tuple[Profile, tuple[str, ...], tuple[Cost, ...]]:
         """The profile, the marks and the cost of rules that fit together."""
-        found = self._granted.get(matched)
+        found: tuple[Profile, tuple[str, ...], tuple[Cost, ...]] | None = self._granted.get(matched)
         if found is None:
-            if len(self._granted) >= REMEMBERED_MAX:
-                self._granted.clear()
             marks = {mark for ready in matched for mark in ready.rule.marks}
             cost = dearest([each for ready in matched for each in ready.rule.cost])
-            found = self._granted[matched] = (granted([r.rule for r in matched]), tuple(sorted(marks)), cost)
+            profile = granted([ready.rule for ready in matched])
+            found = self._granted.keep(matched, (profile, tuple(sorted(marks)), cost))
         return found
 
 
