@@ -3,6 +3,9 @@ durable.
 
 Several processes write to one chain. The document of the next number can be created once only; whoever was slower
 finds the segment that took the number, and follows that one. So the store decides the order, in one round trip.
+
+Writers who take turns would be overtaken each time. So what goes between them by other ways carries a sealed word of
+where the log ends (`word`, `hear`); it saves the look, and nothing depends on it.
 """
 
 import asyncio
@@ -26,7 +29,9 @@ from understudy.policies.audit import (
     place_of,
     read_anchor,
     read_segment,
+    read_word,
     write_segment,
+    write_word,
 )
 
 SHELF = "audit"
@@ -69,6 +74,8 @@ class AuditLog:
         self._strict = strict
         self._head: Head | None = None
         self._known_at = 0.0
+        self._word: tuple[Head | None, str] = (None, "")
+        self._heard = ("", Head(), 0.0)
         self._waiting: deque[tuple[Entry, asyncio.Future[str]]] = deque()
         self._open: set[asyncio.Future[str]] = set()
         """Of entries that are not known to be durable."""
@@ -94,6 +101,20 @@ class AuditLog:
         for written in told:
             if not written.cancelled():
                 written.result()
+
+    def word(self) -> str:
+        """Where the log ends, as far as this process knows, for `hear` in another one; empty: it does not know."""
+        if self._head is None or not self._head.number:
+            return ""
+        if self._word[0] is not self._head:
+            self._word = (self._head, write_word(self._head, self._known_at, self._secret))
+        return self._word[1]
+
+    def hear(self, word: str) -> None:
+        """What another writer has said. Without its seal, or older than what is known here, it counts for nothing."""
+        if word and word != self._heard[0]:
+            with contextlib.suppress(ValueError):
+                self._heard = (word, *read_word(word, self._secret))
 
     def _queue(self, kind: str, told: Mapping[str, Any]) -> "asyncio.Future[str]":
         entry = _bounded({"kind": kind, "at": round(self._clock(), 6), **told})
@@ -125,6 +146,9 @@ class AuditLog:
     async def _write(self, entries: list[Entry]) -> int:
         pause_s = 0.05
         after: Head | None = None
+        _, heard, at = self._heard
+        if heard.number > (self._head.number if self._head else 0):
+            self._head, self._known_at = heard, at
         if self._clock() - self._known_at > HEAD_KEPT_S:
             self._head = None
         data, head = b"", Head()

@@ -64,8 +64,11 @@ class PolicyActor:
         return dataclasses.replace(found, noted={**found.noted, "audit": place})
 
     async def decide_packed(self, asked: bytes) -> bytes:
-        """`decide`, of its packed arguments; its packed answer."""
-        return pack(await self.decide(*unpack(asked)))
+        """`decide`, of its packed arguments; its packed answer. With both goes a word of where the audit log ends."""
+        word, *args = unpack(asked)
+        self._audit.hear(word)
+        answer = await self.decide(*args)
+        return pack((self._audit.word(), answer))
 
     async def _verdict(
         self, request: Request, key: str, epoch: int, policy: str, approved: bool

@@ -73,19 +73,28 @@ def cause_of(error: RayTaskError) -> BaseException:
     return cause if isinstance(cause, BaseException) else error
 
 
+class Heard:
+    """Where the audit log ends, as the last actor that answered has said: the next one that writes to it is told."""
+
+    def __init__(self) -> None:
+        self.word = ""
+
+
 class Policies:
     """`PolicyPort` over the policy actor. It may die or be replaced at any time: nothing runs without its word."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, heard: Heard) -> None:
         self._name = name
+        self._heard = heard
         self._handle: Any = None
 
     async def decide(self, request: Request, key: str, epoch: int, policy: str, approved: bool) -> Verdict:
-        asked = pack((request, key, epoch, policy, approved))
+        asked = pack((self._heard.word, request, key, epoch, policy, approved))
         while True:
             self._handle = self._handle or await find(self._name)
             try:
-                verdict: Verdict = unpack(await self._handle.decide_packed.remote(asked))
+                verdict: Verdict
+                self._heard.word, verdict = unpack(await self._handle.decide_packed.remote(asked))
                 return verdict
             except RayTaskError as error:
                 raise cause_of(error) from None
@@ -102,8 +111,9 @@ def session_tag() -> str:
 class Sandboxes:
     """`SandboxPort` over the sandbox actors of this Ray cluster."""
 
-    def __init__(self, names: Sequence[str], store: Store) -> None:
+    def __init__(self, names: Sequence[str], store: Store, heard: Heard) -> None:
         self._names = frozenset(names)
+        self._heard = heard
         self._turn = itertools.cycle(names)
         self._store = store
         self._handles: dict[str, Any] = {}
@@ -122,7 +132,8 @@ class Sandboxes:
         name = order.receipt.sandbox
         handle = await self._find(name)
         try:
-            answer: Outcome | Receipt = unpack(await handle.execute_packed.remote(pack(order)))
+            answer: Outcome | Receipt
+            self._heard.word, answer = unpack(await handle.execute_packed.remote(pack((self._heard.word, order))))
             return answer
         except RayTaskError as error:
             raise cause_of(error) from None

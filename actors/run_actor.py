@@ -19,7 +19,7 @@ from understudy.actors.driver import Driver
 from understudy.actors.errors import CodeError, Fenced, StoreUnavailable
 from understudy.actors.garbage import settle
 from understudy.actors.open import OpenStore
-from understudy.actors.ports import Policies, Sandboxes
+from understudy.actors.ports import Heard, Policies, Sandboxes
 from understudy.actors.process import Bearings, end, name_of_this_process
 from understudy.actors.records import Status
 from understudy.actors.ship import Shipper
@@ -59,6 +59,7 @@ class RunActor:
         self._config = config
         self._store: Store | None = None
         self._library: Library | None = None
+        self._heard = Heard()
         self._drivers: dict[str, tuple[int, Driver | None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ticked = time.monotonic()
@@ -94,8 +95,8 @@ class RunActor:
             if self._library.is_stale(code):
                 return Left("stale", dirty=True)
             graph = await self._library.graph(code)
-            policy = Policies(self._config.policy)
-            sandboxes = Sandboxes(self._config.sandboxes, self._store)
+            policy = Policies(self._config.policy, self._heard)
+            sandboxes = Sandboxes(self._config.sandboxes, self._store, self._heard)
             driver = Driver(self._store, policy, sandboxes, graph.plan(), loaded, ship=self._ship)
             self._drivers[run_id] = (epoch, driver)
             status = await driver.drive()

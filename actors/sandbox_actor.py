@@ -111,8 +111,11 @@ class SandboxActor:
         return await _end_of(work)
 
     async def execute_packed(self, order: bytes) -> bytes:
-        """`execute`, of a packed order; its packed answer."""
-        return pack(await self.execute(unpack(order)))
+        """`execute`, of a packed order; its packed answer. With both goes a word of where the audit log ends."""
+        word, unpacked = unpack(order)
+        self._audit.hear(word)
+        answer = await self.execute(unpacked)
+        return pack((self._audit.word(), answer))
 
     def _over(self, place: tuple[str, str], work: "asyncio.Task[Outcome | Receipt]") -> None:
         self._work.pop(place, None)

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 
 _SEGMENT: Final = b"understudy audit 1\0"
 _ANCHOR: Final = b"understudy audit anchor 1\0"
+_WORD: Final = b"understudy audit word 1\0"
 """Signed together with what they name, so that no signature of ours passes for another one."""
 
 DIGITS = 12
@@ -195,6 +196,25 @@ def fault_of_named(named: Mapping[str, tuple[str, str]], first: int, last: int) 
         if number >= first:
             return Fault(number, "forged", f"{told}, and it is about something else")
     return None
+
+
+# --- between writers ---
+
+
+def write_word(head: Head, at: float, secret: bytes) -> str:
+    """For another writer: the log ended with this head at that time, and the segment is durable."""
+    told = f"{head} {at!r}"
+    return f"{told} {hmac.digest(secret, _WORD + told.encode(), 'sha256').hex()}"
+
+
+def read_word(word: str, secret: bytes) -> tuple[Head, float]:
+    """The head, and the time. Raises ValueError: it is not one that this secret has sealed."""
+    told, _, seal = word.rpartition(" ")
+    expected = hmac.digest(secret, _WORD + told.encode(errors="replace"), "sha256").hex()
+    if not hmac.compare_digest(expected.encode(), seal.encode(errors="replace")):
+        raise ValueError("the word about the end of the log is not sealed with this deployment's secret")
+    head, _, at = told.partition(" ")
+    return Head.read(head), float(at)
 
 
 # --- pruning -------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from understudy.actors.calls import Granted
 from understudy.actors.packed import pack
 from understudy.actors.policy_actor import PolicyActor
 from understudy.actors.policy_source import source_of
-from understudy.actors.ports import NAMESPACE, Policies
+from understudy.actors.ports import NAMESPACE, Heard, Policies
 from understudy.cluster.stores import open_store
 from understudy.policies.permission import Allow, Policy, Request, decide
 from understudy.policies.policy_file import load_policy
@@ -97,7 +97,7 @@ def test_a_decision(table: Table, what: str, texts: list[str], request_: Request
     )
 
 
-SAME = pack(Granted("x" * 800, "rule", "policy"))
+SAME = pack(("w" * 150, Granted("x" * 800, "rule", "policy")))
 
 
 class Empty:
@@ -122,13 +122,13 @@ def test_a_decision_through_the_actor(table: Table, tmp_path: Path) -> None:
     async def measured() -> None:
         options = {"num_cpus": 0, "max_concurrency": 100, "namespace": NAMESPACE}
         alive = [ray.remote(Empty).options(**options, name="empty").remote()]
-        bare = Policies("empty")
+        bare = Policies("empty", Heard())
         await milliseconds(bare)
         for where, url in (("no store, Ray", "memory://"), ("sqlite, Ray", f"sqlite://{tmp_path}/audit.db")):
             opened = functools.partial(open_store, url)
             made = ray.remote(PolicyActor).options(**options, name=where)
             alive.append(made.remote(opened, b"0" * 32, source_of(file)))
-            actor = Policies(where)
+            actor = Policies(where, Heard())
             assert isinstance(await actor.decide(PAY, "key", 1, "", False), Granted)
             rounds = [(await milliseconds(bare), await milliseconds(actor)) for _ in range(5)]
             table.add(

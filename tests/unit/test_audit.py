@@ -18,7 +18,15 @@ from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.memory import MemoryStore
 from understudy.actors.records import Event, NewRun, Receipt, run_id_on
 from understudy.cluster.auditing import entries_of, prune, verify
-from understudy.policies.audit import Head, name_of, read_segment, write_anchor, write_segment
+from understudy.policies.audit import (
+    Head,
+    name_of,
+    read_segment,
+    read_word,
+    write_anchor,
+    write_segment,
+    write_word,
+)
 
 SECRET, OTHER = b"s" * 32, b"o" * 32
 T = 1_764_000_000.0
@@ -321,17 +329,70 @@ def test_several_writers_in_bad_weather_lose_and_repeat_nothing(seed: int, monke
         dice = random.Random(seed)
         store, clock = MemoryStore(), Clock()
         logs = [log_to(Weather(store, dice), clock=clock) for _ in range(3)]
+        words = [""]
 
         async def told(log: AuditLog, name: str) -> tuple[str, str]:
             for _ in range(dice.randrange(5)):
                 await real(0)
-            return name, await log.append("decision", run=name, key=name)
+            log.hear(dice.choice(words))  # an old one, as likely as not
+            place = await log.append("decision", run=name, key=name)
+            words.append(log.word())
+            return name, place
 
         places = dict(await asyncio.gather(*(told(dice.choice(logs), f"r{n}") for n in range(60))))
         found = [(entry["run"], place) async for place, entry in entries_of(store)]
         assert dict(found) == places
         assert len(found) == 60
         assert await fault_in(store) is None
+
+    run_async(played())
+
+
+def test_writers_that_take_turns_and_hear_of_each_other_are_not_overtaken() -> None:
+    async def played() -> None:
+        clock, still = Clock(), random.Random()
+        still.random = lambda: 0.5  # type: ignore[method-assign]
+        store = Weather(MemoryStore(), still)
+        one, other = log_to(store, clock=clock), log_to(store, clock=clock)
+        for log in (one, other):  # each looks for the end once
+            await log.append("decision")
+        before = store.writes
+        for _ in range(5):
+            for log, former in ((one, other), (other, one)):
+                log.hear(former.word())
+                await log.append("decision")
+        assert store.writes == before + 10
+        assert await fault_in(store.store) is None
+
+    run_async(played())
+
+
+def test_a_word_that_is_not_sealed_or_too_old_counts_for_nothing() -> None:
+    async def played() -> None:
+        store, clock = await written(3), Clock()
+        log = log_to(store, clock=clock)
+        late = Head(50, "a" * 64)
+        good = write_word(late, clock(), SECRET)
+        assert read_word(good, SECRET)[0] == late
+        sealed = good.rpartition(" ")[2]
+        wrong = [
+            "",
+            "x",
+            "é \ud800",
+            good.replace("50", "51", 1),
+            good[:-1],
+            f"{late} {clock()!r} {sealed}",
+            write_word(late, clock(), OTHER),
+            write_word(late, clock.now - 1000.0, SECRET),  # what it names may be pruned
+            write_word(Head(1, "a" * 64), clock(), SECRET),
+        ]
+        for word in wrong:
+            log.hear(word)
+            await log.append("decision")
+        assert await fault_in(store) is None
+        assert [number for number in range(1, 60) if await store.read_document(SHELF, name_of(number))] == [
+            *range(1, 13)
+        ]
 
     run_async(played())
 
