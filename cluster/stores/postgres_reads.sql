@@ -16,12 +16,18 @@ SELECT
     );
 
 -- name: load
+-- The rows of a chain one after the other, each by its key: LATERAL, and a LIMIT that is there for no more than that, or
+-- Postgres may go through all checkpoints for each of them, if there were few when it made its plan.
 WITH RECURSIVE line AS (
-    SELECT checkpoints.*, 0 AS depth FROM runs JOIN checkpoints USING (thread_id)
-    WHERE runs.run_id = %(run_id)s AND checkpoint_id = head
+    SELECT last.*, 0 AS depth FROM runs CROSS JOIN LATERAL (
+        SELECT * FROM checkpoints WHERE thread_id = runs.thread_id AND checkpoint_id = head LIMIT 1
+    ) AS last
+    WHERE runs.run_id = %(run_id)s
     UNION ALL
-    SELECT before.*, depth + 1 FROM line JOIN checkpoints AS before
-    ON before.thread_id = line.thread_id AND before.checkpoint_id = coalesce(nullif(line.since, ''), line.parent)
+    SELECT before.*, depth + 1 FROM line CROSS JOIN LATERAL (
+        SELECT * FROM checkpoints
+        WHERE thread_id = line.thread_id AND checkpoint_id = coalesce(nullif(line.since, ''), line.parent) LIMIT 1
+    ) AS before
     WHERE NOT line.snapshot
 )
 SELECT
@@ -37,8 +43,10 @@ WITH RECURSIVE line AS (
     SELECT checkpoints.*, 0 AS depth FROM checkpoints
     WHERE thread_id = %(thread_id)s AND checkpoint_id = %(checkpoint_id)s
     UNION ALL
-    SELECT before.*, depth + 1 FROM line JOIN checkpoints AS before
-    ON before.thread_id = line.thread_id AND before.checkpoint_id = coalesce(nullif(line.since, ''), line.parent)
+    SELECT before.*, depth + 1 FROM line CROSS JOIN LATERAL (
+        SELECT * FROM checkpoints
+        WHERE thread_id = line.thread_id AND checkpoint_id = coalesce(nullif(line.since, ''), line.parent) LIMIT 1
+    ) AS before
     WHERE NOT line.snapshot
 )
 SELECT to_json(line) FROM line ORDER BY depth DESC;

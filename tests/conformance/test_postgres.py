@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from support.servers import PostgresServer
 from support.stage import Stage
 from support.waiting import wait_until_async
-from understudy import END, START, Graph, append
+from understudy import END, START, Context, Graph, append
 from understudy.actors.errors import CallerError, Conflict, StoreUnavailable
 from understudy.actors.records import Committed, Event, run_id_on
 from understudy.cluster.stores import open_store
@@ -353,6 +353,61 @@ def test_a_step_that_has_waited_for_another_verb_is_told_of_it(postgres_url: str
         assert [event.kind for event in stored[-3:]] == ["cancel_asked", "node_finished", "checkpoint"]
         counted = await store.counters()
         assert (counted["a"], counted['checkpoint_commits_total{result="ok"}']) == (1.0, 1.0)
+
+    using(postgres_url, check)
+
+
+class Talk(BaseModel):
+    said: Annotated[list[str], append] = []
+
+
+def talk() -> Graph:
+    graph = Graph("talk", Talk)
+
+    @graph.node
+    async def say(state: Talk) -> dict[str, Any]:
+        return {"said": ["hello"]}
+
+    @graph.node
+    async def ask(state: Talk, ctx: Context) -> dict[str, Any]:
+        ctx.stream("well")
+        await ctx.effect("look", lambda: 1)
+        return {"said": [await ctx.interrupt("go on?"), await ctx.receive()]}
+
+    graph.edge(START, say).edge(ask, END)
+    return graph.branch(say, lambda state: "say" if len(state.said) < 40 else "ask", ["say", "ask"])
+
+
+def test_no_table_is_read_whole_however_small_it_was_when_that_was_planned(postgres_url: str) -> None:
+    """Plans are kept: that of a fresh database read all checkpoints there were, for each row of a chain it loaded."""
+
+    async def told(store: PostgresStore, statement: str) -> list[Any]:
+        found = await store.connections.run(lambda connection: connection.execute(statement.encode()))
+        return await found.fetchall() if found.description else []
+
+    async def read(store: PostgresStore) -> dict[str, tuple[int, int]]:
+        """By table: how often it was read whole, and how many rows were found by an index."""
+        await told(store, "SELECT pg_stat_force_next_flush()")
+        rows = await told(store, "SELECT relname, seq_scan, idx_tup_fetch FROM pg_stat_user_tables")
+        return {name: (scans, found or 0) for name, scans, found in rows}
+
+    async def check(store: PostgresStore) -> None:
+        await told(store, "ANALYZE")
+        stage = Stage(store, talk())
+        before = await read(store)
+        for _ in range(5):
+            run = await stage.start()
+            await store.claim(run.run_id, "one that dies", 10.0, stage.clock())
+            await stage.crash(run)
+            assert await stage.drive(run) == "waiting"
+            await store.resume(run.run_id, (await run.record()).interrupts[0].interrupt_id, '"fine"', stage.clock())
+            await store.send(run.run_id, "m", '"yes"', stage.clock())
+            assert await stage.drive(run) == "succeeded"
+            await store.sweep(T)
+        after = await read(store)
+        whole = {name for name, (scans, _) in after.items() if scans > before[name][0]}
+        assert whole <= {"beats", "blobs"}  # a sweep looks at all of them, which are few
+        assert after["checkpoints"][1] - before["checkpoints"][1] < 5 * 20  # a chain of 8 for each answer
 
     using(postgres_url, check)
 
