@@ -58,12 +58,12 @@ from understudy.actors.refusals import (
 )
 from understudy.actors.store import BLOB_KEPT_S, CHUNKS_MAX, MAILBOX_MAX, OPENING_S, StoreInfo
 from understudy.cluster.stores import postgres_moves
-from understudy.cluster.stores.postgres_client import Connection, Connections
+from understudy.cluster.stores.postgres_client import Connections
 from understudy.cluster.stores.postgres_documents import PostgresDocuments
 from understudy.cluster.stores.postgres_listener import Listener
 from understudy.cluster.stores.postgres_schema import prepare
 from understudy.cluster.stores.postgres_step import step_values, take_step
-from understudy.cluster.stores.postgres_wire import Prepared, told
+from understudy.cluster.stores.postgres_wire import Line, Prepared, told
 from understudy.cluster.stores.rows import (
     COMMITTED,
     checkpoint_of,
@@ -168,7 +168,7 @@ class PostgresStore(PostgresDocuments):
         if len(commits) == 1:
             step = step_values(first)
             if step is not None:
-                asked = await self.connections.run(lambda connection: take_step(connection, step))
+                asked = await self.connections.ask(lambda line: take_step(line, step))
                 if asked is not None:
                     return Committed(duplicate=False, cancel_asked=asked)
             sent = await self._one("run_commit", first.run_id, first.epoch, *_values(first).values(), [first.seq])
@@ -415,13 +415,13 @@ class PostgresStore(PostgresDocuments):
         times = 0
         statement, given = _calling(function, len(values)), [told(value) for value in values]
 
-        async def do(connection: Connection) -> tuple[int, tuple[Any, ...]]:
+        async def do(line: Line) -> tuple[int, tuple[Any, ...]]:
             nonlocal times
             times += 1
-            [row] = await statement.rows(connection, given)
+            [row] = await line.rows(statement, given)
             return times, row
 
-        return await self.connections.run(do)
+        return await self.connections.ask(do)
 
     async def _call(self, function: str, *values: Any) -> Any:
         """As `_one`, of a function that answers one value."""
@@ -430,7 +430,7 @@ class PostgresStore(PostgresDocuments):
     async def _rows(self, name: str, **values: Any) -> list[tuple[Any, ...]]:
         statement, names = _reading(name)
         given = [told(values[name]) for name in names]
-        return await self.connections.run(lambda connection: statement.rows(connection, given))
+        return await self.connections.ask(lambda line: line.rows(statement, given))
 
 
 @cache

@@ -3,7 +3,7 @@
 from psycopg import errors
 
 from understudy.actors.records import Commit
-from understudy.cluster.stores.postgres_wire import Connection, Prepared, Value, number
+from understudy.cluster.stores.postgres_wire import Line, Prepared, Value, number
 from understudy.cluster.stores.rows import step_counters, to_json
 
 STEP = Prepared("understudy_step", f"SELECT run_step({', '.join(f'${n}' for n in range(1, 22))})")
@@ -44,10 +44,10 @@ def step_values(commit: Commit) -> list[Value] | None:
     ]
 
 
-async def take_step(connection: Connection, values: list[Value]) -> bool | None:
+async def take_step(line: Line, values: list[Value]) -> bool | None:
     """Whether somebody asked to cancel the run; None if nothing was changed, and `run_commit` is to be asked why."""
     try:
-        asked = (await STEP.ask(connection, values, FORMATS)).get_value(0, 0)
+        asked = (await line.ask(STEP, values, FORMATS)).get_value(0, 0)
     except errors.UniqueViolation:  # of the events: another verb was faster, see run_step
         return None
     return None if asked is None else asked == b"t"

@@ -3,7 +3,9 @@
 import asyncio
 import builtins
 import json
+import os
 import random
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
@@ -101,6 +103,29 @@ def test_an_outage_is_no_crash_of_the_runs_under_way(postgres_server: PostgresSe
     using(postgres_url, check)
 
 
+def test_a_server_that_says_nothing_is_unavailable(postgres_url: str) -> None:
+    """Its socket is open, and takes what is sent."""
+
+    async def check(store: PostgresStore) -> None:
+        run = await owned(store)
+        [(backend,)] = await store.connections.run(_backend)
+        store.connections.patience_s = 0.1
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            with pytest.raises(StoreUnavailable, match="did not answer"):
+                await store.commit(commit_of(run))
+        finally:
+            os.kill(backend, signal.SIGCONT)
+        assert (await store.commit(commit_of(run))).cancel_asked is False  # on another connection
+        assert (await store.run(run.run_id)).seq == 1
+
+    using(postgres_url, check)
+
+
+async def _backend(connection: Any) -> list[Any]:
+    return list(await (await connection.execute("SELECT pg_backend_pid()")).fetchall())
+
+
 async def half_way(store: PostgresStore) -> bool:
     return (await store.counters()).get('checkpoint_commits_total{result="ok"}', 0) >= 60
 
@@ -117,8 +142,8 @@ def test_a_claim_whose_answer_was_lost_is_still_ours(postgres_server: PostgresSe
         real = store.connections._once
         lost = []
 
-        async def once(do: Callable[[Any], Awaitable[Any]]) -> Any:
-            answer = await real(do)
+        async def once(do: Callable[[Any], Awaitable[Any]], until: float) -> Any:
+            answer = await real(do, until)
             if not lost:
                 lost.append(answer)
                 raise psycopg.OperationalError("server closed the connection unexpectedly")
