@@ -20,27 +20,6 @@ def keep_no_core() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
-TOOLS_NICENESS = 15
-"""What Ray gives all its workers unless it is told otherwise."""
-
-
-def stand_back() -> None:
-    """This process, and what it starts from now on, gives way to others: tools may compute as much as they like, and
-    whoever renews leases and looks for deaths beside them is on time."""
-    while any(_is_set_back(int(thread)) for thread in os.listdir("/proc/self/task")):
-        pass  # a thread has its own niceness, and begins with that of its maker, which may have had its old one
-
-
-def _is_set_back(thread: int) -> bool:
-    try:
-        if os.getpriority(os.PRIO_PROCESS, thread) >= TOOLS_NICENESS:
-            return False
-        os.setpriority(os.PRIO_PROCESS, thread, TOOLS_NICENESS)
-    except ProcessLookupError:  # it has ended by now
-        return False
-    return True
-
-
 @dataclass(frozen=True)
 class Bearings:
     """What holds for a whole process, and code of a node's may change: its limits, where it is, and with which rights

@@ -29,7 +29,7 @@ from understudy.actors.lost_calls import mark_lost
 from understudy.actors.open import OpenStore
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.packed import pack, unpack
-from understudy.actors.process import keep_no_core, name_of_this_process, stand_back
+from understudy.actors.process import keep_no_core, name_of_this_process
 from understudy.actors.records import Begun, Event, Receipt
 from understudy.actors.revocations import read_revocations
 from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
@@ -315,7 +315,6 @@ class SandboxActor:
 
     async def ready(self) -> str:
         """The name of the process."""
-        stand_back()
         return name_of_this_process()
 
     async def preflight(self) -> Preflight:

@@ -55,6 +55,7 @@ def confine(wanted: dict[str, Any], reply: int) -> None:
     """Bind this process, which is about to load a tool. The status stays open, to say that it is done."""
     from understudy.actors.sandbox.confine import PR_SET_PDEATHSIG, drop_capabilities, filter_system_calls, prctl
     from understudy.actors.sandbox.rules import restrict
+    from understudy.actors.sandbox.runner import give_way
 
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     status = int(sys.argv[3])
@@ -62,6 +63,7 @@ def confine(wanted: dict[str, Any], reply: int) -> None:
     os.closerange(REPLY + 1, status)
     os.closerange(status + 1, os.sysconf("SC_OPEN_MAX"))
     os.chdir(wanted["folder"])
+    give_way()  # under the filter, it could not
     restrict(wanted["abi"], wanted["read"], wanted["write"])
     drop_capabilities()
     filter_system_calls(bytes.fromhex(wanted["filter"]))

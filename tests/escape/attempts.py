@@ -637,6 +637,10 @@ def b16_priority() -> str:
     return stopped(lambda: os.nice(-10))
 
 
+def niceness() -> int:
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
 def b17_lock_memory() -> str:
     libc = ctypes.CDLL(None, use_errno=True)
     held = ctypes.create_string_buffer(64 << 20)

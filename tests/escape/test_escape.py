@@ -15,6 +15,7 @@ from escape.places import Place, limited, processes_with
 from escape.workers import CANARY
 
 from understudy.actors.sandbox.landlock import MEANWHILE
+from understudy.actors.sandbox.runner import NICENESS
 from understudy.policies.profile import Profile
 
 MIB = 1 << 20
@@ -30,6 +31,10 @@ def test_the_machine_isolates(sandbox: Place) -> None:
     preflight = sandbox.worker.ask("preflight", tier=sandbox.tier)
     assert preflight["available"], preflight
     assert (preflight["uid"] == 0) == (sandbox.worker.user == "root")
+
+
+def test_tools_give_way(sandbox: Place) -> None:
+    assert sandbox.tried(attempts.niceness) >= NICENESS
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
