@@ -218,7 +218,8 @@ def find(ref: str, blob: str) -> Callable[..., Any]:
 
 
 def validated(function: Callable[..., Any], args: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as the annotations say. pydantic (35 ms) is loaded only for types that JSON does not have."""
+    """Arguments as the annotations say. pydantic is asked only about types that JSON does not have: loaded by a
+    zygote already it takes a millisecond, else 60."""
     annotations = getattr(function, "__annotations__", {})
     if all(_is_json(annotations[name]) for name in args if name in annotations):
         return args

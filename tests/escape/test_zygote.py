@@ -53,6 +53,18 @@ def test_another_takes_over_after_many_calls(monkeypatch: pytest.MonkeyPatch) ->
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_tool_with_models_loads_nothing_for_them() -> None:
+    async def scenario() -> Outcome:
+        backend = ZygoteBackend(spares=1)
+        try:
+            return await backend.execute(ToolCall("k", "t", by_value(tools.loads_for_a_model), {}), Profile())
+        finally:
+            await backend.close()
+
+    outcome = run_async(scenario(), 60)
+    assert (outcome.kind, outcome.value) == ("ok", []), outcome
+
+
 def test_calls_of_other_terms_get_a_spare_of_their_own() -> None:
     async def scenario() -> list[Outcome]:
         backend = ZygoteBackend(spares=1)

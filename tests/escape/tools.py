@@ -138,3 +138,16 @@ def chance() -> list[float]:
         os._exit(0)
     os.wait()
     return [*found, float(os.read(reading, 100))]
+
+
+def loads_for_a_model() -> list[str]:
+    """The modules that a first model costs."""
+    before = set(sys.modules)
+    from pydantic import BaseModel, TypeAdapter
+
+    class Parcel(BaseModel):
+        lines: dict[str, list[int]]
+
+    parcel = TypeAdapter(Parcel).validate_python({"lines": {"a": ["1"]}})
+    assert parcel.model_dump_json() == '{"lines":{"a":[1]}}'
+    return sorted(set(sys.modules) - before)
