@@ -8,6 +8,10 @@ python := .venv/bin/python
 
 export PYTHON
 
+# Compiled once, and kept beside the sources: the tests start hundreds of processes that import them, also where an image
+# has told Python not to (empty: not told).
+export PYTHONDONTWRITEBYTECODE :=
+
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
