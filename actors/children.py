@@ -7,9 +7,10 @@ Laws kept here:
 2. A child lives in its parent's partition, so that the child's end and the parent's answer are one move of the store.
 """
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -17,7 +18,17 @@ from pydantic import BaseModel
 
 from understudy.actors.code import Code
 from understudy.actors.effects import START, call_text, read_outcome, write_outcome
-from understudy.actors.errors import CallerError, ChildFailed, Conflict, EffectMismatch, NotFound, Suspended, ToolDenied
+from understudy.actors.errors import (
+    CallerError,
+    ChildFailed,
+    Conflict,
+    EffectMismatch,
+    Fenced,
+    NotFound,
+    StoreUnavailable,
+    Suspended,
+    ToolDenied,
+)
 from understudy.actors.events import counters_of
 from understudy.actors.graph import Graph
 from understudy.actors.ledger import Ledger, Place, Wish
@@ -58,6 +69,47 @@ class Born:
     @property
     def interrupt_id(self) -> str:
         return self.record.parent_interrupt
+
+
+class Births:
+    """The starts of children that are under way while a run is in an actor. What a node has begun of one is done to its
+    end, also if the node is stopped: a request that is on its way makes the child, whoever still waits for it."""
+
+    def __init__(self) -> None:
+        self._under_way: set[asyncio.Task[Born]] = set()
+        self._closed = False
+        self._lost: Fenced | StoreUnavailable | None = None
+
+    async def bring(self, work: Coroutine[Any, Any, Born]) -> Born:
+        """The child that is started by this; once they are closed, none is, and this waits to be cancelled."""
+        if self._closed:
+            work.close()
+            await asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._over)
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """No other is started from now on; returns when all that were begun are made, so that they can be found (by
+        seeded story 1003444). Raises Fenced, StoreUnavailable: of one that is not known, and only another epoch, in
+        which what is still on its way is refused, can tell."""
+        self._closed = True
+        if self._under_way:
+            await asyncio.wait([*self._under_way])
+        if self._lost is not None:
+            raise self._lost
+
+    def stop(self) -> None:
+        """The run has left, or is somebody else's."""
+        for task in self._under_way:
+            task.cancel()
+
+    def _over(self, task: "asyncio.Task[Born]") -> None:
+        self._under_way.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Fenced | StoreUnavailable):
+            self._lost = error
 
 
 async def start(

@@ -8,7 +8,7 @@ and answers of its earlier attempt. They are plain functions that return an awai
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
 from types import MappingProxyType
@@ -55,6 +55,7 @@ class Residence:
     """Makes the graphs of children known to other processes."""
     bind: Callable[[], None] = lambda: None
     """Called before a child is started that wants to be cancelled or told when the run ends: it is to be looked for."""
+    births: children.Births = field(default_factory=children.Births)
 
 
 class Context:
@@ -314,7 +315,7 @@ class Context:
         if close in ("cancel", "request"):
             self._residence.bind()
         work = children.start(place, ledger, ship, graph, given, key, labels, index, close)
-        born = await self._recorded(work)
+        born = await self._recorded(self._residence.births.bring(work))
         return Child(self, born)
 
     async def _result_of(self, born: children.Born) -> Any:

@@ -133,6 +133,7 @@ class Driver:
             self._over = True
             self._flight.stop()
             stream.stop()
+            self._residence.births.stop()
             if self._pruning is not None:
                 self._pruning.cancel()
             for reminder in self._reminders:
@@ -200,6 +201,7 @@ class Driver:
             case CloseChildren(status):
                 record = self.loaded.run
                 await self._flight.landed()
+                await self._residence.births.close()
                 await close_children(self.store, record.run_id, status, self.clock(), record.epoch)
 
     def _send(self, commit: Commit) -> None:

@@ -1,6 +1,7 @@
 """Child runs: found again by a node that runs again, waited for without an actor, cancelled with their parent."""
 
 import asyncio
+import contextlib
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -14,9 +15,9 @@ from support.waiting import run_async
 from understudy import END, START, BlockingContext, ChildFailed, Context, Graph, Retry, RunFailed, ToolDenied, append
 from understudy.actors import memory
 from understudy.actors.children import children_of
-from understudy.actors.errors import StoreUnavailable
+from understudy.actors.errors import NotFound, StoreUnavailable
 from understudy.actors.memory import MemoryStore
-from understudy.actors.records import Commit, Committed, RunRecord, partition_of_thread
+from understudy.actors.records import Commit, Committed, Event, NewRun, RunRecord, partition_of_thread
 from understudy.cluster.client import Cluster, Run
 from understudy.cluster.settings import Settings
 from understudy.cluster.testing.crash import VICTIMS, Victim, crash_points
@@ -683,6 +684,104 @@ def test_nor_does_it_end_so_again_once_somebody_has_it_retried():
         await run.retry()
         await stage.settle()
         assert ((await run.record()).status, tries) == ("succeeded", [1, 1])
+
+    run_async(played())
+
+
+class Slow(MemoryStore):
+    """A request that was sent is performed, whoever still waits for it: the child of a run is made just after the run's
+    owner has looked for children, or else a little later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.looked = asyncio.Event(), asyncio.Event()
+        self.lost = False
+
+    async def create(self, run: NewRun, *args: Any) -> RunRecord:
+        if not run.parent:
+            return await super().create(run, *args)
+        self.asked.set()
+        asyncio.get_running_loop().call_later(0.05, self.looked.set)
+        made = asyncio.ensure_future(self._create(run, *args))
+        return await asyncio.shield(made)
+
+    async def _create(self, run: NewRun, *args: Any) -> RunRecord:
+        await self.looked.wait()
+        if self.lost:
+            raise StoreUnavailable("whether it is made, nobody knows")
+        return await super().create(run, *args)
+
+    async def run(self, run_id: str) -> RunRecord:
+        try:
+            return await super().run(run_id)
+        except NotFound:
+            self.looked.set()
+            await asyncio.sleep(0.01)
+            raise
+
+
+def giving_up() -> Graph:
+    async def node(ctx: Context) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await ctx.start(one(listens, "listens"), parent_close="cancel")
+        raise ValueError("no")
+
+    return one(node)
+
+
+def test_a_child_that_its_node_has_given_up_is_made_and_closed():
+    async def played() -> None:
+        stage = Stage(Slow(), giving_up())
+        run = await stage.start()
+        assert await stage.drive(run) == "failed"
+        assert [record.status for record in await records(stage, run)] == ["cancelled"]
+
+    run_async(played())
+
+
+def test_a_child_of_which_nobody_knows_whether_it_is_made_is_left_to_another_owner():
+    async def played() -> None:
+        store = Slow()
+        store.lost = True
+        stage = Stage(store, giving_up())
+        run = await stage.start()
+        with pytest.raises(StoreUnavailable):
+            await stage.drive(run)
+        store.lost = False
+        await stage.crash(run)
+        await stage.settle()
+        assert {record.status for record in await store.runs(limit=9)} <= {"failed", "cancelled"}
+
+    run_async(played())
+
+
+def test_a_run_that_closes_its_children_starts_no_other():
+    """Found by seeded story 1003444."""
+
+    async def played() -> None:
+        class Looking(MemoryStore):
+            async def events(self, run_id: str, *args: Any) -> list[Event]:
+                found = await super().events(run_id, *args)
+                looked.set()
+                await asyncio.sleep(0.01)
+                return found
+
+        async def node(ctx: Context) -> None:
+            at_work.set()
+            await looked.wait()
+            await ctx.start(one(listens, "listens"))
+
+        looked, at_work = asyncio.Event(), asyncio.Event()
+        stage = Stage(Looking(), one(node))
+        run = await stage.start()
+        driver = await stage.driver(run)
+        driving = asyncio.ensure_future(driver.drive())
+        await at_work.wait()
+        await run.cancel()
+        driver.cancel()
+        assert await driving == "cancelled"
+        assert "child_started" not in await stage.kinds(run)
 
     run_async(played())
 
