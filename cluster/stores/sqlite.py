@@ -43,6 +43,7 @@ from understudy.cluster.stores import sqlite_base, sqlite_effects, sqlite_moves,
 from understudy.cluster.stores import sqlite_verbs as verbs
 from understudy.cluster.stores.sqlite_documents import SqliteDocuments
 from understudy.cluster.stores.sqlite_file import SqliteFile, Write, parsed
+from understudy.cluster.stores.stillness import Stillness
 from understudy.cluster.stores.worker import Worker
 
 POLL_S = 0.01
@@ -62,6 +63,7 @@ class SqliteStore(SqliteDocuments):
         self.file = SqliteFile(path, synchronous)
         self._worker = Worker(f"the store {path}")
         self._bell = Bell()
+        self._log = Stillness(Path(f"{path}-wal"))
         self._seen = -1
         """`data_version` at the last look: another one means that somebody else committed."""
         self._waiting: deque[Write] = deque()
@@ -93,10 +95,11 @@ class SqliteStore(SqliteDocuments):
     async def wait_work(self, timeout_s: float) -> None:
         until = time.monotonic() + timeout_s
         while True:
-            version = await self._do(self.file.data_version)
-            if version != self._seen:
-                self._seen = version
-                return
+            if self._log.may_have_changed():
+                version = await self._do(self.file.data_version)
+                if version != self._seen:
+                    self._seen = version
+                    return
             left = until - time.monotonic()
             if left <= 0 or await self._bell.wait(min(left, POLL_S)):
                 return
