@@ -131,6 +131,18 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     postgres_server.start().drop_database(url)
 
 
+@pytest.fixture(scope="session")
+def _made_postgres(postgres_server: PostgresServer) -> str:
+    return postgres_server.start().create_database()
+
+
+@pytest.fixture
+def made_postgres_url(postgres_server: PostgresServer, _made_postgres: str) -> str:
+    """The URL of a database whose store may have been made, and is empty: making one takes longest of a short test."""
+    postgres_server.start().empty_database(_made_postgres)
+    return _made_postgres
+
+
 @pytest.fixture
 def prometheus_server() -> Iterator[Callable[..., PrometheusServer]]:
     """Call it with targets, and rule files if any, for a Prometheus that scrapes them every second."""

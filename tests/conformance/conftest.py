@@ -40,7 +40,7 @@ def make_world(request: pytest.FixtureRequest, tmp_path: Path) -> MakeWorld:
             url = request.getfixturevalue("redis_cluster_url")
             return functools.partial(redis_cluster_world, url, request.getfixturevalue("redis_cluster"))
         case _:
-            return functools.partial(postgres_world, request.getfixturevalue("postgres_url"))
+            return functools.partial(postgres_world, request.getfixturevalue("made_postgres_url"))
 
 
 def memory_world() -> World:

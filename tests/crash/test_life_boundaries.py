@@ -70,6 +70,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Any) -> str:
             return "memory://"
         case "sqlite":
             return f"sqlite://{tmp_path}/crash.db"
+        case "postgres":
+            return str(request.getfixturevalue("made_postgres_url"))
         case name:
             return str(request.getfixturevalue(f"{name}_url"))
 

@@ -126,6 +126,21 @@ class ValkeyServer(RedisServer):
     program = "valkey-server"
 
 
+EMPTY = """
+DO $$
+DECLARE filled text; found boolean; names text[] := '{}';
+BEGIN
+    PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid();
+    FOR filled IN SELECT tablename FROM pg_tables WHERE schemaname = 'understudy' AND tablename <> 'meta' LOOP
+        EXECUTE format('SELECT EXISTS (SELECT 1 FROM understudy.%I)', filled) INTO found;
+        IF found THEN names := names || format('understudy.%I', filled); END IF;
+    END LOOP;
+    IF names <> '{}' THEN EXECUTE 'TRUNCATE ' || array_to_string(names, ', ') || ' RESTART IDENTITY CASCADE'; END IF;
+END $$
+"""
+
+
 class PostgresServer(Server):
     """Postgres with its defaults of durability. It refuses to run as root, so root starts it as the user `postgres`."""
 
@@ -185,8 +200,12 @@ class PostgresServer(Server):
     def drop_database(self, url: str) -> None:
         self._execute(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
 
-    def _execute(self, statement: str) -> None:
-        with psycopg.connect(self.url, autocommit=True) as connection:
+    def empty_database(self, url: str) -> None:
+        """As it was when a store had been made in it, and nothing written. Costs a tenth of a new one."""
+        self._execute(EMPTY, url)
+
+    def _execute(self, statement: str, url: str = "") -> None:
+        with psycopg.connect(url or self.url, autocommit=True) as connection:
             connection.execute(statement.encode())
 
     @property
