@@ -338,7 +338,9 @@ class WatchedStore(MortalStore):
     async def _state(self, thread_id: str, counted: bool) -> tuple[ThreadDump, dict[str, float]]:
         counters = await self._store.counters() if counted else {}
         return await self._store.dump(thread_id), {
-            sample: value for sample, value in counters.items() if not sample.startswith("fence_rejections_total")
+            sample: round(value, 9)  # seconds, of which a store adds up parts in whatever order it finds them
+            for sample, value in counters.items()
+            if not sample.startswith("fence_rejections_total")
         }
 
 
