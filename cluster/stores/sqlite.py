@@ -108,13 +108,16 @@ class SqliteStore(SqliteDocuments):
         return await self._write(verbs.claim, run_id, owner, lease_s, now)
 
     async def load(self, run_id: str) -> Loaded:
+        if self._alone > ALONE_ENOUGH:
+            here = self._worker.do_here(lambda: self.file.read(lambda db: sqlite_reads.load(db, run_id)))
+            if here is not None:
+                return here
         return await self._read(sqlite_reads.load, run_id)
 
     async def commit(self, *commits: Commit) -> Committed:
-        write = Write(lambda db: verbs.commit(db, commits))
-        if not (self._is_alone(commits) and self._worker.do_here(lambda: self.file.write_nowait(write))):
-            await self._queue(write)
-        told, may_be_ready = self._answer_of(write)
+        if len(commits) > 1:
+            self._alone = 0
+        told, may_be_ready = await self._write(verbs.commit, commits)
         if may_be_ready:
             self._bell.ring()
         if not isinstance(told, Committed):
@@ -230,7 +233,7 @@ class SqliteStore(SqliteDocuments):
     # --- around it ---
 
     async def put_blob(self, digest: str, data: bytes, now: float) -> None:
-        await self._write(sqlite_moves.put_blob, digest, data, now)
+        await self._write_long(sqlite_moves.put_blob, digest, data, now)
 
     async def get_blob(self, digest: str) -> bytes:
         return await self._read(sqlite_moves.get_blob, digest)
@@ -244,16 +247,16 @@ class SqliteStore(SqliteDocuments):
     async def sweep(self, now: float) -> int:
         swept = 0
         while True:
-            batch = await self._write(sqlite_moves.sweep_some, now, SWEEP_BATCH)
+            batch = await self._write_long(sqlite_moves.sweep_some, now, SWEEP_BATCH)
             swept += batch
             if batch < SWEEP_BATCH:
                 return swept
 
     async def prune(self, thread_id: str, checkpoint_ids: Sequence[str]) -> int:
-        return await self._write(sqlite_moves.prune, thread_id, checkpoint_ids)
+        return await self._write_long(sqlite_moves.prune, thread_id, checkpoint_ids)
 
     async def delete_thread(self, thread_id: str) -> None:
-        await self._write(sqlite_moves.delete_thread, thread_id)
+        await self._write_long(sqlite_moves.delete_thread, thread_id)
 
     # --- from one store to another ---
 
@@ -264,7 +267,7 @@ class SqliteStore(SqliteDocuments):
         return await self._read(sqlite_moves.dump, thread_id)
 
     async def adopt(self, dump: ThreadDump) -> bool:
-        adopted = await self._write(sqlite_moves.adopt, dump)
+        adopted = await self._write_long(sqlite_moves.adopt, dump)
         self._bell.ring()
         return adopted
 
@@ -288,19 +291,27 @@ class SqliteStore(SqliteDocuments):
 
     # --- the way to the file ---
 
-    def _is_alone(self, commits: Sequence[Commit]) -> bool:
-        """Whether to commit in the caller's own thread, which blocks its loop for as long as the disk takes. The way to
-        the worker's thread and back costs as much as the commit itself, and a run that waits for its commit has nothing
-        else to do. But where there are others, they go on meanwhile and their commits come together: so it is tried now
+    def _is_alone(self) -> bool:
+        """Whether to write in the caller's own thread, which blocks its loop for as long as the disk takes. The way to
+        the worker's thread and back costs as much as a commit itself, and a run that waits for its commit has nothing
+        else to do. But where there are others, they go on meanwhile and their writes come together: so it is tried now
         and then whether there are. (Leases are renewed on a loop of their own.)"""
-        if len(commits) > 1:
-            self._alone = 0
         self._alone += 1
         return self._alone > ALONE_ENOUGH and self._alone % ALONE_PROBED != 0
 
     async def _write(
         self, verb: Callable[Concatenate[sqlite3.Connection, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
+        write = Write(lambda db: verb(db, *args, **kwargs))
+        if not (self._is_alone() and self._worker.do_here(lambda: self.file.write_nowait(write))):
+            await self._queue(write)
+        answer: R = self._answer_of(write)
+        return answer
+
+    async def _write_long(
+        self, verb: Callable[Concatenate[sqlite3.Connection, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """As `_write`, where it is about much or many: never in the caller's thread."""
         write = Write(lambda db: verb(db, *args, **kwargs))
         await self._queue(write)
         answer: R = self._answer_of(write)

@@ -214,6 +214,7 @@ def test_what_waits_together_goes_to_the_disk_together(tmp_path: Path) -> None:
         commits[torn.run_id] = commit_of(torn, seq=2, checkpoint=again, counters={"a": 1}, taken=(1,))
         begun = []
         await store._do(lambda: store.file.db.set_trace_callback(begun.append))
+        store._alone = 0  # else some are written one by one before it is seen that there are others
         told = await asyncio.gather(*(store.commit(commit) for commit in commits.values()), return_exceptions=True)
         await store._do(lambda: store.file.db.set_trace_callback(None))
         assert sum(statement.startswith("BEGIN IMMEDIATE") for statement in begun) <= 4
