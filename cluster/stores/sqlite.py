@@ -108,11 +108,7 @@ class SqliteStore(SqliteDocuments):
         return await self._write(verbs.claim, run_id, owner, lease_s, now)
 
     async def load(self, run_id: str) -> Loaded:
-        if self._alone > ALONE_ENOUGH:
-            here = self._worker.do_here(lambda: self.file.read(lambda db: sqlite_reads.load(db, run_id)))
-            if here is not None:
-                return here
-        return await self._read(sqlite_reads.load, run_id)
+        return await self._do(lambda: self.file.read(lambda db: sqlite_reads.load(db, run_id)), may_be_here=True)
 
     async def commit(self, *commits: Commit) -> Committed:
         if len(commits) > 1:
@@ -344,8 +340,11 @@ class SqliteStore(SqliteDocuments):
     ) -> R:
         return await self._do(lambda: self.file.read(lambda db: verb(db, *args, **kwargs)))
 
-    async def _do(self, function: Callable[[], R]) -> R:
+    async def _do(self, function: Callable[[], R], *, may_be_here: bool = False) -> R:
         try:
+            here = self._worker.do_here(function) if may_be_here and self._alone > ALONE_ENOUGH else None
+            if here is not None:
+                return here
             return await self._worker.do(function)
         except sqlite3.Error as error:
             raise self.file.told(error) from error
