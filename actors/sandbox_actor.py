@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from understudy.actors.accounts import Accounts, charged, settled
@@ -62,6 +62,7 @@ class SandboxActor:
         at_once: int,
         secrets_path: str | None = None,
         environments_path: str = "/nonexistent",
+        preload: Sequence[str] = (),
     ) -> None:
         keep_no_core()
         self._name = name
@@ -70,7 +71,7 @@ class SandboxActor:
         self._secrets = SecretFile(secrets_path)
         self._environments = Environments(environments_path)
         self._room = asyncio.Semaphore(at_once)
-        self._tiers = Tiers(all_tiers(spares=min(at_once, SPARES_MOST)))
+        self._tiers = Tiers(all_tiers(min(at_once, SPARES_MOST), preload))
         self._store: Store | None = None
         self._work: dict[tuple[str, str], asyncio.Task[Outcome | Receipt]] = {}
         self._audit = AuditLog(self._ready, secret)

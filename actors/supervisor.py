@@ -72,6 +72,8 @@ class SupervisorConfig:
     """Where the sandbox actors read the deployment's secrets. The values themselves are in no message."""
     environments_path: str = "/nonexistent"
     """Where the environments of tools are, on each machine."""
+    preload: tuple[str, ...] = ()
+    """Modules that tools import, loaded before there is a call."""
 
 
 @dataclass(eq=False)
@@ -177,7 +179,7 @@ class Supervisor:
         config = self._config
         actor = ray.remote(SandboxActor).options(**_detached(name))
         paths = config.secrets_path, config.environments_path
-        return actor.remote(name, config.open_store, config.secret, config.calls_per_sandbox, *paths)
+        return actor.remote(name, config.open_store, config.secret, config.calls_per_sandbox, *paths, config.preload)
 
     async def _guard_policy(self, first_s: float) -> None:
         """Replace the policy actor whenever it is gone. Nothing runs meanwhile without its word."""

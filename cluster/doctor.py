@@ -10,6 +10,7 @@ import resource
 import shutil
 import stat
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -46,7 +47,7 @@ class Check:
 
 async def examine(settings: Settings) -> list[Check]:
     """Everything, in the order in which it is told."""
-    isolation, store = await asyncio.gather(check_isolation(), check_store(settings))
+    isolation, store = await asyncio.gather(check_isolation(settings.preload), check_store(settings))
     return [
         check_python(),
         check_ray(),
@@ -76,21 +77,30 @@ def check_ray() -> Check:
         return Check("ray", "fail", "not installed", "pip install understudy again; it brings Ray")
 
 
-async def check_isolation() -> list[Check]:
+async def check_isolation(preload: Sequence[str] = ()) -> list[Check]:
     """Makes a real call behind the walls of each tier, and looks at what it saw; in the end, what that comes to."""
     from understudy.actors.sandbox.tiers import Tiers, all_tiers
 
-    tiers = Tiers(all_tiers(spares=0))
+    tiers = Tiers(all_tiers(0, preload))
     try:
         each, whole = await tiers.preflights(), await tiers.preflight()
     finally:
         await tiers.close()
     checks = [_check_tier(tier, found, whole.available) for tier, found in each.items()]
+    checks += _check_loaded(each["zygote"].details)
     checks.append(_check_memory(whole.details["memory"]))
     if not whole.available:
         return [*checks, Check("isolation", "fail", "untrusted tools are refused", whole.remedy)]
     standing = ", ".join(tier for tier, found in each.items() if found.available)
     return [*checks, Check("isolation", "ok", f"{standing}: no network and no files but granted ones, never root")]
+
+
+def _check_loaded(details: Mapping[str, str]) -> list[Check]:
+    """The modules that tools are to find loaded."""
+    not_loaded = {key.partition(": ")[2]: why for key, why in details.items() if key.startswith("not loaded: ")}
+    remedy = "each call imports it anew; take it out of UNDERSTUDY_PRELOAD, or mend that"
+    checks = [Check("preload", "warn", f"{name} is not loaded: {why}", remedy) for name, why in not_loaded.items()]
+    return [*([Check("preload", "ok", details["loaded"])] if details.get("loaded") else []), *checks]
 
 
 def _check_memory(told: str) -> Check:

@@ -60,6 +60,7 @@ def supervisor_config(settings: Settings) -> "SupervisorConfig":
         cancel_within_s=settings.cancel_within_s,
         secrets_path=str(settings.secrets.absolute()) if settings.secrets else None,
         environments_path=str(settings.environments),
+        preload=settings.preload,
         restart=RestartPolicy(intensity=settings.restart_intensity, period_s=settings.restart_period_s),
     )
 

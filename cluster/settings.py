@@ -8,9 +8,9 @@ import secrets
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from understudy.actors.errors import CallerError
 
@@ -26,6 +26,14 @@ def default_state_dir() -> Path:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
+
+
+def _listed(value: Any) -> Any:
+    """Names with commas between them, as a variable has them."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 
 
 class Settings(BaseModel):
@@ -60,6 +68,10 @@ class Settings(BaseModel):
     """Sandbox actors. Default: 1."""
     calls_per_sandbox: int = Field(default_factory=lambda: max(2, _cores()), ge=1, le=1000)
     """Tool calls that one sandbox actor executes at once. Default: one a core, at least 2."""
+    preload: Annotated[tuple[ModuleName, ...], BeforeValidator(_listed)] = ()
+    """Modules that tools import, `httpx,pandas`: sandboxes of tier zygote have them loaded before there is a call. They
+    are trusted as understudy is, and what they hold counts for each call's memory; `doctor` says which cannot be.
+    Default: none; pydantic is loaded in any case."""
     lease_s: float = Field(default=10.0, ge=1.0, le=600.0)
     """Seconds without a sign after which a run is taken from its actor. Default: 10."""
     hang_after_s: float = Field(default=30.0, ge=1.0, le=3600.0)

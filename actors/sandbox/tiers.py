@@ -29,10 +29,16 @@ TRY_AGAIN_S = 10.0
 """A tier that did not stand is tried again no sooner than this, when a call would need it."""
 
 
-def all_tiers(spares: int) -> tuple[Backend, ...]:
-    """One backend for each tier that there is. `spares`: sandboxes that wait, ready, for a call."""
+def all_tiers(spares: int, wanted: Sequence[str] = ()) -> tuple[Backend, ...]:
+    """One backend for each tier that there is.
+
+    Args:
+        spares: sandboxes that wait, ready, for a call.
+        wanted: modules that tools import, which these have loaded.
+    """
     cells, _told = cgroup.cells_here()
-    return LandlockBackend(cells=cells), ZygoteBackend(spares, cells), BubblewrapBackend(cells), GvisorBackend(cells)
+    zygotes = ZygoteBackend(spares, cells, wanted)
+    return LandlockBackend(cells=cells), zygotes, BubblewrapBackend(cells), GvisorBackend(cells)
 
 
 class Tiers:

@@ -13,6 +13,7 @@ import asyncio
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
@@ -33,13 +34,15 @@ milliseconds, which the call and whoever waits for its outcome can use better.""
 
 
 class ZygoteBackend:
-    """Needs bubblewrap 0.8 and user namespaces that may be nested. `spares`: how many wait, ready, for a call."""
+    """Needs bubblewrap 0.8 and user namespaces that may be nested. `spares`: how many wait, ready, for a call;
+    `wanted`: modules that are loaded for all of them."""
 
     name = "bubblewrap zygote"
     tier: Tier = "zygote"
 
-    def __init__(self, spares: int = 2, cells: Cells = NO_CELLS) -> None:
+    def __init__(self, spares: int = 2, cells: Cells = NO_CELLS, wanted: Sequence[str] = ()) -> None:
         self._spares = spares
+        self._wanted = wanted
         self._cells = cells
         self._zygote: Zygote | None = None
         self._starting: asyncio.Task[Zygote] | None = None
@@ -100,7 +103,10 @@ class ZygoteBackend:
             return first
         # Another call tells what a warm one takes, and leaves a spare for one without network, as most are.
         second = await try_out(self, network=False)
-        return dataclasses.replace(second, details={**first.details, **second.details})
+        refused = self._zygote.refused if self._zygote is not None else {}
+        loaded = {"loaded": ", ".join(name for name in self._wanted if name not in refused)} if self._wanted else {}
+        not_loaded = {f"not loaded: {name}": why for name, why in refused.items()}
+        return dataclasses.replace(second, details={**first.details, **second.details, **loaded, **not_loaded})
 
     async def close(self) -> None:
         """End the zygote and all that is in it."""
@@ -132,7 +138,7 @@ class ZygoteBackend:
     async def _start(self) -> Zygote:
         """Another zygote takes over; the one before ends with the last of its calls."""
         try:
-            before, self._zygote = self._zygote, await start(this_runtime(), self._cells)
+            before, self._zygote = self._zygote, await start(this_runtime(), self._cells, self._wanted)
             if before is not None:
                 before.retire()
             return self._zygote

@@ -40,6 +40,7 @@ TYPED_REHEARSALS = 5
 UNBOUNDED = 1 << 60
 CPU_UNBOUNDED_S = 1 << 32  # the kernel counts it in nanoseconds, in 64 bits
 LONGEST_MESSAGE = 65536
+REASON_BYTES = 300
 TYPED = {"note": {"text": "a", "day": "2026-01-01"}, "kind": "one", "notes": [{"text": "b"}]}
 TERMS_MOST = 16
 """Whose plans are kept."""
@@ -61,6 +62,10 @@ def main() -> None:
             __import__(name)
         except ImportError:  # it is only a matter of speed
             continue
+    clean = dict(os.environ)
+    refused = {name: why for name in prepare["wanted"] if (why := load(name))}
+    os.environ.clear()
+    os.environ.update(clean)
     from understudy.actors.sandbox import confine, first
 
     rehearsal = rehearsal_of(prepare, "json:dumps", {"obj": [1]})
@@ -82,7 +87,7 @@ def main() -> None:
     ctypes.pythonapi.PyOS_BeforeFork()
     gc.collect()
     gc.freeze()
-    control.send(b"ready")
+    control.send(b"ready" + json.dumps(refused).encode())
     stage = first.Stage(runner, rehearsal, prepare["keep"], hooks)
     plans: dict[bytes, first.Plan] = {}
     while True:
@@ -101,6 +106,31 @@ def main() -> None:
             os.write(fds[1], f"no process: {os.strerror(ctypes.get_errno())}".encode())
         for fd in fds:
             os.close(fd)
+
+
+def load(name: str) -> str:
+    """Have a module at hand for every call. Why it cannot be; empty: it is. Another process tries it first: what is
+    loaded here stays, and a thread would not be there in a spare, where others may wait for it."""
+    told_in, told_out = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            __import__(name)
+            threads = len(os.listdir("/proc/self/task")) - 1
+            told = f"it starts {threads} thread{'s' if threads > 1 else ''} when it is imported" if threads else ""
+        except BaseException as error:
+            told = f"{type(error).__name__}: {error}"
+        os.write(told_out, told.encode(errors="replace")[:REASON_BYTES])
+        os._exit(0)
+    os.close(told_out)
+    told = os.read(told_in, REASON_BYTES).decode(errors="replace")
+    os.close(told_in)
+    _pid, status = os.waitpid(pid, 0)
+    if status:
+        told = f"it ended the process that imported it (status {os.waitstatus_to_exitcode(status)})"
+    if not told:
+        __import__(name)
+    return told
 
 
 def rehearsal_of(prepare: dict[str, Any], ref: str, args: dict[str, Any]) -> bytes:

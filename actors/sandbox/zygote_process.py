@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from understudy.actors.sandbox import seccomp, watch
@@ -28,12 +28,15 @@ START_S = 20.0
 LEAVING_MOST = 8
 """Spares whose calls are over, and whose memory the kernel takes down; with more of them, a call waits (law 8)."""
 _WORDS_BYTES = 8192
+_WORD_BYTES = 65536
 
 
 class Zygote:
     """One that is ready. Whoever takes a spare from it has to await `end` for it."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", control: socket.socket, cells: Cells) -> None:
+        self.refused: Mapping[str, str] = {}
+        """Modules that were wanted at hand and are not, and why."""
         self.made = 0
         """Spares, over its life."""
         self._process = process
@@ -156,13 +159,18 @@ class Zygote:
         task.add_done_callback(self._tasks.discard)
 
 
-async def start(runtime: Runtime, cells: Cells) -> Zygote:
-    """A zygote that is ready. Raises IsolationUnavailable; then nothing of it is left."""
+async def start(runtime: Runtime, cells: Cells, wanted: Sequence[str] = ()) -> Zygote:
+    """A zygote that is ready. Raises IsolationUnavailable; then nothing of it is left.
+
+    Args:
+        wanted: modules that it is to have loaded, for every call.
+    """
     machine = os.uname().machine
     filters = {"alone": seccomp.program(machine), "network": seccomp.program(machine, network=True)}
     zygote, pid, control, said = _spawn(runtime, cells)
     try:
-        await _until_ready(pid, control, prepare(runtime, filters))
+        within_s = START_S * (1 + len(wanted))
+        zygote.refused = await _until_ready(pid, control, prepare(runtime, filters, wanted), within_s)
     except _NotReady:
         await zygote.close()
         raise not_started(_words(said)) from None
@@ -204,24 +212,27 @@ class _NotReady(Exception):
     """It ended, or did not answer in time. Why is in what it said."""
 
 
-async def _until_ready(pid: int, control: socket.socket, said_first: bytes) -> None:
+async def _until_ready(pid: int, control: socket.socket, said_first: bytes, within_s: float) -> Mapping[str, str]:
+    """What it could not load."""
     control.setblocking(False)
     try:
         control.send(said_first)
-        async with asyncio.timeout(START_S):
-            word = await asyncio.get_running_loop().sock_recv(control, 64)
+        async with asyncio.timeout(within_s):
+            word = await asyncio.get_running_loop().sock_recv(control, _WORD_BYTES)
     except OSError:
         word = b""
-    if word != b"ready":
+    if not word.startswith(b"ready"):
         raise _NotReady
     if any("0" in watch.status(each).get("Uid", "0").split() for each in watch.tree(pid)):
         raise IsolationUnavailable(
             "the zygote runs as root on the host, where its walls do not hold",
             "run workers as a user other than root, or report this",
         )
+    refused: dict[str, str] = json.loads(word.removeprefix(b"ready"))
+    return refused
 
 
-def prepare(runtime: Runtime, filters: Mapping[str, bytes]) -> bytes:
+def prepare(runtime: Runtime, filters: Mapping[str, bytes], wanted: Sequence[str] = ()) -> bytes:
     """The first message to a zygote; see `zygote_inside.py`."""
     below = [place for _, place in runtime.folders if covers((WORKING_FOLDER, "/dev/shm"), place)]
     first = {
@@ -229,6 +240,7 @@ def prepare(runtime: Runtime, filters: Mapping[str, bytes]) -> bytes:
         "python": runtime.python,
         "runner": runtime.runner,
         "preload": PRELOAD,
+        "wanted": list(wanted),
         "filters": {name: bpf.hex() for name, bpf in filters.items()},
         "keep": below,
     }

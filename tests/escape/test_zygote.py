@@ -1,8 +1,12 @@
 """Zygotes come and go, and calls do not notice; nothing is left of any."""
 
 import asyncio
+import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from escape import attempts, tools
@@ -12,7 +16,7 @@ from support.processes import is_alive
 from support.waiting import run_async
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox import watch, zygote
-from understudy.actors.sandbox.backend import IsolationUnavailable
+from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
 from understudy.actors.sandbox.zygote import ZygoteBackend
 from understudy.policies.profile import Limits, Profile
 
@@ -63,6 +67,43 @@ def test_a_tool_with_models_loads_nothing_for_them() -> None:
 
     outcome = run_async(scenario(), 60)
     assert (outcome.kind, outcome.value) == ("ok", []), outcome
+
+
+def test_modules_that_are_wanted_are_loaded_before_the_call_and_what_cannot_be_is_told() -> None:
+    async def scenario() -> tuple[Outcome, Preflight]:
+        backend = ZygoteBackend(spares=1, wanted=["sqlite3", "no_such_module"])
+        try:
+            found = await backend.preflight()
+            return await backend.execute(
+                ToolCall("k", "t", by_value(tools.is_loaded), {"name": "sqlite3"}), Profile()
+            ), found
+        finally:
+            await backend.close()
+
+    outcome, found = run_async(scenario(), 60)
+    assert outcome.value is True, outcome
+    assert found.details["loaded"] == "sqlite3"
+    assert found.details["not loaded: no_such_module"] == "ModuleNotFoundError: No module named 'no_such_module'"
+
+
+def test_what_starts_threads_or_ends_the_process_is_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "threaded.py").write_text(
+        "import threading, time; threading.Thread(target=time.sleep, args=[9], daemon=True).start()"
+    )
+    (tmp_path / "ending.py").write_text("import os; os.abort()")
+    (tmp_path / "fine.py").write_text("here = 1")
+    code = """
+from understudy.actors.sandbox.zygote_inside import load
+import json, sys
+told = [load(name) for name in ("threaded", "ending", "fine")]
+print(json.dumps([told, [name in sys.modules for name in ("threaded", "ending", "fine")]]))
+"""
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(said.stdout) == [
+        ["it starts 1 thread when it is imported", "it ended the process that imported it (status -6)", ""],
+        [False, False, True],
+    ]
 
 
 def test_calls_of_other_terms_get_a_spare_of_their_own() -> None:

@@ -151,3 +151,7 @@ def loads_for_a_model() -> list[str]:
     parcel = TypeAdapter(Parcel).validate_python({"lines": {"a": ["1"]}})
     assert parcel.model_dump_json() == '{"lines":{"a":[1]}}'
     return sorted(set(sys.modules) - before)
+
+
+def is_loaded(name: str) -> bool:
+    return name in sys.modules

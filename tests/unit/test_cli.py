@@ -635,9 +635,13 @@ def test_doctor_tries_what_it_tells(cli: Cli, tmp_path: Path, monkeypatch: pytes
     granted.write_text("token: {value: for-nobodys-eyes, hosts: [api.example.org]}")
     granted.chmod(0o640)
     monkeypatch.setenv("UNDERSTUDY_SECRETS", str(granted))
+    monkeypatch.setenv("UNDERSTUDY_PRELOAD", "sqlite3,no_such_module")
     bad = cli("doctor")
     assert bad.exit_code == 1
     assert f"chmod 600 {granted}" in " ".join(bad.stdout.split())
+    assert "ok preload sqlite3 warn preload no_such_module is not loaded: ModuleNotFoundError" in " ".join(
+        bad.stdout.split()
+    )
     granted.chmod(0o600)
     told = cli("doctor").stdout
     assert "token (by the proxy)" in " ".join(told.split())

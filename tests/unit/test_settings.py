@@ -27,10 +27,17 @@ def test_arguments_beat_variables_beat_files_beat_defaults(home: Path):
     assert settings.store_url == f"sqlite://{home}/state/understudy.db"
 
 
+def test_a_list_is_given_with_commas_or_as_one(home: Path):
+    assert read_settings({}, {"UNDERSTUDY_PRELOAD": "httpx, pandas.core"}).preload == ("httpx", "pandas.core")
+    (home / "understudy.toml").write_text('preload = ["httpx"]\n')
+    assert read_settings({}, {}).preload == ("httpx",)
+
+
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
         ({"UNDERSTUDY_RUN_ACTORS": "many"}, "UNDERSTUDY_RUN_ACTORS: run_actors = 'many'"),
+        ({"UNDERSTUDY_PRELOAD": "httpx,no module"}, "UNDERSTUDY_PRELOAD: preload = 'no module'"),
         ({"UNDERSTUDY_LEASE_S": "0"}, "UNDERSTUDY_LEASE_S: lease_s = '0': Input should be greater"),
     ],
 )
