@@ -66,14 +66,13 @@ def locate(graph: Graph) -> Code | None:
     """
     homes = {getattr(node.fn, "__module__", "") for node in graph.nodes.values()}
     script = sys.modules.get("__main__")  # also under the name that multiprocessing gives it, which others do not know
-    holders = [
-        Code(ref=f"{name}:{attribute}", paths=_import_paths(name, module))
-        for name, module in list(sys.modules.items())
-        if module is not None and module is not script
-        for attribute, value in list(getattr(module, "__dict__", {}).items())
-        if value is graph
-    ]
-    return min(holders, key=lambda code: code.ref.partition(":")[0] not in homes, default=None)
+    modules = [(name, module) for name, module in list(sys.modules.items()) if module is not None]
+    for name, module in sorted(modules, key=lambda found: found[0] not in homes):
+        if module is not script:
+            for attribute, value in list(getattr(module, "__dict__", {}).items()):
+                if value is graph:
+                    return Code(ref=f"{name}:{attribute}", paths=_import_paths(name, module))
+    return None
 
 
 def _import_paths(name: str, module: Any) -> tuple[str, ...]:
