@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin
 
 STARTED = b"started\n"
 ADDRESS_SPACE_HEADROOM = 512 * 1024 * 1024
@@ -34,6 +34,7 @@ CHUNK_BYTES = 1 << 16
 """What a pipe holds."""
 
 _JSON_TYPES: tuple[Any, ...] = (str, int, float, bool, list, dict, None, type(None), Any)
+_UNIONS = (Union, type(int | str))
 _JSON_NAMES = frozenset({"str", "int", "float", "bool", "list", "dict", "None", "Any", "dict[str, Any]", "list[Any]"})
 
 
@@ -238,7 +239,17 @@ def validated(function: Callable[..., Any], args: dict[str, Any]) -> dict[str, A
 
 
 def _is_json(annotation: Any) -> bool:
-    return annotation in _JSON_NAMES if isinstance(annotation, str) else any(annotation is t for t in _JSON_TYPES)
+    """Whether JSON has all values of a type: as the caller's side has checked them, so they arrive."""
+    if isinstance(annotation, str):
+        return annotation in _JSON_NAMES
+    if any(annotation is t for t in _JSON_TYPES):
+        return True
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is dict:
+        return inner[0] is str and _is_json(inner[1])
+    if origin is Literal:
+        return all(type(value) in (str, int, bool, type(None)) for value in inner)
+    return (origin is list or origin in _UNIONS) and all(map(_is_json, inner))
 
 
 def to_json(value: Any) -> bytes:
