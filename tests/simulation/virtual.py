@@ -25,6 +25,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__()
         self._now = 0.0
         self._clock_resolution = 1e-9
+        self._selector.select = lambda timeout=None: []  # type: ignore[attr-defined]  # nothing comes from outside
 
     def time(self) -> float:
         return self._now
@@ -32,10 +33,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def _run_once(self) -> None:
         ready, scheduled = self._ready, self._scheduled  # type: ignore[attr-defined]
         if not ready:
-            waiting = [handle.when() for handle in scheduled if not handle.cancelled()]
-            if not waiting:
+            first = scheduled[0] if scheduled else None  # it is a heap
+            waiting = scheduled if first is not None and first.cancelled() else scheduled[:1]
+            times = [handle.when() for handle in waiting if not handle.cancelled()]
+            if not times:
                 raise Stuck("nothing is left that could happen: all wait for each other")
-            self._now = max(self._now, min(waiting))
+            self._now = max(self._now, min(times))
         super()._run_once()  # type: ignore[misc]
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
