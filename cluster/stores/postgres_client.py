@@ -126,8 +126,6 @@ class Connections:
 
     async def close(self) -> None:
         self.closed = True
-        if self._watch is not None:
-            self._watch.cancel()
         while self._idle:
             self._idle.pop().finish()
 
@@ -167,7 +165,7 @@ class Connections:
         for line, until in self._at_work.items():
             if until <= loop.time():
                 line.give_up()
-        self._watch = loop.call_later(WATCH_S, self._look) if self._at_work and not self.closed else None
+        self._watch = loop.call_later(WATCH_S, self._look) if self._at_work else None
 
     def _come_to_this_loop(self) -> asyncio.AbstractEventLoop:
         """Verbs may be called from one event loop after another; what waits on a loop belongs to it."""

@@ -1,7 +1,6 @@
 """Many runs at once in one process, as in a run actor with `runs_per_actor`, on Redis."""
 
 import asyncio
-import gc
 import statistics
 import time
 from itertools import pairwise
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 from bench.floors import redis_floor
+from bench.settled import settled
 from bench.table import Table
 from pydantic import BaseModel
 
@@ -16,7 +16,6 @@ from support.stage import Stage
 from support.waiting import run_async
 from understudy import END, START, Graph
 from understudy.actors.driver import Driver
-from understudy.actors.garbage import settle
 from understudy.cluster.stores import open_store
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(600)]
@@ -53,13 +52,10 @@ async def seconds(url: str, runs: int, graph: Graph) -> float:
         driver: Driver = await stage.driver(run)
         assert await driver.drive() == "succeeded"
 
-    usual = gc.get_threshold()
-    settle()  # as a run actor does once its store is open
-    began = time.perf_counter()
-    await asyncio.gather(*(one(run) for run in started))
-    spent = time.perf_counter() - began
-    gc.unfreeze()
-    gc.set_threshold(*usual)
+    with settled():
+        began = time.perf_counter()
+        await asyncio.gather(*(one(run) for run in started))
+        spent = time.perf_counter() - began
     await store.close()
     return spent
 
