@@ -97,7 +97,9 @@ async def check_isolation(preload: Sequence[str] = ()) -> list[Check]:
 
 def _check_loaded(details: Mapping[str, str]) -> list[Check]:
     """The modules that tools are to find loaded."""
-    not_loaded = {key.partition(": ")[2]: why for key, why in details.items() if key.startswith("not loaded: ")}
+    from understudy.actors.sandbox.backend import NOT_LOADED
+
+    not_loaded = {key.removeprefix(NOT_LOADED): why for key, why in details.items() if key.startswith(NOT_LOADED)}
     remedy = "each call imports it anew; take it out of UNDERSTUDY_PRELOAD, or mend that"
     checks = [Check("preload", "warn", f"{name} is not loaded: {why}", remedy) for name, why in not_loaded.items()]
     return [*([Check("preload", "ok", details["loaded"])] if details.get("loaded") else []), *checks]

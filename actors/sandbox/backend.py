@@ -20,6 +20,9 @@ from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.policies.profile import Profile, Tier
 
+NOT_LOADED = "not loaded: "
+"""In the details of a preflight, before the name of a module that was wanted, and the reason."""
+
 
 class IsolationUnavailable(Exception):
     """This machine cannot isolate the call, so it was not made. Says why, and what to change on the machine."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox import cgroup, gvisor
-from understudy.actors.sandbox.backend import Backend, IsolationUnavailable, Preflight
+from understudy.actors.sandbox.backend import NOT_LOADED, Backend, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.gvisor import GvisorBackend
@@ -144,7 +144,11 @@ def end_leftovers() -> LeftOver:
 
 
 def _sentence(found: Preflight) -> str:
-    return f"stands, a call takes {found.details['duration_ms']} ms" if found.available else found.reason
+    if not found.available:
+        return found.reason
+    missing = [key for key in found.details if key.startswith(NOT_LOADED)]
+    told = f"; {', '.join(missing)}, see `understudy doctor`" if missing else ""
+    return f"stands, a call takes {found.details['duration_ms']} ms{told}"
 
 
 def _refused(least: Tier, refusals: Sequence[tuple[Tier, IsolationUnavailable]]) -> IsolationUnavailable:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 from understudy.actors.outcome import Outcome, ToolCall
-from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
+from understudy.actors.sandbox.backend import NOT_LOADED, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.cgroup import NO_CELLS, Cells
 from understudy.actors.sandbox.egress.way_out import WayOut, proxy_of
 from understudy.actors.sandbox.preflight import try_out
@@ -105,7 +105,7 @@ class ZygoteBackend:
         second = await try_out(self, network=False)
         refused = self._zygote.refused if self._zygote is not None else {}
         loaded = {"loaded": ", ".join(name for name in self._wanted if name not in refused)} if self._wanted else {}
-        not_loaded = {f"not loaded: {name}": why for name, why in refused.items()}
+        not_loaded = {NOT_LOADED + name: why for name, why in refused.items()}
         return dataclasses.replace(second, details={**first.details, **second.details, **loaded, **not_loaded})
 
     async def close(self) -> None:
