@@ -80,7 +80,7 @@ async def down(here: Here, as_json: Json = False) -> None:
         print_json({"stopped": stopped is not None, "unfinished_runs": unfinished, "left_over": asdict(left)})
         return
     say("understudy is down" if stopped else "there was no daemon to end", "bold" if stopped else "dim")
-    if left:
+    if left.processes or left.folders:  # empty cgroups are always there: those of sandboxes that waited for a call
         say(f"of its calls there were left, and are gone: {left}", "dim")
     if unfinished:
         runs, them = ("run stays", "it") if unfinished == 1 else ("runs stay", "them")
