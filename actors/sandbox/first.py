@@ -43,6 +43,7 @@ FDS = 4
 HALTED = b"halted"
 _ONLY_LOCKS = frozenset({"threading", "logging", "concurrent.futures.thread"})
 """Modules whose hooks make locks anew that another thread may have held: there was none. They take a hundred pages."""
+_ALIKE = os.sched_param(0)
 _OPEN_MOST = os.sysconf("SC_OPEN_MAX")
 # Plain numbers: what an enumeration takes to give one is a dozen calls of Python.
 _STATUS_KIND = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET), 0
@@ -158,6 +159,12 @@ def _become_runner(plan: Plan) -> None:
 
 def _ask_to_be_halted() -> None:
     """The host, which sees the answer just now, would ask the same of the first process, one turn later."""
+    # The kill wakes this process, to die: as a batch, it does not push aside, on the same core, the one that has still
+    # to say so: the outcome would wait while its memory is taken down, 0.4 ms in the median of a busy machine.
+    try:  # noqa: SIM105  see `_halt`
+        os.sched_setscheduler(0, os.SCHED_BATCH, _ALIKE)
+    except OSError:  # it is only a matter of speed
+        pass
     os.kill(1, _TERM)
     while True:
         _signal.pause()
