@@ -186,8 +186,10 @@ def load_ref(ref: str, paths: tuple[str, ...] = ()) -> Graph:
         return graph
     graphs = [name for name, value in vars(module).items() if isinstance(value, Graph)]
     hint = f"its graphs: {', '.join(graphs)}" if graphs else "it has no Graph"
-    found = "has no attribute" if graph is None else f"holds a {type(graph).__name__} in"
-    raise CodeError(f"module {module_name!r} {found} {attribute!r}; {hint}")
+    if graph is None:
+        raise CodeError(f"module {module_name!r} has no attribute {attribute!r}; {hint}")
+    what = "class" if isinstance(graph, type) else type(graph).__name__
+    raise CodeError(f"module {module_name!r} holds a {what} in {attribute!r}; {hint}")
 
 
 def _names_a_file(path: str, attribute: str) -> CodeError:

@@ -49,6 +49,15 @@ class Graph:
     _migrations: list[Migration] = field(default_factory=list, repr=False)
     _plan: Plan | None = field(default=None, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        for what, value in (("name", self.name), ("version", self.version)):
+            if not isinstance(value, str) or not value:
+                raise GraphError(f"the {what} of a graph is {value!r}; give a text, e.g. {str(value) or 'refund'!r}")
+        if not isinstance(self.state, type) or not issubclass(self.state, BaseModel):
+            raise GraphError(
+                f"graph {self.name!r}: its state is {self.state!r}; give a pydantic model, one field a channel"
+            )
+
     def node(
         self,
         fn: F | None = None,
@@ -101,6 +110,10 @@ class Graph:
 
     def branch(self, source: Target, choose: Callable[[Any], Any], targets: Iterable[Target]) -> Self:
         """After `source`, `choose(state)` says what comes: one of `targets`, a Send to one, or a list of those."""
+        if not callable(choose):
+            raise GraphError(
+                f"the branch after {_name(source)!r} is chosen by {choose!r}; give a function of the state"
+            )
         self._branches.append(Branch(_name(source), choose, tuple(_name(target) for target in targets)))
         self._plan = None
         return self

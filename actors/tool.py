@@ -223,5 +223,12 @@ def tool(
     if fn is None:
         lines = (shell,) if isinstance(shell, str) else tuple(shell)
         how: Any = (idempotent, reconcile, lines, workspace, None, environment)
-        return lambda inner: Tool(inner, name or inner.__name__, *how)
-    return Tool(fn, fn.__name__, False)
+        return lambda inner: Tool(inner, name or _name_of(inner), *how)
+    return Tool(fn, _name_of(fn), False)
+
+
+def _name_of(fn: Any) -> str:
+    name = getattr(fn, "__name__", "")
+    if not callable(fn) or not name:
+        raise CallerError(f"a tool is made of a function, not of {fn!r:.80}; write @tool above a def")
+    return str(name)

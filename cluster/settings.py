@@ -97,9 +97,13 @@ class Settings(BaseModel):
         """Folder of the environments of tools, as `understudy environments build` makes them."""
         return (self.state_dir / "environments").absolute()
 
+    @property
+    def secret_path(self) -> Path:
+        return self.secret_file or self.state_dir / "secret"
+
     def secret(self) -> bytes:
         """The deployment's key; made with mode 0600 on first use."""
-        path = self.secret_file or self.state_dir / "secret"
+        path = self.secret_path
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             # Written whole under another name and linked: two first users at once agree on one key.

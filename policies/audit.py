@@ -19,6 +19,7 @@ _WORD: Final = b"understudy audit word 1\0"
 """Signed together with what they name, so that no signature of ours passes for another one."""
 
 DIGITS = 12
+OTHER_SECRET = "its signature is not that of its content under this deployment's secret"
 _LATEST: Final = 1e11
 """Seconds since the epoch that no clock shows."""
 Entry = Mapping[str, Any]
@@ -153,7 +154,7 @@ def fault_of(name: str, version: int, data: bytes, after: Head, secret: bytes) -
     except (ValueError, TypeError, RecursionError) as error:
         return Fault(number, "changed", f"it cannot be read ({error})")
     if not signed:
-        return Fault(number, "changed", "its signature is not that of its content under this deployment's secret")
+        return Fault(number, "changed", OTHER_SECRET)
     if segment.number != number:
         return Fault(number, "reordered", f"segment {segment.number} stands in its place")
     if segment.prev != after.mac:

@@ -130,7 +130,8 @@ class Reader:
     ) -> dict[str, Any]:
         if not isinstance(value, dict):
             known = f" with the keys {', '.join(keys)}" if keys else ""
-            self.wrong(at, f"{show(value)} is no mapping; write 'key: value' pairs{known}")
+            what = "it is empty" if value is None and not at else f"{show(value)} is no mapping"
+            self.wrong(at, f"{what}; write 'key: value' pairs{known}")
             return {}
         if keys is None:
             return value

@@ -23,7 +23,7 @@ from understudy.cluster.cli.command import (
     stdout,
 )
 from understudy.cluster.cli.view import counted, iso, moment, short
-from understudy.policies.audit import Entry, Head
+from understudy.policies.audit import OTHER_SECRET, Entry, Head
 
 audits = typer.Typer(
     cls=Group, no_args_is_help=True, help="Verify the log of all decisions, grants and answers; show it; prune it."
@@ -66,6 +66,11 @@ async def verify(
         say_error(str(fault))
         if fault.number > found.first:
             say(f"good are segments {found.first} to {min(found.head.number, fault.number - 1)}", "dim")
+        elif fault.why == OTHER_SECRET:  # of the very first: rather a store that was moved, or another state folder
+            path = here.settings.secret_path
+            say(
+                f"if the log was written under another secret than {path}, name that one: UNDERSTUDY_SECRET_FILE", "dim"
+            )
     else:
         screen = stdout()
         told = f"good: segments {found.first} to {found.head.number}, "

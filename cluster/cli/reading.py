@@ -67,6 +67,7 @@ async def ps(
         if as_json:
             records = [await with_result(store, record) for record in records]
         counts = await store.counts()
+        where = "" if records else (await store.info()).where
     asked = {record.run_id: open_questions(record) for record in records}
     if as_json:
         print_json([run_document(record, asked[record.run_id], here.command) for record in records])
@@ -77,10 +78,21 @@ async def ps(
         say(
             f"no runs{f' that are {status}' if status else ''}; start one: {here.command('run', 'MODULE:GRAPH')}", "dim"
         )
+        _say_if_served_elsewhere(here, where)
         return
     stdout().print(runs_table(records, {r.run_id: note_on(r, asked[r.run_id], now) for r in records}, now))
     if total > len(records):
         say(f"{len(records)} of {total}; --limit shows more", "dim")
+
+
+def _say_if_served_elsewhere(here: Here, where: str) -> None:
+    """`up --store URL` is no setting: who leaves the URL away next time looks into an empty store."""
+    from understudy.cluster.daemon import running_daemon
+
+    running = running_daemon(here.settings)
+    if running is not None and running.store != where:
+        told = f"this is {where}, and the daemon that is up serves {running.store}"
+        say(f"{told}: name that with --store or UNDERSTUDY_STORE", "yellow")
 
 
 @command(panel=PANEL)

@@ -112,6 +112,9 @@ async def migrate(
         soft_wrap=True,
     )
     screen.print(Text(f"both sides compared, digest {moved.digest[:16]}; serve only the new store from now on", "dim"))
+    secret = here.settings.secret_path
+    told = f"what is signed in it holds under the same secret only (here {secret}); it is not in a store: take it along"
+    screen.print(Text(told, "dim"), soft_wrap=True)
 
 
 class _Teller:

@@ -358,7 +358,8 @@ def _gist(event: Event) -> str:
             place = f"{data['method'] or 'no request'} {data['host']}:{data['port']}"
             return f"{data['decision']} {data['tool']}  {place}  {moved}  {short(data['reason'], 100)}"
         case "tool_finished":
-            return f"{data['tool']}  {data['outcome']}, {seconds}  {short(data['error'], 120)}".rstrip()
+            took = f", {seconds}" if data.get("seconds") else ""  # refused, or its sandbox died: nobody has measured it
+            return f"{data['tool']}  {data['outcome']}{took}  {short(data['error'], 120)}".rstrip()
         case "effect_started":
             return short(data["call"], 100)
         case "effect_finished":

@@ -299,6 +299,7 @@ def test_info_and_migrate_for_people(tmp_path: Path) -> None:
     done = understudy("migrate", "--from", old, "--to", new)
     assert (done.returncode, done.stderr) == (0, "")
     assert "moved 9 threads: 10 runs, 3 checkpoints, 2 blobs, 2 documents" in done.stdout
+    assert "under the same secret only" in done.stdout
     about = json.loads(understudy("info", "--store", new, "--json").stdout)
     assert (about["kind"], about["threads"], about["runs"]["waiting"], about["served"]) == ("sqlite", 9, 3, False)
     assert "9" in understudy("info", "--store", new).stdout

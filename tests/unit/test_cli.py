@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.events import Event
 from understudy.actors.records import STATUSES
 from understudy.actors.store import Store
-from understudy.cluster.cli import demo, files, forking, machine, policy, reading, running  # noqa: F401 (they register commands)
+from understudy.cluster.cli import budgets, demo, files, forking, machine, policy, reading, running  # noqa: F401 (they register commands)
 from understudy.cluster.cli.command import Here, app
 from understudy.cluster.cli.screen import Screen
 from understudy.cluster.cli.view import clock, event_line, iso, moment, plain_table, short, span
@@ -327,6 +328,15 @@ def test_ps_of_nothing_says_how_to_begin(cli: Cli) -> None:
     assert result.exit_code == 0
     assert result.stdout == ""
     assert "understudy run" in result.stderr
+
+
+def test_ps_of_nothing_says_that_the_daemon_serves_another_store(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from understudy.cluster import daemon
+
+    up = daemon.Daemon(os.getpid(), daemon.born(os.getpid()), "postgresql://127.0.0.1/agents", "", "", {}, 0.0)
+    monkeypatch.setattr(daemon, "running_daemon", lambda settings: up)
+    told = " ".join(cli("ps").stderr.split())
+    assert "the daemon that is up serves postgresql://127.0.0.1/agents: name that with --store" in told
 
 
 def test_show_tells_what_waits_and_what_to_type(cli: Cli, url: str) -> None:

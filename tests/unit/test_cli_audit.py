@@ -123,6 +123,7 @@ def test_what_was_changed_is_named_with_its_number_and_exit_status_1(cli: Cli, a
     found = cli("audit", "verify")
     assert found.exit_code == 1
     assert "segment 1 is changed" in found.stderr
+    assert "under another secret" in found.stderr  # as it is after a move that left the secret behind
     change(tmp_path, "DELETE FROM documents WHERE shelf = 'audit'")
     assert cli("audit", "verify").exit_code == 0  # nobody remembers: which is why a head is noted
     found = cli("audit", "verify", "--head", head, "--json")

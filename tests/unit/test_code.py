@@ -105,6 +105,7 @@ def test_references_that_lead_nowhere_teach(tmp_path: Path):
             ("no_such_module_anywhere:graph", "there is no module 'no_such_module_anywhere'"),
             ("flow_of_test_code:graph", "has no attribute 'graph'; it has no Graph"),
             ("flow_of_test_code:value", "holds a int"),
+            ("flow_of_test_code:Graph", "holds a class in 'Graph'"),
             ("broken_of_test_code:graph", r"cannot be imported: ZeroDivisionError: .* \(broken_of_test_code.py:1\)"),
             ("script_of_test_code:graph", r"cannot be imported: SystemExit: 3 \(script_of_test_code.py:2\)"),
             ("flow_of_test_code.py:graph", "is a file, .*; write flow_of_test_code:graph"),

@@ -152,3 +152,17 @@ def test_channels_that_cannot_be():
         graph.edge(START, "a").edge("a", END)
         with pytest.raises(GraphError, match=message):
             graph.plan()
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda: Graph("", State), "the name of a graph is ''; give a text"),
+        (lambda: Graph("g", State, version=2), "the version of a graph is 2; give a text, e.g. '2'"),
+        (lambda: Graph("g", int), "its state is <class 'int'>; give a pydantic model"),
+        (lambda: Graph("g", State).branch("a", "b", ["b"]), "the branch after 'a' is chosen by 'b'; give a function"),
+    ],
+)
+def test_what_is_no_graph_is_told_where_it_is_written(made, told):
+    with pytest.raises(GraphError, match=told):
+        made()

@@ -38,3 +38,9 @@ def test_an_answer_of_another_kind_is_told_on_one_line():
         order.decode("no")
     assert str(caught.value).startswith("tool 'order' answered 'no': Input should be ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("made", [lambda: tool(3), lambda: tool(idempotent=True)("pay")])
+def test_a_tool_is_made_of_a_function(made):
+    with pytest.raises(CallerError, match="a tool is made of a function, not of"):
+        made()
