@@ -15,6 +15,8 @@ LABELS_MAX = 100
 
 def check_name(what: str, name: str) -> None:
     """Raises CallerError that names `what`."""
+    if not isinstance(name, str):
+        raise CallerError(f"{what} is {name!r:.80}, and has to be a text: write {str(name)!r:.80}")
     if "\0" in name or name.encode(errors="ignore").decode() != name:
         raise CallerError(f"{what} {name!r:.80} has a NUL or a lone surrogate, which is no text for every store")
     size = len(name.encode())

@@ -31,6 +31,7 @@ from understudy.actors.mailbox import message_text
 from understudy.actors.names import check_name
 from understudy.actors.process import is_dead, user_name
 from understudy.actors.records import (
+    BUSY,
     Busy,
     CheckpointRow,
     Chunk,
@@ -344,6 +345,8 @@ class Cluster:
             files: the first files of the workspace, by path (see `actors.files.Given`); see `@tool(workspace=...)`.
         Raises GraphError, InvalidWrite, Conflict (the key belongs to another input; the thread is busy), CallerError.
         """
+        if busy not in BUSY:
+            raise CallerError(f"busy={busy!r} is none of {', '.join(BUSY)}")
         shipped, loaded = await ship_graph(graph, store=self.store, secret=self.settings.secret(), mode=code)
         sealed = self.policy if policy is None else await seal_policy(policy, self.settings.secret())
         plan = loaded.plan()

@@ -39,9 +39,18 @@ async def seal_policy(policy: Path | str | Policy, secret: bytes) -> SealedPolic
             text = canonical(policy)
         elif isinstance(policy, Path):
             text = canonical(load_policy(await asyncio.to_thread(policy.read_text), source=str(policy)))
+        elif not isinstance(policy, str):
+            raise CallerError(f"the policy is {policy!r:.80}; give a Path to its file, its text, or a Policy")
+        elif _names_a_file(policy):
+            raise CallerError(f"the policy {policy!r} is a text, not a file; write policy=Path({policy!r})")
         else:
             text = canonical(load_policy(policy, source="policy"))
     except (OSError, UnicodeDecodeError, PolicyError) as error:
         raise CallerError(f"the policy cannot be used: {error}") from None
     data = text.encode()
     return SealedPolicy(digest_of(data), sign_blob(data, secret))
+
+
+def _names_a_file(text: str) -> bool:
+    """Read as YAML, `policy.yaml` is a text of one word, and said to be no mapping."""
+    return "\n" not in text and text.endswith((".yaml", ".yml"))

@@ -37,3 +37,23 @@ def test_what_is_no_name_for_every_store_is_refused_by_any(tmp_path: Path, name:
             assert await run.send("hello", id="i" * NAME_BYTES_MAX) == 1
 
     asyncio.run(tried())
+
+
+def test_what_start_is_given_of_another_kind_is_named(tmp_path: Path) -> None:
+    async def tried() -> None:
+        async with connect(
+            f"sqlite://{tmp_path}/u.db", settings=Settings(state_dir=tmp_path), embedded=False
+        ) as cluster:
+            wrong: list[tuple[dict[str, Any], str]] = [
+                ({"key": 5}, r"5, and has to be a text: write '5'"),
+                ({"labels": {"customer": 7}}, r"'customer', is 7, and has to be a text"),
+                ({"busy": "wait"}, r"busy='wait' is none of enqueue, "),
+                ({"policy": {"policy": "p"}}, r"the policy is \{.*; give a Path to its file"),
+                ({"policy": "policy.yaml"}, r"is a text, not a file; write policy=Path\('policy.yaml'\)"),
+            ]
+            for what, told in wrong:
+                with pytest.raises(CallerError, match=told):
+                    await cluster.start(graphs.short, {"folder": str(tmp_path)}, **what)
+            assert await cluster.runs() == []
+
+    asyncio.run(tried())
