@@ -227,6 +227,9 @@ def note_on(record: RunRecord, questions: Sequence[Interrupt], now: float) -> st
         first = questions[0]
         if first.kind == "approval":
             return f"approve {first.payload['tool']}?"
+        if first.kind in ("unknown", "repeat"):  # its payload is a document, whose beginning says nothing
+            tool = first.payload["tool"]
+            return f"how did {tool} end?" if first.kind == "unknown" else f"repeat {tool}?"
         return f"asks: {short(first.payload, 40)}"
     if record.status == "waiting":
         return wait_of(record, now)

@@ -24,12 +24,12 @@ from understudy import END, START, Context, Graph, append, tool
 from understudy.actors.calls import Asked, Granted, Verdict
 from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.events import Event
-from understudy.actors.records import STATUSES
+from understudy.actors.records import STATUSES, Interrupt, InterruptKind
 from understudy.actors.store import Store
 from understudy.cluster.cli import budgets, demo, files, forking, machine, policy, reading, running  # noqa: F401 (they register commands)
 from understudy.cluster.cli.command import Here, app
 from understudy.cluster.cli.screen import Screen
-from understudy.cluster.cli.view import clock, event_line, iso, moment, plain_table, short, span
+from understudy.cluster.cli.view import clock, event_line, iso, moment, note_on, plain_table, short, span
 from understudy.cluster.client import Run
 from understudy.cluster.settings import read_settings
 from understudy.cluster.stores import open_store
@@ -321,6 +321,13 @@ def test_ps_shows_a_line_a_run_and_what_to_know(cli: Cli, url: str) -> None:
     assert 'asks: {"refund": "A1"}' in lines[1]
     assert len(document(cli("ps", "--json", "--limit", "1"))) == 1
     assert document(cli("ps", "--json", "--status", "failed")) == []
+
+
+@pytest.mark.parametrize(("kind", "told"), [("unknown", "how did pay end?"), ("repeat", "repeat pay?")])
+def test_ps_asks_about_an_effect_in_words(kind: InterruptKind, told: str) -> None:
+    question = Interrupt("u1", "t1", "charge", kind, {"tool": "pay", "question": "the sandbox died during this call"})
+    record: Any = None  # whose questions are asked first
+    assert note_on(record, [question], 0.0) == told
 
 
 def test_ps_of_nothing_says_how_to_begin(cli: Cli) -> None:
