@@ -148,7 +148,7 @@ class AuditLog:
         after: Head | None = None
         _, heard, at = self._heard
         if heard.number > (self._head.number if self._head else 0):
-            self._head, self._known_at = heard, at
+            self._head, self._known_at = heard, min(at, self._clock())  # the other's clock may be ahead
         if self._clock() - self._known_at > HEAD_KEPT_S:
             self._head = None
         data, head = b"", Head()

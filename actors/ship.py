@@ -47,8 +47,20 @@ async def ship_graph(
             f"as a global name"
         ) from error
     digest = digest_of(data)
-    await store.put_blob(digest, sign_blob(data, secret), time.time())
+    await keep_signed(store, digest, sign_blob(data, secret), f"the code of graph {loaded.name!r}")
     return Code(blob=digest, mode=mode), loaded
+
+
+async def keep_signed(store: Store, digest: str, signed: bytes, what: str) -> None:
+    """See to it that the store has signed data under the digest of what was signed. Raises CallerError: it has the same
+    with another signature, which nobody here could use."""
+    await store.put_blob(digest, signed, time.time())
+    if await store.get_blob(digest) != signed:
+        raise CallerError(
+            f"{what} is in this store already, and not signed with this deployment's key: the store was moved without "
+            f"its secret, or somebody has altered it; name the secret that belongs to the store with "
+            f"UNDERSTUDY_SECRET_FILE, or give {what} another version"
+        )
 
 
 class Shipper:

@@ -275,6 +275,25 @@ def test_a_policy_is_put_again_before_it_is_dropped(tmp_path: Path) -> None:
     asyncio.run(go())
 
 
+def test_what_the_store_has_under_another_secret_is_told_before_a_run_is_made() -> None:
+    """It is kept as it is: runs of before may still be driven with the secret of before."""
+
+    async def go() -> None:
+        store, other = MemoryStore(), b"o" * 32
+        text = "policy: p\nversion: 1\nrules: []\n"
+        digest = await (await seal_policy(text, SECRET)).keep(store)
+        before = await store.get_blob(digest)
+        with pytest.raises(CallerError, match=r"policy 'p' is in this store already.*UNDERSTUDY_SECRET_FILE, or give"):
+            await (await seal_policy(text, other)).keep(store)
+        assert await store.get_blob(digest) == before
+        await (await seal_policy(text.replace("1", "2"), other)).keep(store)
+        await ship_graph(graphs.short, store=store, secret=SECRET, mode="pin")
+        with pytest.raises(CallerError, match="the code of graph 'short' is in this store already"):
+            await ship_graph(graphs.short, store=store, secret=other, mode="pin")
+
+    asyncio.run(go())
+
+
 def test_a_mode_that_there_is_not(tmp_path: Path) -> None:
     async def go() -> None:
         cluster = Cluster(MemoryStore(), Settings(state_dir=tmp_path), None)
