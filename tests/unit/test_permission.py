@@ -609,6 +609,18 @@ def test_no_rule_fails_on_any_arguments(some: Policy, asked: Request, now: float
     assert not any("the rule failed" in step.why for step in explain([some], asked, now, history))
 
 
+@given(
+    st.lists(POLICIES, min_size=1, max_size=3), st.lists(st.tuples(REQUESTS, NOWS, HISTORIES), min_size=2, max_size=12)
+)
+@RELAXED
+def test_what_is_remembered_of_other_calls_changes_nothing(
+    layers: list[Policy], asked: list[tuple[Request, float | None, History]]
+) -> None:
+    remembering = [decide(layers, *each) for each in asked]
+    fresh = [decide([pickle.loads(pickle.dumps(layer)) for layer in layers], *each) for each in asked]
+    assert remembering == fresh
+
+
 @given(POLICIES, REQUESTS, NOWS, HISTORIES, st.randoms(use_true_random=False))
 @RELAXED
 def test_the_order_of_rules_changes_nothing(
