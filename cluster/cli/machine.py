@@ -52,7 +52,7 @@ async def up(here: Here, as_json: Json = False) -> None:
         return
     stdout().print(Text("understudy is up already" if already else "understudy is up", "bold green"))
     rows = [("daemon", f"pid {running.pid}"), ("store", running.store), ("metrics", running.metrics_url)]
-    rows += [("isolation", _isolation(supervisors)), ("log", str(daemons.log_path(here.settings)))]
+    rows += [*_isolation(supervisors), ("log", str(daemons.log_path(here.settings)))]
     if unfinished:
         rows.append(("runs", f"{unfinished} unfinished, taken up"))
     _print_rows(rows)
@@ -119,7 +119,7 @@ async def status(here: Here, as_json: Json = False) -> None:
         return
     up_for = f"up for {span(now - daemon.started_at)}, pid {daemon.pid}" if daemon else "down"
     rows = [("daemon", up_for), ("store", info.where + ("" if info.durable else "  (not durable)"))]
-    rows += [("metrics", daemon.metrics_url), ("isolation", _isolation(supervisors))] if daemon else []
+    rows += [("metrics", daemon.metrics_url), *_isolation(supervisors)] if daemon else []
     rows += [("policy", words) for words in _policies(supervisors)]
     _print_rows(rows)
     runs = Text(f"{'runs':<10}", "dim")
@@ -205,15 +205,17 @@ def _daemon_document(daemon: "Daemon") -> dict[str, Any]:
     return document
 
 
-def _isolation(supervisors: list[dict[str, Any]]) -> str:
+def _isolation(supervisors: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """A row for each tier."""
     known = [s["isolation"] for s in supervisors if s.get("isolation")]
     if not known:
-        return "not known yet"
+        return [("isolation", "not known yet")]
     lacking = next((i for i in known if not i["available"]), None)
     if lacking is None:
         tiers: dict[str, str] = known[0].get("tiers", {})
-        return ", ".join(f"{tier} ({found})" for tier, found in tiers.items())
-    return f"none, so no untrusted tool runs: {lacking['reason']}; remedy: {lacking['remedy']}"
+        words = [f"{tier}: {found}" for tier, found in tiers.items()]
+        return [*zip(["isolation", *[""] * len(words)], words, strict=False)]
+    return [("isolation", f"none, so no untrusted tool runs: {lacking['reason']}; remedy: {lacking['remedy']}")]
 
 
 def _policies(supervisors: list[dict[str, Any]]) -> list[str]:
