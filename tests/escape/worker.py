@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from understudy.actors.outcome import ToolCall, ToolCode
-from understudy.actors.sandbox import cgroup
+from understudy.actors.sandbox import cgroup, watch
 from understudy.actors.sandbox.backend import Backend, IsolationUnavailable
 from understudy.actors.sandbox.runtime import this_runtime
 from understudy.actors.sandbox.tiers import Tiers, all_tiers
@@ -109,9 +109,15 @@ class Worker:
             await backend.preflight()
             self._tried.add(wanted["tier"])
         if isinstance(backend, ZygoteBackend):
-            await until(lambda: backend.waiting >= SPARES and not backend.leaving)
+            await until(lambda: backend.waiting >= SPARES and not backend.leaving and have_runners())
         held = {**collections.Counter(kinds()), "cgroup of a call": cells()}
         return {"held": held, **await self.do_shown(wanted)}
+
+
+def have_runners() -> bool:
+    """Whether each spare is whole: its first process says that it is there, and then starts the runner."""
+    firsts = [pid for pid in watch.tree(os.getpid()) if watch.status(pid).get("NSpid", "").split()[2:] == ["1"]]
+    return all(len(watch.tree(first)) > 1 for first in firsts)
 
 
 def kinds() -> list[str]:

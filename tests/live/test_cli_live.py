@@ -127,7 +127,7 @@ def test_a_day_with_a_daemon(shell: Shell) -> None:
     up = shell("up")
     assert up.returncode == 0, up.stderr
     assert shell.daemon.metrics_url in up.stdout
-    assert "zygote (stands" in up.stdout
+    assert "zygote: stands" in up.stdout
     assert "already" in shell("up").stdout
 
     done = shell("run", "flows:paying", "--policy", "policy.yaml", "--input", '{"order": "A7"}')
