@@ -8,6 +8,7 @@ Laws kept here:
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -77,18 +78,31 @@ class Births:
 
     def __init__(self) -> None:
         self._under_way: set[asyncio.Task[Born]] = set()
+        self._too_late: set[asyncio.Future[Born]] = set()
         self._closed = False
         self._lost: Fenced | StoreUnavailable | None = None
 
     async def bring(self, work: Coroutine[Any, Any, Born]) -> Born:
-        """The child that is started by this; once they are closed, none is, and this waits to be cancelled."""
+        """The child that is started by this; once they are closed, none is, and this waits to be cancelled. If it is
+        cancelled, it ends when the child is made: the next try of its node, or the end of the run, looks for that."""
         if self._closed:
             work.close()
-            await asyncio.get_running_loop().create_future()
+            never: asyncio.Future[Born] = asyncio.get_running_loop().create_future()
+            self._too_late.add(never)
+            never.add_done_callback(self._too_late.discard)
+            return await never
         task = asyncio.ensure_future(work)
         self._under_way.add(task)
         task.add_done_callback(self._over)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            while not task.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([task])
+            if self._lost is not None:
+                raise self._lost from None
+            raise
 
     async def close(self) -> None:
         """No other is started from now on; returns when all that were begun are made, so that they can be found (by
@@ -101,9 +115,9 @@ class Births:
             raise self._lost
 
     def stop(self) -> None:
-        """The run has left, or is somebody else's."""
-        for task in self._under_way:
-            task.cancel()
+        """The run has left, or is somebody else's. Nobody who waits for a child is kept waiting, e.g. a thread."""
+        for waited in [*self._under_way, *self._too_late]:
+            waited.cancel()
 
     def _over(self, task: "asyncio.Task[Born]") -> None:
         self._under_way.discard(task)

@@ -14,10 +14,10 @@ from support.stage import Stage
 from support.waiting import run_async
 from understudy import END, START, BlockingContext, ChildFailed, Context, Graph, Retry, RunFailed, ToolDenied, append
 from understudy.actors import memory
-from understudy.actors.children import children_of
+from understudy.actors.children import Births, Born, children_of
 from understudy.actors.errors import NotFound, StoreUnavailable
 from understudy.actors.memory import MemoryStore
-from understudy.actors.records import Commit, Committed, Event, NewRun, RunRecord, partition_of_thread
+from understudy.actors.records import Begun, Commit, Committed, Event, NewRun, RunRecord, partition_of_thread
 from understudy.cluster.client import Cluster, Run
 from understudy.cluster.settings import Settings
 from understudy.cluster.testing.crash import VICTIMS, Victim, crash_points
@@ -736,6 +736,73 @@ def test_a_child_that_its_node_has_given_up_is_made_and_closed():
         run = await stage.start()
         assert await stage.drive(run) == "failed"
         assert [record.status for record in await records(stage, run)] == ["cancelled"]
+
+    run_async(played())
+
+
+def test_the_next_try_takes_the_child_whose_start_was_given_up():
+    async def node(ctx: Context) -> None:
+        if not tried:
+            tried.append(True)
+            async with asyncio.timeout(0.001):
+                await ctx.start(one(listens, "listens"))
+        await ctx.start(one(listens, "listens"))
+
+    async def played() -> None:
+        stage = Stage(Slow(), one(node, retry=Retry(attempts=2, base_s=0)))
+        run = await stage.start()
+        assert await stage.drive(run) == "succeeded"
+        assert len(await records(stage, run)) == 1
+        assert len(await stage.store.runs()) == 2
+
+    tried: list[bool] = []
+    run_async(played())
+
+
+def test_a_child_that_its_node_has_given_up_is_looked_for_when_it_is_on_record():
+    class Late(MemoryStore):
+        """A start is on record just after the run's owner has looked for children, or else a little later."""
+
+        async def begin(self, *args: Any) -> Begun:
+            asyncio.get_running_loop().call_later(0.05, looked.set)
+            return await asyncio.shield(asyncio.ensure_future(self._begin(*args)))
+
+        async def _begin(self, *args: Any) -> Begun:
+            await looked.wait()
+            return await super().begin(*args)
+
+        async def events(self, *args: Any) -> list[Event]:
+            found = await super().events(*args)
+            if not found:  # the last page
+                looked.set()
+                await asyncio.sleep(0.01)
+            return found
+
+    async def played() -> None:
+        stage = Stage(Late(), giving_up())
+        run = await stage.start()
+        assert await stage.drive(run) == "failed"
+        assert [record.status for record in await records(stage, run)] == ["cancelled"]
+
+    looked = asyncio.Event()
+    run_async(played())
+
+
+def test_a_thread_that_asks_for_a_child_too_late_is_let_go():
+    """Whatever ends the residence while its children are closed."""
+
+    async def played() -> None:
+        births = Births()
+        await births.close()
+
+        async def never() -> Born:
+            raise AssertionError
+
+        waiting = asyncio.ensure_future(births.bring(never()))
+        await asyncio.sleep(0)
+        births.stop()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
 
     run_async(played())
 
