@@ -47,6 +47,8 @@ HEAD_KEPT_S = 600.0
 writer can take a number anew that was pruned."""
 STRANGERS_MAX = 100
 """Documents that are no segments, behind the last one, that are passed over."""
+FOLLOWED_MAX = 4
+"""Segments of others that a writer follows one by one; who is further behind looks for the end."""
 TURNS_MAX = 10_000
 """Overtaken so often in a row, something is wrong with the store: each time another writer went forward."""
 
@@ -149,12 +151,15 @@ class AuditLog:
         _, heard, at = self._heard
         if heard.number > (self._head.number if self._head else 0):
             self._head, self._known_at = heard, min(at, self._clock())  # the other's clock may be ahead
-        if self._clock() - self._known_at > HEAD_KEPT_S:
-            self._head = None
         data, head = b"", Head()
-        for _ in range(TURNS_MAX):
+        overtaken = 0
+        while overtaken < TURNS_MAX:
             try:
                 store = await self._open_store()
+                if self._head is not None and self._clock() - self._known_at > HEAD_KEPT_S:  # it may be pruned by now
+                    if data and await self._is_there(store, head, data):  # only the reply was lost, long ago
+                        return head.number
+                    self._head = None
                 if self._head is None:
                     self._follow(*await head_of(store, self._secret))
                 assert self._head is not None
@@ -165,7 +170,8 @@ class AuditLog:
                 self._head, self._known_at = head, self._clock()
                 return head.number
             except Overtaken as error:
-                if error.found is None or not self._goes_on(error.found.data):
+                overtaken += 1
+                if overtaken % FOLLOWED_MAX == 0 or error.found is None or not self._goes_on(error.found.data):
                     self._head = None  # look for the end
             except StoreUnavailable:
                 if self._strict:  # a person waits, and can try again
@@ -173,6 +179,11 @@ class AuditLog:
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
                 pause_s = min(pause_s * 2, 2.0)
         raise StoreUnavailable(f"the audit log was overtaken {TURNS_MAX} times in a row; is its shelf being rewritten?")
+
+    async def _is_there(self, store: Store, head: Head, data: bytes) -> bool:
+        """Whether a segment of ours stands in the log."""
+        found = await store.read_document(SHELF, name_of(head.number))
+        return found is not None and found.data == data
 
     def _goes_on(self, data: bytes) -> bool:
         """Follow the segment that was found in the place of ours, if it can be read."""

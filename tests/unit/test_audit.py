@@ -367,6 +367,94 @@ def test_writers_that_take_turns_and_hear_of_each_other_are_not_overtaken() -> N
     run_async(played())
 
 
+class Away(Weather):
+    """A store that one writer does not reach until `back`; `lost`: what it asked the first time was done."""
+
+    def __init__(self, store: MemoryStore, *, lost: bool) -> None:
+        super().__init__(store, random.Random())
+        self.lost, self.asked, self.back = lost, asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        verb = getattr(self.store, name)
+
+        async def called(*args: Any, **kwargs: Any) -> Any:
+            if self.back.is_set():
+                return await verb(*args, **kwargs)
+            if self.lost and not self.asked.is_set():
+                await verb(*args, **kwargs)
+            self.asked.set()
+            raise StoreUnavailable("away")
+
+        return called
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_writer_that_comes_back_after_hours_writes_at_the_end_and_once(
+    lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number that it wanted may have been pruned: what is written there is seen by nobody."""
+    real = asyncio.sleep
+    monkeypatch.setattr("understudy.actors.audit_log.asyncio.sleep", lambda _: real(0))
+
+    async def played() -> None:
+        store, clock = await written(3), Clock()
+        wire = Away(store, lost=lost)
+        log, other = log_to(wire, clock=clock), log_to(store, clock=clock)
+        wire.back.set()
+        await log.append("decision", run="before", key="k")
+        wire.back.clear()
+        writing = asyncio.ensure_future(log.append("decision", run="late", key="k"))
+        await wire.asked.wait()
+        await other.append("decision", run="other", key="k")
+        clock.now += 7200.0
+        await other.append("decision", run="last", key="k")
+        if not lost:
+            last = read_segment(list(store._shelves[SHELF].values())[-1].data)
+            assert await prune(store, SECRET, last.at, last.at + 7200) == 5
+        wire.back.set()
+        place = await writing
+        assert [where async for where, entry in entries_of(store) if entry.get("run") == "late"] == [place]
+        assert place == ("5.0" if lost else "7.0")
+        assert await fault_in(store) is None
+
+    run_async(played())
+
+
+def test_a_writer_that_is_far_behind_does_not_follow_each_of_the_others() -> None:
+    async def played() -> None:
+        still = random.Random()
+        still.random = lambda: 0.5  # type: ignore[method-assign]
+        wire = Weather(MemoryStore(), still)
+        behind, busy = (log_to(each, clock=Clock()) for each in (wire, wire.store))
+        await behind.append("decision")
+        for _ in range(100):
+            await busy.append("decision")
+        before = wire.writes
+        assert await behind.append("decision") == "102.0"
+        assert wire.writes < before + 10
+        assert await fault_in(wire.store) is None
+
+    run_async(played())
+
+
+def test_what_is_pruned_while_the_log_is_verified_is_nothing_wrong() -> None:
+    async def played() -> None:
+        store = await written(6)
+        fourth = read_segment(store._shelves[SHELF][name_of(4)].data)
+        read = store.documents
+
+        async def pruned(*args: Any, **kwargs: Any) -> Any:
+            store.documents = read  # type: ignore[method-assign]
+            await prune(store, SECRET, fourth.at, T + 1e6)
+            return await read(*args, **kwargs)
+
+        store.documents = pruned  # type: ignore[method-assign]
+        found = await verify(store, SECRET)
+        assert (found.first, found.entries, found.fault) == (4, 3, None)
+
+    asyncio.run(played())
+
+
 def test_a_word_that_is_not_sealed_or_too_old_counts_for_nothing() -> None:
     async def played() -> None:
         store, clock = await written(3), Clock()
