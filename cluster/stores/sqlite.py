@@ -96,7 +96,11 @@ class SqliteStore(SqliteDocuments):
         until = time.monotonic() + timeout_s
         while True:
             if self._log.may_have_changed():
-                version = await self._do(self.file.data_version)
+                try:
+                    version = await self._do(self.file.data_version)
+                except BaseException:  # also of who is cancelled: what was there to see is seen by the next
+                    self._log.was_not_read()
+                    raise
                 if version != self._seen:
                     self._seen = version
                     return

@@ -26,6 +26,8 @@ UPGRADES = {1: "sqlite_2.sql", 2: "sqlite_3.sql", 3: "sqlite_4.sql"}
 """From which version to the next, by which script."""
 LOCKED_S = 10.0
 """How long a writer waits for its turn."""
+LOOK_EVERY_S = 0.5
+"""How often a writer looks whether its file is still in its place: a look can take a tenth of a commit."""
 PAGE_BYTES = 2048
 """Of files that are made from now on. A commit changes about six pages, and writes them whole: SQLite's own 4096 take
 10 us longer, and twice the room in the log."""
@@ -57,6 +59,9 @@ class SqliteFile:
         self.synchronous = synchronous
         self.locked_s = LOCKED_S
         self._db: sqlite3.Connection | None = None
+        self._place = (0, 0)
+        """Device and inode of the file that is open."""
+        self._looked_at = 0.0
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -94,6 +99,7 @@ class SqliteFile:
         """Do them in one transaction, with one wait for the disk (law 2). One that fails changes nothing, and hurts
         none of the others; each carries its answer or its error away. Raises nothing."""
         try:
+            self._is_in_place()
             lazy = all(write.lazy for write in batch)
             if lazy and self.synchronous == "full":
                 self.db.execute("PRAGMA synchronous = normal")
@@ -110,7 +116,11 @@ class SqliteFile:
     def write_nowait(self, write: Write) -> bool:
         """As `write`; False if another process has its turn now, and nothing was done."""
         try:
+            self._is_in_place()
             self.db.execute("BEGIN IMMEDIATE")
+        except StoreUnavailable as error:
+            write.error = error
+            return True
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
                 return False
@@ -121,6 +131,24 @@ class SqliteFile:
         except BaseException as error:
             write.error = write.error or error
         return True
+
+    def _is_in_place(self) -> None:
+        """Raises StoreUnavailable: who opens the path now finds another file or none, and SQLite would go on writing
+        into the one that it has, of which nobody else knows. Looks now and then only."""
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_EVERY_S:
+            return
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            found = None
+        if found is not None and (found.st_dev, found.st_ino) == self._place:
+            self._looked_at = now
+        else:
+            raise StoreUnavailable(
+                f"{self.path} was moved, removed or replaced while it was open, so nothing is written to it; put it "
+                f"back with its -wal, or end all that use it (`understudy down`) and start again with what is there"
+            )
 
     def _write(self, batch: Sequence[Write]) -> None:
         """In the transaction that is open, and to its end; once more, if the disk is full and the log can be emptied.
@@ -236,6 +264,8 @@ class SqliteFile:
                 _roll_back(db)
                 raise
         sqlite_step.prepare(db)
+        found = os.stat(self.path)  # now that it is open: on an overlay, that may have copied it
+        self._place = (found.st_dev, found.st_ino)
 
     def _make_or_upgrade(self) -> None:
         """In a transaction, so that of several who open it at once the first does it, and the others find it done."""

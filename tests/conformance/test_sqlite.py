@@ -6,6 +6,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -349,6 +351,51 @@ def test_bytes_per_commit_do_not_grow_with_the_history(tmp_path: Path) -> None:
         assert max(grown) < 20 * 4096, max(grown)
 
     using(tmp_path / "store.db", check)
+
+
+def test_a_wait_that_is_cut_off_takes_no_wake_up_with_it(tmp_path: Path) -> None:
+    async def check(store: SqliteStore) -> None:
+        await store.wait_work(0.0)
+        other = await SqliteStore.open(f"sqlite://{store.file.path}")
+        await create(other)
+        await other.close()
+        past = time.time_ns() - 10_000_000_123
+        os.utime(f"{store.file.path}-wal", ns=(past, past))  # it is still by now
+        at_work = threading.Event()
+        held = asyncio.ensure_future(store._do(at_work.wait))
+        waiting = asyncio.ensure_future(store.wait_work(30.0))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        at_work.set()
+        await asyncio.wait([held, waiting])
+        await asyncio.wait_for(store.wait_work(30.0), 10)
+
+    using(tmp_path / "store.db", check)
+
+
+def test_a_file_that_is_no_longer_in_its_place_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens the path then finds another store, or none: what was written would be lost with the old file."""
+    monkeypatch.setattr(sqlite_file, "LOOK_EVERY_S", 0.0)
+    path, aside = tmp_path / "store.db", tmp_path / "aside.db"
+
+    def move(source: Path, target: Path) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            os.rename(f"{source}{suffix}", f"{target}{suffix}")
+
+    async def check(store: SqliteStore) -> None:
+        run = await owned(store)
+        move(path, aside)
+        for seq in range(1, 8):  # some of them in the caller's own thread
+            with pytest.raises(StoreUnavailable, match="moved, removed or replaced"):
+                await store.commit(commit_of(run, seq=seq))
+        path.touch()  # another file
+        with pytest.raises(StoreUnavailable, match="moved, removed or replaced"):
+            await store.beat("m", "x", T)
+        path.unlink()
+        move(aside, path)
+        assert isinstance(await store.commit(commit_of(run, seq=1)), Committed)
+
+    using(path, check)
 
 
 def test_the_store_works_on_one_loop_after_another(tmp_path: Path) -> None:

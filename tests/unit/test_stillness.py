@@ -18,9 +18,10 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return ticks
 
 
-def write(path: Path, tick: int, data: bytes = b"x") -> None:
+def write(path: Path, tick: int, data: bytes = b"x", *, more_ns: int = 1) -> None:
     path.write_bytes(data)
-    os.utime(path, ns=(tick * 10_000_000, tick * 10_000_000))
+    at = tick * 10_000_000 + more_ns
+    os.utime(path, ns=(at, at))
 
 
 def test_a_file_that_is_still_is_read_once(tmp_path: Path, now: list[int]) -> None:
@@ -52,6 +53,19 @@ def test_a_clock_that_was_set_back_makes_it_read_more_and_miss_nothing(tmp_path:
     still = Stillness(path)
     write(path, 2000)
     assert [still.may_have_changed() for _ in range(3)] == [True, True, True]
+
+
+def test_times_in_whole_seconds_are_believed_later(tmp_path: Path, now: list[int]) -> None:
+    """As some filesystems keep them: a second write in that second looks like the first."""
+    path = tmp_path / "log"
+    still = Stillness(path)
+    now[0] = 1090
+    write(path, 1000, more_ns=0)
+    assert [still.may_have_changed() for _ in range(2)] == [True, True]
+    now[0] = 1300
+    assert [still.may_have_changed() for _ in range(2)] == [True, False]
+    still.was_not_read()
+    assert [still.may_have_changed() for _ in range(2)] == [True, False]
 
 
 def test_real_writes_are_seen(tmp_path: Path) -> None:
