@@ -18,11 +18,13 @@ writes; each later one makes a spare: what `terms` in `spare.py` says, with the 
 for its first process, and a way into a cgroup, if there is one.
 """
 
+import contextlib
 import ctypes
 import gc
 import importlib.util
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -41,6 +43,9 @@ UNBOUNDED = 1 << 60
 CPU_UNBOUNDED_S = 1 << 32  # the kernel counts it in nanoseconds, in 64 bits
 LONGEST_MESSAGE = 65536
 REASON_BYTES = 300
+LOADED = "loaded"
+LOAD_S = 15.0
+"""How long a module may take to be imported."""
 TYPED = {"note": {"text": "a", "day": "2026-01-01"}, "kind": "one", "notes": [{"text": "b"}]}
 TERMS_MOST = 16
 """Whose plans are kept."""
@@ -110,27 +115,56 @@ def main() -> None:
 
 def load(name: str) -> str:
     """Have a module at hand for every call. Why it cannot be; empty: it is. Another process tries it first: what is
-    loaded here stays, and a thread would not be there in a spare, where others may wait for it."""
+    loaded here stays; and threads, processes and timers would not be there in a spare, where others may wait for them.
+    """
     told_in, told_out = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
+            os.setsid()
             __import__(name)
-            threads = len(os.listdir("/proc/self/task")) - 1
-            told = f"it starts {threads} thread{'s' if threads > 1 else ''} when it is imported" if threads else ""
+            told = left_at_work() or LOADED
         except BaseException as error:
             told = f"{type(error).__name__}: {error}"
         os.write(told_out, told.encode(errors="replace")[:REASON_BYTES])
         os._exit(0)
     os.close(told_out)
-    told = os.read(told_in, REASON_BYTES).decode(errors="replace")
+    in_time = bool(select.select([told_in], [], [], LOAD_S)[0])
+    told = os.read(told_in, REASON_BYTES).decode(errors="replace") if in_time else f"it took longer than {LOAD_S:g} s"
     os.close(told_in)
+    if not in_time:
+        os.kill(pid, signal.SIGKILL)
     _pid, status = os.waitpid(pid, 0)
-    if status:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    if in_time and (status or not told):
         told = f"it ended the process that imported it (status {os.waitstatus_to_exitcode(status)})"
-    if not told:
-        __import__(name)
-    return told
+    if told != LOADED:
+        return told
+    mask, umask = signal.pthread_sigmask(signal.SIG_BLOCK, ()), os.umask(0)
+    os.umask(umask)
+    signals = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    __import__(name)
+    for number, handler in signals.items():  # what it has changed of these, each call would have
+        if handler is not None and signal.getsignal(number) != handler:
+            signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    os.umask(umask)
+    return ""
+
+
+def left_at_work() -> str:
+    """What the import of a module has begun and not ended; empty: nothing."""
+    threads = len(os.listdir("/proc/self/task")) - 1
+    if threads:
+        return f"it starts {threads} thread{'s' if threads > 1 else ''} when it is imported"
+    if any(any(signal.getitimer(each)) for each in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)):
+        return "it sets a timer when it is imported"
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return ""
+    return "it starts a process when it is imported"
 
 
 def rehearsal_of(prepare: dict[str, Any], ref: str, args: dict[str, Any]) -> bytes:
