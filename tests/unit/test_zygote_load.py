@@ -14,10 +14,13 @@ MODULES = {
     "forks": "import os, time\nif os.fork() == 0:\n    time.sleep(600); os._exit(0)",
     "times": "import signal; signal.alarm(600)",
     "threads": "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()",
-    "signals": (
-        "import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGPIPE, signal.SIG_DFL);"
-        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); os.umask(0)"
-    ),
+    "signals": """
+import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+os.umask(0)
+""",
 }
 LOADING = """
 import json, os, signal, sys
