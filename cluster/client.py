@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Collection, Mapping
@@ -49,6 +50,7 @@ from understudy.actors.store import Store
 from understudy.cluster import follow as following
 from understudy.cluster.answering import call_to_decide, changed_args, question_to_answer
 from understudy.cluster.auditing import pen
+from understudy.cluster.belonging import take_into_service
 from understudy.cluster.follow import Cursor, Seen
 from understudy.cluster.forking import fork_point, new_fork
 from understudy.cluster.sealed import SealedPolicy, seal_policy
@@ -58,6 +60,8 @@ from understudy.policies.permission import Policy
 
 if TYPE_CHECKING:
     from understudy.cluster.host import Host
+
+log = logging.getLogger(__name__)
 
 SILENT_AFTER_S = 5.0
 """A supervisor that gave no sign for this long is taken for gone."""
@@ -442,6 +446,7 @@ async def connect(
 
 
 async def _serve(cluster: Cluster) -> None:
+    await take_into_service(cluster.store, cluster.settings)
     # Here and not above: it imports Ray, which takes a second, and most commands never need it.
     from understudy.cluster.host import Host
 
@@ -453,6 +458,11 @@ async def _stand_by(cluster: Cluster) -> None:
     """The understudy's understudy: serve the store from here once whoever does it has left."""
     while cluster.host is None:
         await asyncio.sleep(STAND_BY_S)
-        with contextlib.suppress(StoreUnavailable):
+        try:
             if not await is_served(cluster.store, time.time()):
                 await _serve(cluster)
+        except StoreUnavailable:
+            continue
+        except CallerError as error:
+            log.warning("nobody serves the store any more, and this process cannot: %s", error)
+            return

@@ -181,6 +181,7 @@ def _reason(settings: Settings, began: int) -> str:
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises CallerError, StoreUnavailable if it cannot start."""
     from understudy.cluster.audit_keeping import keep_pruning
+    from understudy.cluster.belonging import take_into_service
     from understudy.cluster.exporter import Exporter
     from understudy.cluster.host import Host, store_opener
 
@@ -188,6 +189,11 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     store = await store_opener(settings)()
     where = (await store.info()).where
+    try:
+        await take_into_service(store, settings)
+    except BaseException:
+        await store.close()
+        raise
     host = Host(settings)
     exporter = Exporter(store_opener(settings), settings.metrics_port)
     pruning = asyncio.ensure_future(keep_pruning(store, settings))

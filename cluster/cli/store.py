@@ -117,6 +117,27 @@ async def migrate(
     screen.print(Text(told, "dim"), soft_wrap=True)
 
 
+@command(stores)
+async def claim(here: Here) -> None:
+    """Have the store belong to the secret of this machine, where the one that it belongs to is lost.
+
+    Policies and code that are signed under the old one stay unusable, and so do the runs that need them; the audit log
+    is good up to here only.
+
+    Example:
+    [bold]understudy store claim --store postgresql://127.0.0.1/agents[/]
+    """
+    from understudy.cluster.belonging import claim
+    from understudy.cluster.client import is_served
+
+    async with here.store() as store:
+        if await is_served(store, time.time()):
+            raise CallerError("somebody serves the store, and so the secret that it belongs to is not lost")
+        was_anothers = await claim(store, here.settings)
+    before = ", and not to another one any more" if was_anothers else ""
+    say(f"the store belongs to the secret {here.settings.secret_path}{before}", "green")
+
+
 class _Teller:
     """Tells progress on stderr, once a second at most."""
 
