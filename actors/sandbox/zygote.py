@@ -28,9 +28,10 @@ from understudy.policies.profile import Limits, Profile, Tier
 
 CALLS_MOST = 2000
 """Calls of one zygote; then another takes over. Spares share the layout of its memory, so that should not last."""
-REFILL_WITHIN_S, REFILL_AFTER_S = 0.02, 0.0005
+REFILL_WITHIN_S, REFILL_AFTER_S = 0.02, 0.001
 """From the beginning of a call, and from its end, whichever comes first: to make a spare takes a core a few
-milliseconds, which the call and whoever waits for its outcome can use better."""
+milliseconds, which the call and whoever waits for its outcome can use better. (A loop's timers count whole
+milliseconds, and uvloop's round: half of one is none.)"""
 
 
 class ZygoteBackend:

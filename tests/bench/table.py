@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Table:
     def text(self) -> str:
         """Markdown, under a line about the machine."""
         lines = [
-            f"{os.cpu_count()} cores ({processor()}), Python {platform.python_version()}, "
+            f"{os.cpu_count()} cores ({processor()}), Python {platform.python_version()} of {sys.base_prefix}, "
             f"load {os.getloadavg()[0]:.1f} at the end",
             "",
             "| what | store | ours | floor | unit | ratio | aim |",

@@ -13,12 +13,11 @@ from typing import Annotated, Any
 
 import pytest
 from bench.floors import backends
-from bench.settled import settled
+from bench.settled import run_as_actor, settled
 from bench.table import Table
 from pydantic import BaseModel
 
 from support.stage import Stage
-from support.waiting import run_async
 from understudy import END, START, Graph, append
 from understudy.actors.flight import IN_FLIGHT_MAX
 from understudy.actors.store import Store
@@ -108,5 +107,5 @@ def test_chain(table: Table, tmp_path: Path, redis_url: str, postgres_url: str) 
                 ratio = statistics.median(r[index] / r[base] for r in rounds)
                 table.add(what, backend.name, ours, floor, "us", ratio=ratio, aim=aim)
 
-    run_async(measured(), 500)
+    run_as_actor(measured(), 500)
     assert len(table.rows) >= 10

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 from bench.floors import redis_floor
-from bench.settled import settled
+from bench.settled import run_as_actor, settled
 from bench.table import Table
 from pydantic import BaseModel
 
 from support.stage import Stage
-from support.waiting import run_async
 from understudy import END, START, Graph
 from understudy.actors.driver import Driver
 from understudy.cluster.stores import open_store
@@ -75,7 +74,7 @@ def test_two_hundred_runs_of_twenty_nodes(table: Table, redis_url: str) -> None:
             aim=">= 5,000/s",
         )
 
-    run_async(measured(), 500)
+    run_as_actor(measured(), 500)
 
 
 def test_five_hundred_waiting_runs(table: Table, redis_url: str) -> None:
@@ -101,4 +100,4 @@ def test_five_hundred_waiting_runs(table: Table, redis_url: str) -> None:
             aim="<= 2",
         )
 
-    run_async(measured(), 500)
+    run_as_actor(measured(), 500)

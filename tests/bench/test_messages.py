@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import pytest
 from bench.floors import backends
+from bench.settled import run_as_actor
 from bench.table import Table
 from pydantic import BaseModel
 
 from support.stage import Stage
-from support.waiting import run_async
 from understudy import END, START, Graph, append
 from understudy.cluster.stores import open_store
 
@@ -63,4 +63,4 @@ def test_messages(table: Table, tmp_path: Path, redis_url: str, postgres_url: st
             last = statistics.median(slower)
             table.add("the same, last fifth against the first", backend.name, last, 0, "times", aim="flat")
 
-    run_async(measured(), 500)
+    run_as_actor(measured(), 500)

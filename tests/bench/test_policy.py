@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import ray
+from bench.settled import run_as_actor
 from bench.table import Table
 from ray import cloudpickle
 
-from support.waiting import run_async
 from understudy.actors.calls import Granted
 from understudy.actors.packed import pack
 from understudy.actors.policy_actor import PolicyActor
@@ -150,7 +150,7 @@ def test_a_decision_through_the_actor(table: Table, tmp_path: Path) -> None:
         _node_ip_address="127.0.0.1",
     )
     try:
-        run_async(measured(), 500)
+        run_as_actor(measured(), 500)
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
         ray.shutdown()

@@ -7,12 +7,11 @@ from typing import Annotated, Any
 
 import pytest
 from bench.floors import Backend, backends
-from bench.settled import settled
+from bench.settled import run_as_actor, settled
 from bench.table import Table
 from pydantic import BaseModel
 
 from support.stage import Stage
-from support.waiting import run_async
 from understudy import END, START, Context, Graph, append
 from understudy.actors.store import Store
 from understudy.cluster.stores import open_store
@@ -70,5 +69,5 @@ def test_resume_to_node(table: Table, tmp_path: Path, redis_url: str, postgres_u
             floor = statistics.median(f for f, _ in rounds) * 1e3
             table.add(what, backend.name, ours, floor, "ms", ratio=statistics.median(s / f for f, s in rounds), aim=aim)
 
-    run_async(measured(1, "answer to node", "<= 2 ms"), 250)
-    run_async(measured(STEPS, "answer to node at step 1,000 (reload)", "<= 10 ms"), 250)
+    run_as_actor(measured(1, "answer to node", "<= 2 ms"), 250)
+    run_as_actor(measured(STEPS, "answer to node at step 1,000 (reload)", "<= 10 ms"), 250)

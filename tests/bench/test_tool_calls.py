@@ -7,10 +7,10 @@ import statistics
 from pathlib import Path
 
 import pytest
+from bench.settled import run_as_actor
 from bench.table import Table
 
 from support.calling import Spent, calling
-from support.waiting import run_async
 from understudy import connect
 from understudy.cluster.settings import Settings
 
@@ -40,6 +40,6 @@ def test_a_tool_call_in_a_node(table: Table, tmp_path: Path, redis_url: str, pos
         ("Postgres", postgres_url),
         ("Redis, always", redis_url),
     ):
-        spent = run_async(measured(url), 300)
+        spent = run_as_actor(measured(url), 300)
         ours, bare = statistics.median(spent.calls_ms), statistics.median(spent.bare_ms)
         table.add("tool call in a node, all in all, tier zygote", where, ours, bare, "ms", aim="ratio < 1")

@@ -31,11 +31,16 @@ async def wait_until_async(predicate: Callable[[], Coroutine[object, object, T]]
         raise AssertionError(f"waited {timeout_s} s in vain for: {what}") from None
 
 
-def run_async(test: Coroutine[object, object, T], timeout_s: float = 60) -> T:
-    """Run the coroutine of one test on a loop of its own; it may not hang."""
+def run_async(
+    test: Coroutine[object, object, T],
+    timeout_s: float = 60,
+    loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> T:
+    """Run the coroutine of one test on a loop of its own (asyncio's, if `loop` makes no other); it may not hang."""
 
     async def bounded() -> T:
         async with asyncio.timeout(timeout_s):
             return await test
 
-    return asyncio.run(bounded())
+    with asyncio.Runner(loop_factory=loop) as runner:
+        return runner.run(bounded())
