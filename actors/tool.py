@@ -215,7 +215,7 @@ def tool(
             gives its value, the files stay as they were before it; "retry", or `idempotent`, makes them again.
         environment: the packages that it finds in the place of the worker's, `Environment(packages=["left-pad==1.0"])`.
             They are built before (`understudy environments build MODULE`), and shown to it read-only, in a sandbox of
-            the tier `cold` at least. Import them inside the function: the worker need not have them. Without
+            the tier `zygote` at least. Import them inside the function: the worker need not have them. Without
             sandboxes (`run_inline`) there is no environment.
     """
     if workspace not in ("none", "read", "write"):

@@ -4,7 +4,8 @@ One tier, one file, this protocol. From the weakest to the strongest:
 
     landlock   no namespaces: Landlock, a system call filter, limits, a subreaper. Works in any pod; the process table,
                the network stack and the disk are the pod's, and kept away by rules rather than absent
-    zygote     fresh namespaces for each call, from a Python that is warm: the default
+    zygote     fresh namespaces for each call, from a Python that is warm: the default. Calls that see files of the
+               host, or an environment, are made in tier cold until there is a zygote that shows these, see `rooms.py`
     cold       a bubblewrap and a Python of its own for each call: no memory layout is shared between calls
     gvisor     a kernel of its own, in user space: runsc, where it is installed
 

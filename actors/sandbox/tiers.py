@@ -22,9 +22,9 @@ from understudy.actors.sandbox.zygote import ZygoteBackend
 from understudy.policies.profile import DEFAULT_TIER, TIERS, Profile, Tier
 
 BY_COST: Final[tuple[Tier, ...]] = ("zygote", "landlock", "cold", "gvisor")
-"""Measured: 1 to 3 ms a call, 40, 40, and 300."""
+"""Measured: 1 to 3 ms a call (with files or an environment: once it is in use, see `rooms.py`), 40, 40, and 300."""
 NETWORK_REMEDY: Final = "name tier: zygote or cold, on a machine where one of these stands, or grant no network"
-BARE_REMEDY: Final = "run it on a machine where tier cold or gvisor stands, or give the tool no environment"
+BARE_REMEDY: Final = "run it on a machine where tier zygote, cold or gvisor stands, or give the tool no environment"
 TRY_AGAIN_S = 10.0
 """A tier that did not stand is tried again no sooner than this, when a call would need it."""
 
@@ -133,9 +133,8 @@ class Tiers:
 
 
 def _equips(backend: Backend, call: ToolCall) -> bool:
-    """A zygote's interpreter is warm before it is known which packages a tool wants to find, and landlock shows a tool
-    what the worker's user may read."""
-    return not call.environment or backend.tier in ("cold", "gvisor")
+    """landlock shows a tool what the worker's user may read."""
+    return not call.environment or backend.tier != "landlock"
 
 
 def end_leftovers() -> LeftOver:

@@ -22,6 +22,7 @@ SHOWN_OF_ETC = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
 ZYGOTE_FOLDER_BYTES = 1 << 20
 """Of folders in the zygote that every spare covers with its own."""
 WORKING_FOLDER = "/tmp"
+NOTHING = Profile()
 _RESERVED = ("/proc", "/sys", "/dev")
 _HIDDEN_TREES = ("/", "/tmp", "/usr", "/etc", "/var", "/run", "/home", "/root")
 
@@ -53,11 +54,7 @@ def command(bwrap: str, host_root: HostRoot, runtime: Runtime, profile: Profile,
     """Of a bubblewrap for one call."""
     parts = _begin(bwrap, runtime)
     parts += ["--disable-userns", *_root(host_root, profile.limits.disk_bytes)]
-    grants = {path: Source(path, "read") for path in profile.read}
-    grants |= {path: Source(path, "write") for path in profile.write}
-    for path, source in sorted(grants.items(), key=lambda grant: grant[0]):  # parents first
-        parts += ["--bind" if source.how == "write" else "--ro-bind", source, path]
-    parts += _interpreter(runtime)
+    parts += [*_granted(profile), *_interpreter(runtime)]
     # /proc, because /proc/1/mem is bubblewrap.
     parts += ["--remount-ro", "/proc", *_sealed()]
     parts += ["--seccomp", str(fds.seccomp), "--json-status-fd", str(fds.status), "--"]
@@ -65,10 +62,13 @@ def command(bwrap: str, host_root: HostRoot, runtime: Runtime, profile: Profile,
     return [*parts, os.path.realpath(runtime.python), "-I", "-S", "-B", runtime.runner, str(fds.reply), *outlet]
 
 
-def zygote_command(bwrap: str, host_root: HostRoot, runtime: Runtime, control: int) -> list[Part]:
-    """Of a bubblewrap that stays. What it leaves open (/proc, further namespaces), `zygote_inside.py` needs and closes
-    in each spare."""
-    parts = [*_begin(bwrap, runtime), *_root(host_root, ZYGOTE_FOLDER_BYTES), *_interpreter(runtime), *_sealed(), "--"]
+def zygote_command(
+    bwrap: str, host_root: HostRoot, runtime: Runtime, control: int, profile: Profile = NOTHING
+) -> list[Part]:
+    """Of a bubblewrap that stays, and shows what this profile grants of the host's files, as `command` does. What it
+    leaves open (/proc, further namespaces), `zygote_inside.py` needs and closes in each spare."""
+    parts = [*_begin(bwrap, runtime), *_root(host_root, ZYGOTE_FOLDER_BYTES), *_granted(profile)]
+    parts += [*_interpreter(runtime), *_sealed(), "--"]
     return [*parts, os.path.realpath(runtime.python), "-I", "-S", "-B", runtime.zygote, str(control)]
 
 
@@ -94,6 +94,15 @@ def _root(host_root: HostRoot, disk_bytes: int) -> list[Part]:
     disk = str(disk_bytes)
     parts += ["--proc", "/proc", "--dev", "/dev", "--size", disk, "--tmpfs", "/dev/shm"]
     return [*parts, "--size", disk, "--tmpfs", WORKING_FOLDER]
+
+
+def _granted(profile: Profile) -> list[Part]:
+    parts: list[Part] = []
+    grants = {path: Source(path, "read") for path in profile.read}
+    grants |= {path: Source(path, "write") for path in profile.write}
+    for path, source in sorted(grants.items(), key=lambda grant: grant[0]):  # parents first
+        parts += ["--bind" if source.how == "write" else "--ro-bind", source, path]
+    return parts
 
 
 def _interpreter(runtime: Runtime) -> list[Part]:

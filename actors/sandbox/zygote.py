@@ -6,32 +6,27 @@ call are namespaces, mounts and a process, and those before the call comes. Noth
 Laws:
 - The zygote is started as any sandbox is (`bubblewrap.py`): never as root, with an empty environment, and bound to the
   life of the thread that started it. It dies with the worker, and all sandboxes in it die with it.
-- A call that needs what a spare cannot give (files of the host) is not for this tier: `fits` says so.
+- A call sees what all see, or else has a zygote of its kind (`rooms.py`); until there is one, it is not for this tier.
 """
 
 import asyncio
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 
 from understudy.actors.outcome import Outcome, ToolCall
-from understudy.actors.sandbox.backend import NOT_LOADED, IsolationUnavailable, Preflight
+from understudy.actors.sandbox.backend import NOT_LOADED, Preflight
 from understudy.actors.sandbox.cgroup import NO_CELLS, Cells
-from understudy.actors.sandbox.egress.way_out import WayOut, proxy_of
+from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.preflight import try_out
+from understudy.actors.sandbox.rooms import Rooms
 from understudy.actors.sandbox.runtime import this_runtime
-from understudy.actors.sandbox.spare import Spare, terms
-from understudy.actors.sandbox.verdict import judge, request_of, telling
-from understudy.actors.sandbox.zygote_process import START_S, Zygote, start
-from understudy.policies.profile import Limits, Profile, Tier
+from understudy.actors.sandbox.warm_call import made_in
+from understudy.actors.sandbox.zygote_process import Zygote, start
+from understudy.policies.profile import Profile, Tier
 
 CALLS_MOST = 2000
 """Calls of one zygote; then another takes over. Spares share the layout of its memory, so that should not last."""
-REFILL_WITHIN_S, REFILL_AFTER_S = 0.02, 0.001
-"""From the beginning of a call, and from its end, whichever comes first: to make a spare takes a core a few
-milliseconds, which the call and whoever waits for its outcome can use better. (A loop's timers count whole
-milliseconds, and uvloop's round: half of one is none.)"""
 
 
 class ZygoteBackend:
@@ -45,6 +40,7 @@ class ZygoteBackend:
         self._spares = spares
         self._wanted = wanted
         self._cells = cells
+        self._rooms = Rooms(spares, cells, wanted)
         self._zygote: Zygote | None = None
         self._starting: asyncio.Task[Zygote] | None = None
 
@@ -56,11 +52,16 @@ class ZygoteBackend:
     @property
     def leaving(self) -> int:
         """Spares in which nothing executes any more, and that the kernel has not taken down yet."""
-        return self._zygote.leaving if self._zygote is not None else 0
+        return (self._zygote.leaving if self._zygote is not None else 0) + self._rooms.leaving
+
+    @property
+    def rooms(self) -> int:
+        """Zygotes besides, for calls that see files of the host or have an environment."""
+        return self._rooms.warm
 
     def fits(self, profile: Profile) -> bool:
-        """Files of the host cannot be brought into a spare."""
-        return not profile.read and not profile.write
+        """Any call; one that sees files of the host, once its room is warm."""
+        return True
 
     async def execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None = None) -> Outcome:
         """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made.
@@ -69,33 +70,14 @@ class ZygoteBackend:
         it is there any more (`leaving`).
         """
         began = time.perf_counter()
-        proxy = proxy_of(call, profile, way_out)
-        message = json.dumps(terms(profile.limits, proxy is not None)).encode()
-        request = request_of(call, profile, this_runtime(), way_out)
+        if profile.read or profile.write or call.environment:
+            return await self._rooms.execute(call, profile, way_out)
         zygote = await self._running()
-        spare = zygote.take(message, profile.limits)
-        refilling = self._refill_within(REFILL_WITHIN_S if zygote.waiting else 0.0, zygote, message, profile.limits)
-        with telling(lambda: spare.overseer):
-            try:
-                await _in_time(zygote, spare)
-                if proxy is not None:
-                    listener, spare.listener = spare.listener, None
-                    assert listener is not None
-                    await proxy.open(listener)
-                overseer = spare.begin(request, profile.limits)
-                await spare.over()
-            finally:
-                try:
-                    status = await zygote.end(spare)
-                finally:
-                    refilling.cancel()
-                    self._refill_within(REFILL_AFTER_S, zygote, message, profile.limits)
-                    if proxy is not None:
-                        await proxy.close()
-        outcome = judge(overseer, status, profile.limits, time.perf_counter() - began)
-        if outcome is None:
-            raise IsolationUnavailable("a spare ended before the call began", "it is tried again; look for memory")
-        return outcome
+        try:
+            return await made_in(zygote, self._spares, this_runtime(), call, profile, way_out, began)
+        finally:
+            if zygote.made >= CALLS_MOST and self._starting is None:
+                self._starting = asyncio.ensure_future(self._start())
 
     async def preflight(self) -> Preflight:
         """Make a call that looks around, and judge what it saw. Never raises."""
@@ -110,23 +92,14 @@ class ZygoteBackend:
         return dataclasses.replace(second, details={**first.details, **second.details, **loaded, **not_loaded})
 
     async def close(self) -> None:
-        """End the zygote and all that is in it."""
+        """End all zygotes and all that is in them."""
+        await self._rooms.close()
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.wait([self._starting])
         zygote, self._zygote = self._zygote, None
         if zygote is not None:
             await zygote.close()
-
-    def _refill_within(self, delay_s: float, zygote: Zygote, message: bytes, limits: Limits) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(delay_s, self._refill, zygote, message, limits)
-
-    def _refill(self, zygote: Zygote, message: bytes, limits: Limits) -> None:
-        """As many spares as there should be. The terms of the last call are the likeliest of the next."""
-        if zygote.is_open():
-            zygote.refill(message, self._spares, limits)
-        if zygote.made >= CALLS_MOST and self._starting is None:
-            self._starting = asyncio.ensure_future(self._start())
 
     async def _running(self) -> Zygote:
         zygote = self._zygote
@@ -145,15 +118,3 @@ class ZygoteBackend:
             return self._zygote
         finally:
             self._starting = None
-
-
-async def _in_time(zygote: Zygote, spare: Spare) -> None:
-    if spare.is_ready:
-        return
-    try:
-        async with asyncio.timeout(START_S):
-            await spare.ready()
-    except TimeoutError:
-        zygote.kill()  # it hangs, or is stopped; and so do all that it should still make
-        reason = f"a spare was not ready within {START_S:g} s"
-        raise IsolationUnavailable(reason, "is the machine overloaded?") from None

@@ -14,12 +14,14 @@ from understudy.actors.sandbox.backend import IsolationUnavailable
 from understudy.actors.sandbox.cgroup import Cells
 from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
 from understudy.actors.sandbox.diagnosis import not_started
+from understudy.actors.sandbox.environments import LENT_NAMES, site_packages
 from understudy.actors.sandbox.insist import insist, readable, send_kill
 from understudy.actors.sandbox.launch import find_bubblewrap, line
 from understudy.actors.sandbox.runtime import Runtime
+from understudy.actors.sandbox.shown import Identity
 from understudy.actors.sandbox.spare import Spare, order
-from understudy.actors.sandbox.walls import WORKING_FOLDER, host_root, zygote_command
-from understudy.policies.profile import Limits, covers
+from understudy.actors.sandbox.walls import NOTHING, WORKING_FOLDER, host_root, zygote_command
+from understudy.policies.profile import Limits, Profile, covers
 
 PRELOAD = ("cloudpickle", "pydantic", "asyncio", "typing", "traceback", "understudy.actors.tool")
 """What tools import most. It costs each zygote some memory, and no call anything."""
@@ -37,6 +39,8 @@ class Zygote:
     def __init__(self, process: "subprocess.Popen[bytes]", control: socket.socket, cells: Cells) -> None:
         self.refused: Mapping[str, str] = {}
         """Modules that were wanted at hand and are not, and why."""
+        self.sees: Sequence[Identity] = ()
+        """What it has found at the paths that it was asked to look at."""
         self.made = 0
         """Spares, over its life."""
         self._process = process
@@ -159,18 +163,29 @@ class Zygote:
         task.add_done_callback(self._tasks.discard)
 
 
-async def start(runtime: Runtime, cells: Cells, wanted: Sequence[str] = ()) -> Zygote:
+async def start(
+    runtime: Runtime,
+    cells: Cells,
+    wanted: Sequence[str] = (),
+    profile: Profile = NOTHING,
+    looks_at: Sequence[str] = (),
+) -> Zygote:
     """A zygote that is ready. Raises IsolationUnavailable; then nothing of it is left.
 
     Args:
         wanted: modules that it is to have loaded, for every call.
+        profile: files of the host that it shows, and all its calls see.
+        looks_at: paths of which it says what it sees there.
     """
     machine = os.uname().machine
     filters = {"alone": seccomp.program(machine), "network": seccomp.program(machine, network=True)}
-    zygote, pid, control, said = _spawn(runtime, cells)
+    zygote, pid, control, said = _spawn(runtime, cells, profile)
     try:
         within_s = START_S * (1 + len(wanted))
-        zygote.refused = await _until_ready(pid, control, prepare(runtime, filters, wanted), within_s)
+        first = prepare(runtime, filters, wanted, profile, looks_at)
+        told = await _until_ready(pid, control, first, within_s)
+        zygote.refused = told["refused"]
+        zygote.sees = [(device, inode) for device, inode in told["sees"]]
     except _NotReady:
         await zygote.close()
         raise not_started(_words(said)) from None
@@ -182,14 +197,14 @@ async def start(runtime: Runtime, cells: Cells, wanted: Sequence[str] = ()) -> Z
     return zygote
 
 
-def _spawn(runtime: Runtime, cells: Cells) -> tuple[Zygote, int, socket.socket, int]:
+def _spawn(runtime: Runtime, cells: Cells, profile: Profile) -> tuple[Zygote, int, socket.socket, int]:
     """One that starts, its pid, its control socket, and the end of the pipe where it says what is wrong."""
     program = find_bubblewrap()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     said_in, said_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         process = subprocess.Popen(
-            line(runtime, zygote_command(program, host_root(), runtime, theirs.fileno())),
+            line(runtime, zygote_command(program, host_root(), runtime, theirs.fileno(), profile)),
             stdin=subprocess.DEVNULL,
             stdout=said_out,
             stderr=said_out,
@@ -212,8 +227,8 @@ class _NotReady(Exception):
     """It ended, or did not answer in time. Why is in what it said."""
 
 
-async def _until_ready(pid: int, control: socket.socket, said_first: bytes, within_s: float) -> Mapping[str, str]:
-    """What it could not load."""
+async def _until_ready(pid: int, control: socket.socket, said_first: bytes, within_s: float) -> dict[str, Any]:
+    """What it says of itself."""
     control.setblocking(False)
     try:
         control.send(said_first)
@@ -228,21 +243,34 @@ async def _until_ready(pid: int, control: socket.socket, said_first: bytes, with
             "the zygote runs as root on the host, where its walls do not hold",
             "run workers as a user other than root, or report this",
         )
-    refused: dict[str, str] = json.loads(word.removeprefix(b"ready"))
-    return refused
+    told: dict[str, Any] = json.loads(word.removeprefix(b"ready"))
+    return told
 
 
-def prepare(runtime: Runtime, filters: Mapping[str, bytes], wanted: Sequence[str] = ()) -> bytes:
+def prepare(
+    runtime: Runtime,
+    filters: Mapping[str, bytes],
+    wanted: Sequence[str] = (),
+    profile: Profile = NOTHING,
+    looks_at: Sequence[str] = (),
+) -> bytes:
     """The first message to a zygote; see `zygote_inside.py`."""
-    below = [place for _, place in runtime.folders if covers((WORKING_FOLDER, "/dev/shm"), place)]
+    shown = [*(place for _, place in runtime.folders), *profile.read, *profile.write]
+    below = sorted({place for place in shown if covers((WORKING_FOLDER, "/dev/shm"), place)})
+    # What lies in another one of these comes with that.
+    topmost = [place for place in below if not covers([each for each in below if each != place], place)]
+    packages = site_packages(runtime.environment) if runtime.environment else ""
     first = {
-        "import_paths": runtime.import_paths,
+        "import_paths": [path for path in runtime.import_paths if path != packages],
+        "packages": packages,
+        "lent": {"names": LENT_NAMES, "paths": runtime.lent_paths},
+        "looks_at": list(looks_at),
         "python": runtime.python,
         "runner": runtime.runner,
         "preload": PRELOAD,
-        "wanted": list(wanted),
+        "wanted": [] if packages else list(wanted),
         "filters": {name: bpf.hex() for name, bpf in filters.items()},
-        "keep": below,
+        "keep": topmost,
     }
     return json.dumps(first).encode()
 

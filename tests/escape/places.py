@@ -11,7 +11,7 @@ from escape import attempts, callers, ends, file_attempts, tools
 from escape.workers import USERS, Raised, Worker, hand_over
 
 from understudy.actors.outcome import Outcome, ToolCode
-from understudy.policies.profile import Limits, Profile, Tier
+from understudy.policies.profile import Limits, Profile
 
 NOTHING = Profile()
 BY_VALUE = (attempts, ends, file_attempts, callers, tools)
@@ -21,7 +21,7 @@ BY_VALUE = (attempts, ends, file_attempts, callers, tools)
 class Place:
     """A tier, tried from one worker; `folder` is one that the worker's user owns, for this test."""
 
-    tier: Tier
+    tier: str
     worker: Worker
     folder: Path
 
@@ -51,7 +51,7 @@ class Place:
 
     def _send(self, code: ToolCode, profile: Profile, args: dict[str, Any], **more: Any) -> int:
         blob = base64.b64encode(code.blob).decode()
-        told = dataclasses.asdict(dataclasses.replace(profile, tier=self.tier))
+        told = {**dataclasses.asdict(profile), "tier": self.tier}
         return self.worker.send("call", tier=self.tier, ref=code.ref, blob=blob, args=args, profile=told, **more)
 
     def answer(self, number: int) -> Outcome:
@@ -119,5 +119,5 @@ def processes_with(*wanted: str, within: bool = False) -> list[str]:
     return found
 
 
-def places_of(tiers: Sequence[Tier]) -> list[tuple[Tier, str]]:
+def places_of(tiers: Sequence[str]) -> list[tuple[str, str]]:
     return [(tier, user) for tier in tiers for user in USERS]

@@ -129,8 +129,8 @@ OUR_OWN: dict[str, tuple[str, ...]] = {
 
 ALL = OF_THE_STUDY | OUR_OWN
 
-GRANTING: Tiers = ("landlock", "cold")
-"""Tiers that can bring files of the host in."""
+GRANTING: Tiers = ("landlock", "room", "cold")
+"""Tiers that can bring files of the host in; `room` is a zygote that shows some."""
 NETWORKED: Tiers = ("zygote", "cold")
 """Tiers that can give network."""
 ONLY_IN = {"o16": GRANTING, "o26": NETWORKED, "o27": NETWORKED, "o29": GRANTING}

@@ -30,7 +30,7 @@ class End:
     type: str = ""
     traced: bool = False
     """Its traceback is with what it printed."""
-    only: tuple[str, ...] = ("landlock", "zygote", "cold")
+    only: tuple[str, ...] = ("landlock", "zygote", "room", "cold")
 
 
 def more(name: str, *words: str) -> tuple[str, ...]:
@@ -75,12 +75,12 @@ ENDS = {
     "asks_for_much": End("out_of_memory", FULL, SMALL, traced=True),
     "maps_much": End("out_of_memory", FULL, SMALL, traced=True),
     "fills_the_disk": End(
-        "error", ("No space left", *more("disk_bytes", "4 MiB")), SMALL, type="OSError", only=("zygote", "cold")
+        "error", ("No space left", *more("disk_bytes", "4 MiB")), SMALL, type="OSError", only=("zygote", "room", "cold")
     ),
     "writes_a_large_file": End("error", more("disk_bytes", "4 MiB"), SMALL, type="OSError", traced=True),
     "opens_much": End("error", more("open_files", "64"), {"open_files": 64}, type="OSError", traced=True),
     "forks_much": End(
-        "error", more("processes", "20"), {"processes": 20}, type="BlockingIOError", only=("zygote", "cold")
+        "error", more("processes", "20"), {"processes": 20}, type="BlockingIOError", only=("zygote", "room", "cold")
     ),
     "loses_sight": End("unknown", ("no answer",), type="EndUnknown", traced=True),
 }

@@ -15,7 +15,7 @@ from escape.places import by_value, processes_with
 from support.processes import is_alive
 from support.waiting import run_async
 from understudy.actors.outcome import Outcome, ToolCall
-from understudy.actors.sandbox import watch, zygote
+from understudy.actors.sandbox import warm_call, watch, zygote
 from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
 from understudy.actors.sandbox.zygote import ZygoteBackend
 from understudy.policies.profile import Limits, Profile
@@ -171,7 +171,7 @@ def test_what_has_answered_is_gone_soon(token: str) -> None:
 
 def test_a_stopped_zygote_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not make what it is told to; so the call is refused, and the next one finds another."""
-    monkeypatch.setattr(zygote, "START_S", 0.5)
+    monkeypatch.setattr(warm_call, "START_S", 0.5)
 
     async def scenario() -> None:
         backend, at_first = ZygoteBackend(spares=0), zygotes()
@@ -182,7 +182,7 @@ def test_a_stopped_zygote_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
                 os.kill(pid, signal.SIGSTOP)
             with pytest.raises(IsolationUnavailable, match="not ready"):
                 await backend.execute(call(), Profile())
-            monkeypatch.setattr(zygote, "START_S", 20.0)
+            monkeypatch.setattr(warm_call, "START_S", 20.0)
             await until(lambda: not is_alive(outermost))
             assert (await backend.execute(call(), Profile())).value == 2
         finally:

@@ -155,3 +155,20 @@ def loads_for_a_model() -> list[str]:
 
 def is_loaded(name: str) -> bool:
     return name in sys.modules
+
+
+def imports() -> dict[str, Any]:
+    """How a tool finds packages, and which."""
+    import importlib
+    import sys
+
+    found: dict[str, Any] = {"path": sys.path, "prefix": sys.prefix, "python": sys.executable}
+    found["finders"] = [getattr(each, "__name__", type(each).__name__) for each in sys.meta_path]
+    for name in ("own", "pydantic", "typing_extensions", "cloudpickle", "yaml", "understudy.actors.tool"):
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            found[name] = type(error).__name__
+        else:
+            found[name] = module.__file__, getattr(module, "VERSION", "")
+    return found

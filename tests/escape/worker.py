@@ -17,16 +17,20 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from understudy.actors.outcome import ToolCall, ToolCode
+from understudy.actors.outcome import Outcome, ToolCall, ToolCode
 from understudy.actors.sandbox import cgroup, watch
 from understudy.actors.sandbox.backend import Backend, IsolationUnavailable
+from understudy.actors.sandbox.rooms import NotWarm, key_of
 from understudy.actors.sandbox.runtime import this_runtime
 from understudy.actors.sandbox.tiers import Tiers, all_tiers
+from understudy.actors.sandbox.uses import USES
 from understudy.actors.sandbox.verdict import seen_by
 from understudy.actors.sandbox.zygote import ZygoteBackend
 from understudy.policies.profile import Limits, Profile
 
 SPARES = 1
+ROOM = "room"
+"""How these tests call tier zygote, where it shows files of the host."""
 LINE_MOST = 1 << 26
 OBJECT_STORE_BYTES = 80 << 20
 TCP_ESTABLISHED = 1
@@ -74,18 +78,48 @@ class Worker:
         code = ToolCode(ref=wanted["ref"], blob=base64.b64decode(wanted["blob"]))
         files = wanted.get("files")
         call = ToolCall("effect-1", "attempt", code, wanted["args"], files, keeps=files is not None)
-        backend = self._backends[wanted["tier"]]
-        outcome = await backend.execute(call, profile_of(wanted["profile"]))
+        backend = self._backends[base_of(wanted["tier"])]
+        profile = profile_of(wanted["profile"])
+        outcome = await (self._in_room(call, profile) if wanted["tier"] == ROOM else backend.execute(call, profile))
         if isinstance(backend, ZygoteBackend):  # what is left does nothing any more; the tests look when it is gone
             await until(lambda: not backend.leaving)
         return {"outcome": dataclasses.asdict(outcome)}
+
+    async def _in_room(self, call: ToolCall, profile: Profile) -> Outcome:
+        """In tier zygote, by a zygote that shows files of the host: what is granted, and one that all see anyway. What
+        has none, because the grant is bad, tier cold refuses."""
+        backend = self._zygotes
+        shown = dataclasses.replace(profile, read=(*profile.read, this_runtime().runner))
+        for _ in range(USES + 1):
+            try:
+                return await backend.execute(call, shown)
+            except NotWarm:
+                await until(lambda: backend._rooms._starting is None)
+        refused = await self._backends["cold"].execute(call, shown)
+        assert refused.error_type == "BadGrant", "there was no room for it"
+        return refused
+
+    async def _keep_one_room(self) -> None:
+        """Of the rooms, only that of calls that are granted nothing."""
+        call, rooms = ToolCall("effect-1", "attempt", ToolCode(ref="os:getpid"), {}), self._zygotes._rooms
+        await self._in_room(call, Profile())
+        kept = key_of(call, Profile(read=(this_runtime().runner,)))
+        for key in [each for each in rooms._warm if each != kept]:
+            rooms._end(key)
+        await until(lambda: rooms._warm[kept].zygote.waiting >= SPARES and not rooms.leaving)
+
+    @property
+    def _zygotes(self) -> ZygoteBackend:
+        found = self._backends["zygote"]
+        assert isinstance(found, ZygoteBackend)
+        return found
 
     async def do_cancel(self, wanted: dict[str, Any]) -> dict[str, Any]:
         self._calls[wanted["of"]].cancel()
         return {}
 
     async def do_preflight(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        found = await self._backends[wanted["tier"]].preflight()
+        found = await self._backends[base_of(wanted["tier"])].preflight()
         return {"available": found.available, "reason": found.reason, "remedy": found.remedy, "uid": os.geteuid()}
 
     async def do_told(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -104,14 +138,20 @@ class Worker:
 
     async def do_holds(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Descriptors and cgroups, by kind. Once the tier has made a first call, and as many spares wait as should."""
-        backend = self._backends[wanted["tier"]]
+        backend = self._backends[base_of(wanted["tier"])]
         if wanted["tier"] not in self._tried:
             await backend.preflight()
             self._tried.add(wanted["tier"])
+        if wanted["tier"] == ROOM:
+            await self._keep_one_room()
         if isinstance(backend, ZygoteBackend):
             await until(lambda: backend.waiting >= SPARES and not backend.leaving and have_runners())
         held = {**collections.Counter(kinds()), "cgroup of a call": cells()}
         return {"held": held, **await self.do_shown(wanted)}
+
+
+def base_of(tier: str) -> str:
+    return "zygote" if tier == ROOM else tier
 
 
 def have_runners() -> bool:
@@ -159,7 +199,7 @@ async def until(fulfilled: Callable[[], bool]) -> None:
 
 def profile_of(data: dict[str, Any]) -> Profile:
     lists = {name: tuple(data[name]) for name in ("read", "write", "network", "secrets")}
-    return Profile(**lists, limits=Limits(**data["limits"]), tier=data["tier"])
+    return Profile(**lists, limits=Limits(**data["limits"]), tier=base_of(data["tier"]))  # type: ignore[arg-type]
 
 
 def serve_in_ray(path: str, folder: str) -> None:

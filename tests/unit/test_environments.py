@@ -28,6 +28,7 @@ from understudy.actors.sandbox.environments import (
     interpreter,
     site_packages,
 )
+from understudy.actors.sandbox.rooms import NotWarm
 from understudy.actors.sandbox.tiers import Tiers, all_tiers
 from understudy.policies.profile import Profile
 
@@ -150,8 +151,8 @@ def test_an_mcp_server_has_its_packages_and_the_client_those_of_the_worker(tmp_p
 
 def test_a_tier_that_cannot_show_an_environment_is_not_used() -> None:
     class Standing:
-        def __init__(self, tier: Any) -> None:
-            self.tier, self.called = tier, 0
+        def __init__(self, tier: Any, warm: bool = True) -> None:
+            self.tier, self.warm = tier, warm
 
         def fits(self, profile: Profile) -> bool:
             return True
@@ -162,17 +163,21 @@ def test_a_tier_that_cannot_show_an_environment_is_not_used() -> None:
             return Preflight(True, details={"duration_ms": "1"})
 
         async def execute(self, *_: Any) -> Outcome:
-            self.called += 1
+            if not self.warm:
+                raise NotWarm("no sandbox is warm", "")
             return Outcome("ok", value=self.tier)
 
     plain = ToolCall("k", "t", ToolCode(ref="json:dumps"), {})
     call = ToolCall("k", "t", ToolCode(ref="json:dumps"), {}, environment="/e")
     tiers = Tiers([Standing(each.tier) for each in all_tiers(0)])  # type: ignore[misc]
-    assert run_async(tiers.execute(plain, Profile(tier="landlock"))).value == "zygote"
+    for each in (plain, call):
+        assert run_async(tiers.execute(each, Profile(tier="landlock"))).value == "zygote"
+    tiers = Tiers([Standing(each.tier, each.tier != "zygote") for each in all_tiers(0)])  # type: ignore[misc]
+    assert run_async(tiers.execute(plain, Profile(tier="landlock"))).value == "landlock"
     assert run_async(tiers.execute(call, Profile(tier="landlock"))).value == "cold"
-    few = Tiers([Standing("zygote"), Standing("landlock")])  # type: ignore[list-item]
-    with pytest.raises(IsolationUnavailable, match="zygote: it can show no environment of a tool"):
-        run_async(few.execute(call, Profile()))
+    few = Tiers([Standing("landlock")])  # type: ignore[list-item]
+    with pytest.raises(IsolationUnavailable, match="landlock: it can show no environment of a tool"):
+        run_async(few.execute(call, Profile(tier="landlock")))
 
 
 # --- building -------------------------------------------------------------------------------------------------------

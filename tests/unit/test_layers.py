@@ -41,6 +41,7 @@ PURE_ACTORS = (
     "records",
     "reducers",
     "run",
+    "sandbox.uses",
     "step",
     "take_up",
     "tool",

@@ -1,0 +1,140 @@
+"""Which rooms get a zygote, for how long, and what of a granted path is looked at: no sandbox is made here."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from understudy.actors.outcome import ToolCall, ToolCode
+from understudy.actors.sandbox.rooms import PATHS_BYTES_MOST, PATHS_MOST, Key, _is_small, key_of
+from understudy.actors.sandbox.shown import Shown, _concerns, look
+from understudy.actors.sandbox.uses import (
+    AGAIN_S,
+    BARRED_S,
+    IDLE_S,
+    KEPT_S,
+    REMEMBERED_MOST,
+    ROOMS_MOST,
+    USES,
+    Uses,
+    gives_way,
+    idle,
+)
+from understudy.policies.profile import Profile
+
+
+def test_a_room_is_worth_it_once_it_is_in_use() -> None:
+    uses = Uses[str]()
+    assert [uses.is_again("a", 1.0) for _ in range(USES)] == [False] * (USES - 1) + [True]
+    assert uses.is_again("a", 1.0 + AGAIN_S)
+    assert not uses.is_again("a", 2.0 + 2 * AGAIN_S + 1), "long after"
+    assert not uses.is_again("b", 2.0)
+
+
+def test_where_it_was_of_no_use_it_is_not_for_a_while() -> None:
+    uses = Uses[str]()
+    for now in range(USES):
+        uses.is_again("a", now)
+    uses.bar("a", 10.0)
+    assert not any(uses.is_again("a", 10.0 + moment) for moment in range(0, int(BARRED_S), 5))
+    assert uses.is_again("a", 10.0 + BARRED_S)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    uses = Uses[int]()
+    for _ in range(2 * USES):
+        assert not any(uses.is_again(key, 1.0) for key in range(REMEMBERED_MOST + 1))
+    assert len(uses._of) == REMEMBERED_MOST
+
+
+def test_a_room_that_was_just_used_does_not_give_way() -> None:
+    used = {str(number): 100.0 + number for number in range(ROOMS_MOST)}
+    assert gives_way(dict(list(used.items())[:-1]), 100.0) == (True, None)
+    assert gives_way(used, 100.0) == (False, None)
+    assert gives_way(used, 100.0 + KEPT_S) == (True, "0")
+    assert idle(used, 101.0 + IDLE_S) == ["0", "1"]
+
+
+def test_a_room_is_what_its_calls_see() -> None:
+    def key(profile: Profile, environment: str = "", beside: bool = False) -> Key:
+        return key_of(ToolCall("k", "t", ToolCode(ref="a:b", beside=beside), {}, environment=environment), profile)
+
+    assert key(Profile(read=("/a", "/b"))) == key(Profile(read=("/b", "/a", "/a")))
+    assert key(Profile(read=("/a",), write=("/a",))) == key(Profile(write=("/a",)))
+    several = [
+        key(Profile(read=("/a",))),
+        key(Profile(read=("/a", "/b"))),
+        key(Profile(write=("/a",))),
+        key(Profile(read=("/a/b",), write=("/a",))),
+        key(Profile(), "/env"),
+        key(Profile(), "/env", beside=True),
+        key(Profile(), "/other"),
+        key(Profile(read=("/a",)), "/env"),
+    ]
+    assert len(set(several)) == len(several)
+    many = tuple(f"/{number}" for number in range(PATHS_MOST + 1))
+    assert _is_small(key(Profile(read=many[1:])))
+    assert not _is_small(key(Profile(read=many)))
+    assert not _is_small(key(Profile(read=("/" + "x" * PATHS_BYTES_MOST,))))
+
+
+def test_what_is_looked_at_is_what_the_path_itself_leads_to(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    assert look([str(link)]) is look([str(tmp_path / "none")]) is look([f"{link}/../real"]) is None
+    (first,) = look([str(real)]) or ()
+    assert first.identity == (real.stat().st_dev, real.stat().st_ino)
+    (real / "new").touch()
+    assert look([str(real)]) == (first,), "what is in a folder is not its own"
+    listed = look([], [str(real)])
+    os.utime(real, ns=(1, 1))
+    assert look([str(real)]) == (first,)
+    assert look([], [str(real)]) != listed
+    real.chmod(0o500)
+    assert look([str(real)]) != (first,)
+
+
+@pytest.mark.parametrize(
+    ("point", "expected"),
+    [
+        ("/", True),
+        ("/srv", True),
+        ("/srv/a\\040name", True),
+        ("/srv/a\\040name/below", True),
+        ("/srv/a", False),
+        ("/srv/a\\040namesake", False),
+        ("/other", False),
+    ],
+)
+def test_mounts_on_the_way_and_below_concern_a_path(point: str, expected: bool) -> None:
+    assert _concerns(point, ["/srv/a name"]) is expected
+
+
+def test_all_who_ask_at_once_hear_of_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells of it once."""
+    shown = Shown([str(tmp_path)])
+    try:
+        assert shown.is_same()
+        rows = shown._mounts
+        shown._mounts = [*rows, "1 2 3:4 / /gone rw - none none rw\n"]
+
+        class Once:
+            told = False
+
+            def poll(self, _: int) -> list[int]:
+                first, self.told = not self.told, True
+                return [1] if first else []
+
+        shown._changes = Once()  # type: ignore[assignment]
+        said: list[bool] = []
+        threads = [threading.Thread(target=lambda: said.append(shown.is_same())) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert said == [False] * 4
+    finally:
+        shown.close()
+    assert not shown.is_same(), "closed"
