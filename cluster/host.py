@@ -161,11 +161,14 @@ class Host:
     def _stop_ray(self) -> None:
         import ray
 
+        from understudy.actors.sandbox.tiers import end_leftovers
+
         if self._ours:
             ray.shutdown()
             self._ours = False
             if self.guard is not None:
                 self.guard.end()
+            end_leftovers()  # e.g. empty cgroups, of sandboxes that waited for a call
             shutil.rmtree(self._session, ignore_errors=True)  # Ray keeps the logs of every session for ever (law 8)
         else:
             with contextlib.suppress(Exception):

@@ -28,6 +28,16 @@ class Retry:
     """The exceptions that are worth it: classes, or names of them (globs); a base class stands for all below it."""
 
     def __post_init__(self) -> None:
+        for name, kind in (
+            ("attempts", int),
+            ("base_s", float),
+            ("factor", float),
+            ("max_s", float),
+            ("jitter", float),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | kind):
+                raise ValueError(f"{name} is {value!r}; give {'a whole number' if kind is int else 'a number'}")
         if not 1 <= self.attempts <= 1000:
             raise ValueError(f"attempts is {self.attempts}; give 1 (no retry) to 1000")
         if not (0 <= self.base_s <= self.max_s < float("inf") and 1 <= self.factor <= 100):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import pickle
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -58,7 +59,7 @@ class McpServer:
     @property
     def launch(self) -> str:
         """For people: the whole command, or the address."""
-        return self.url or json.dumps(self.command)
+        return self.url or shlex.join(self.command)
 
     def plain(self) -> dict[str, Any]:
         """What the client is told."""

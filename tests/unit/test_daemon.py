@@ -7,9 +7,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+
 from understudy.actors.process import born
 from understudy.cluster import daemon
 from understudy.cluster.daemon import Daemon
+from understudy.cluster.host import Host
 from understudy.cluster.settings import Settings
 
 STARTING = """
@@ -56,3 +59,15 @@ def test_paths_that_were_given_here_are_not_looked_for_in_the_daemons_folder() -
     found = daemon._absolute(given)
     for name in names:
         assert getattr(found, name) == Path(getattr(given, name)).absolute()
+
+
+def test_a_host_that_ends_takes_along_what_its_sandboxes_have_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr("ray.shutdown", lambda: ended.append("ray"))
+    monkeypatch.setattr("understudy.actors.sandbox.tiers.end_leftovers", lambda: ended.append("leftovers"))
+    host = Host(Settings(state_dir=tmp_path))
+    host._ours, host._session = True, str(tmp_path / "session")
+    host._stop_ray()
+    assert ended == ["ray", "leftovers"]

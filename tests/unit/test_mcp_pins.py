@@ -144,7 +144,8 @@ def test_what_is_pinned_at_first_sight_is_in_the_runs_log_whoever_dies_in_betwee
             await stage.crash(run)
         assert await stage.drive(run) == "succeeded"
         (told,) = [event.data for event in await store.events(run.run_id) if event.kind == "mcp_tools"]
-        assert (told["server"], told["first"], told["launch"]) == ("s", True, '["python"]')
+        assert mcp_server("t", command=["python", "my server.py"]).launch == "python 'my server.py'"
+        assert (told["server"], told["first"], told["launch"]) == ("s", True, "python")
         assert told["accepted"] == {"add": pins.digest("s", ADD)[:16]}
         assert list(told["set_aside"]) == ["sub"]
         assert await store.read_document(pins.SHELF, "s") is not None

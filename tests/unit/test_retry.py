@@ -1,5 +1,7 @@
 """A node that raised is tried again: soon, then more slowly, then not at all."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,9 +37,21 @@ def test_the_wait_depends_on_the_seed_and_on_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"attempts": 0}, {"base_s": 61}, {"factor": 0.5}, {"jitter": 2}, {"max_s": float("inf")}, {"on": "KeyError"}],
+    [
+        {"attempts": 0},
+        {"base_s": 61},
+        {"factor": 0.5},
+        {"jitter": 2},
+        {"max_s": float("inf")},
+        {"on": "KeyError"},
+        {"attempts": "x"},
+        {"attempts": 2.5},
+        {"attempts": True},
+        {"base_s": None},
+        {"max_s": "60"},
+    ],
 )
-def test_a_retry_policy_that_cannot_work_is_refused(wrong: dict[str, float]) -> None:
+def test_a_retry_policy_that_cannot_work_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="give"):
         Retry(**wrong)  # type: ignore[arg-type]
 
