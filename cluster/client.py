@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Collection, Mapping
@@ -54,7 +55,7 @@ from understudy.cluster.belonging import take_into_service
 from understudy.cluster.follow import Cursor, Seen
 from understudy.cluster.forking import fork_point, new_fork
 from understudy.cluster.sealed import SealedPolicy, seal_policy
-from understudy.cluster.settings import Settings, read_settings
+from understudy.cluster.settings import Settings, mistyped, read_settings
 from understudy.cluster.stores import open_store
 from understudy.policies.permission import Policy
 
@@ -421,7 +422,10 @@ async def connect(
         embedded: True starts a supervisor here even if another serves the store; False never does.
     Raises CallerError, UnsafeStore, StoreUnavailable.
     """
-    settings = settings or read_settings({"store": store})
+    if settings is None:
+        settings = read_settings({"store": store})
+        for line in mistyped(os.environ):
+            log.warning("%s", line)
     if store is not None and settings.store != store:
         settings = settings.model_copy(update={"store": store})
     opened = await open_store(settings.store_url, allow_volatile=settings.allow_volatile)

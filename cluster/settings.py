@@ -3,6 +3,7 @@
 `understudy.toml` is looked for in the current folder, then in the state folder. All else is handed its settings.
 """
 
+import difflib
 import os
 import secrets
 import tomllib
@@ -123,6 +124,16 @@ class Settings(BaseModel):
         if len(key) < 32:
             raise CallerError(f"the secret file {path} holds {len(key)} characters; it has to hold at least 32")
         return key
+
+
+def mistyped(environ: Mapping[str, str]) -> list[str]:
+    """A line about each variable that is no setting, and close to one."""
+    names, lines = [name.upper() for name in Settings.model_fields], []
+    for variable in sorted(environ):
+        name = variable.removeprefix(PREFIX)
+        if name != variable and name not in names and (near := difflib.get_close_matches(name, names, n=1)):
+            lines.append(f"{variable} is no setting, and changes nothing; did you mean {PREFIX}{near[0]}?")
+    return lines
 
 
 def read_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import inspect
 import json
+import os
 import shlex
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -153,11 +154,22 @@ class Here:
     flags: str = ""
 
     @contextlib.asynccontextmanager
-    async def store(self) -> "AsyncIterator[Store]":
-        """The store, without anyone to serve it."""
-        from understudy.cluster.stores import open_store
+    async def store(self, *, make: bool = False) -> "AsyncIterator[Store]":
+        """The store, without anyone to serve it. Raises CallerError where one is named that is not there, unless it is
+        to be made: a path that was mistyped would look like a store in which there is nothing."""
+        from understudy.cluster.stores import file_of, open_store
 
         settings = self.settings
+        path = file_of(settings.store) if settings.store else None
+        if path is not None and not make and not path.exists():
+            from understudy.cluster.daemon import running_daemon
+
+            daemon = running_daemon(settings)
+            hint = f" (the daemon that is up serves {daemon.store})" if daemon else ""
+            raise CallerError(
+                f"there is no store at {path}; --store or UNDERSTUDY_STORE names the one that you mean{hint}, and "
+                f"`understudy up` and `understudy run` make one"
+            )
         store = await open_store(settings.store_url, allow_volatile=settings.allow_volatile, within_s=STORE_WITHIN_S)
         try:
             yield store
@@ -330,8 +342,10 @@ def say_error(text: str) -> None:
 
 
 def _here(asked: Mapping[str, Any]) -> Here:
-    from understudy.cluster.settings import read_settings
+    from understudy.cluster.settings import mistyped, read_settings
 
+    for line in mistyped(os.environ):
+        say(line, "yellow")
     store, state_dir = asked["store"], asked["state_dir"]
     flags = f" --state-dir {shlex.quote(str(state_dir))}" if state_dir else ""
     if store:  # a password is not repeated on the screen

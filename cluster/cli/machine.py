@@ -37,7 +37,7 @@ async def up(here: Here, as_json: Json = False) -> None:
     from understudy.cluster import daemon as daemons
 
     running = daemons.running_daemon(here.settings)
-    async with here.store() as store:  # what is wrong with it is better said here than in a log
+    async with here.store(make=True) as store:  # what is wrong with it is better said here than in a log
         where = (await store.info()).where
         already = running is not None
         if running is not None and running.store != where:

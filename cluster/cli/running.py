@@ -220,7 +220,7 @@ def _conclude(here: Here, record: RunRecord, as_json: bool, served: bool) -> int
 async def _is_served(here: Here) -> bool:
     from understudy.cluster.client import is_served
 
-    async with here.store() as store:
+    async with here.store(make=True) as store:
         return await is_served(store, time.time())
 
 

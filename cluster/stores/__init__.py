@@ -1,5 +1,7 @@
 """The stores: one protocol (`understudy.actors.store`), one conformance suite, several places to keep things."""
 
+from pathlib import Path
+
 from understudy.actors.errors import CallerError
 from understudy.actors.store import OPENING_S, Store
 
@@ -33,13 +35,19 @@ async def open_store(url: str, *, allow_volatile: bool = False, within_s: float 
     raise CallerError(f"store {_hidden(url)!r} is not known; it is one of {CHOICES}")
 
 
-def is_at_hand(url: str) -> bool:
-    """Whether there is a store to look into; one in a file would be made by being opened. Raises CallerError."""
+def file_of(url: str) -> Path | None:
+    """Where a store in a file is, or would be made by being opened; None: it is in none. Raises CallerError."""
     if not url.startswith("sqlite://"):
-        return not url.startswith("memory:")
+        return None
     from understudy.cluster.stores.sqlite_file import parsed
 
-    return parsed(url)[0].exists()
+    return parsed(url)[0]
+
+
+def is_at_hand(url: str) -> bool:
+    """Whether there is a store to look into. Raises CallerError."""
+    path = file_of(url)
+    return path.exists() if path else not url.startswith("memory:")
 
 
 def _hidden(url: str) -> str:

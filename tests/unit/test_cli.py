@@ -92,6 +92,7 @@ def cli(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Call `understudy` with these words, on the test's own store."""
     monkeypatch.setenv("UNDERSTUDY_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("UNDERSTUDY_STORE", url)
+    Path(url.removeprefix("sqlite://")).touch()
     monkeypatch.chdir(tmp_path)
 
     def call(*words: str, given: str | None = None) -> Result:
@@ -232,6 +233,11 @@ def test_what_cannot_be_done_is_one_and_says_why(cli: Cli, tmp_path: Path) -> No
     assert "is not known; it is one of sqlite" in failed(cli("ps", "--store", "mysql://x"))
     assert "there is no module 'nowhere'" in failed(cli("run", "nowhere:graph"))
     assert "UNDERSTUDY_LEASE_S" in failed(_with_env(cli, "UNDERSTUDY_LEASE_S", "soon"))
+    for words in (["ps"], ["status"], ["show", "r00"], ["audit", "verify"], ["store", "info"]):
+        told = failed(cli(*words, "--store", f"sqlite://{tmp_path}/mistyped.db"))
+        assert f"there is no store at {tmp_path}/mistyped.db; --store or UNDERSTUDY_STORE names the one" in told
+    assert not (tmp_path / "mistyped.db").exists()
+    assert "did you mean UNDERSTUDY_STORE?" in _with_env(cli, "UNDERSTUDY_STOER", "x").stderr
 
 
 def failed(result: Result) -> str:

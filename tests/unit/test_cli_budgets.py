@@ -144,6 +144,7 @@ def test_a_question_about_a_budget_goes_with_its_reason(cli: Cli, tmp_path: Path
 
 
 def test_what_is_spent_held_and_left_is_told_and_a_limit_can_be_raised(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "test.db").touch()
     assert "nothing has been paid" in cli("budgets").stderr
     first, said = asked(tmp_path)
     assert said == "paid"

@@ -55,6 +55,7 @@ graph.edge(START, "work").edge("work", END)
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     monkeypatch.setenv("UNDERSTUDY_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("UNDERSTUDY_STORE", f"sqlite://{tmp_path}/test.db")
+    (tmp_path / "test.db").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "padding_flow", raising=False)

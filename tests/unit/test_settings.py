@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from understudy.actors.errors import CallerError
-from understudy.cluster.settings import Settings, read_settings
+from understudy.cluster.settings import Settings, mistyped, read_settings
 
 
 @pytest.fixture
@@ -25,6 +25,15 @@ def test_arguments_beat_variables_beat_files_beat_defaults(home: Path):
     settings = read_settings({"lease_s": 40, "store": None}, environ)
     assert (settings.lease_s, settings.run_actors) == (40.0, 7)
     assert settings.store_url == f"sqlite://{home}/state/understudy.db"
+
+
+def test_a_variable_that_is_nearly_a_setting_is_told_and_others_are_nobodys_business():
+    environ = {"UNDERSTUDY_STOER": "x", "UNDERSTUDY_STORE": "y", "UNDERSTUDY_LEASE": "9", "STORE": "z"}
+    ours = ("EFFECT_KEY", "WALKS", "BENCH_OUT", "TEST_RUN", "API_TOKEN", "HOME", "")
+    assert mistyped(environ | {f"UNDERSTUDY_{name}": "1" for name in ours}) == [
+        "UNDERSTUDY_LEASE is no setting, and changes nothing; did you mean UNDERSTUDY_LEASE_S?",
+        "UNDERSTUDY_STOER is no setting, and changes nothing; did you mean UNDERSTUDY_STORE?",
+    ]
 
 
 def test_a_list_is_given_with_commas_or_as_one(home: Path):
