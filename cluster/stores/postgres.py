@@ -82,6 +82,8 @@ from understudy.cluster.stores.statements import statements
 SQL = statements("postgres_reads.sql")
 VALUE = re.compile(r"%\((\w+)\)s")
 SWEEP_BATCH = 20
+MARKS_BATCH = 100_000
+"""Half a second of work."""
 
 
 class PostgresStore(PostgresDocuments):
@@ -358,6 +360,8 @@ class PostgresStore(PostgresDocuments):
 
     async def sweep(self, now: float) -> int:
         swept = 0
+        while await self._call("marks_fold", MARKS_BATCH):
+            pass
         while True:
             batch = int(await self._call("threads_sweep", now, now - MEMBER_SILENT_S, now - BLOB_KEPT_S, SWEEP_BATCH))
             swept += batch

@@ -54,7 +54,8 @@ CREATE TABLE runs (
     parent_interrupt text NOT NULL DEFAULT '',
     blobs            text NOT NULL DEFAULT '[]',
     listens_after    bigint,
-    messages_sent    bigint NOT NULL DEFAULT 0          -- n of the last message; they may be taken long ago
+    messages_sent    bigint NOT NULL DEFAULT 0,         -- n of the last message; they may be taken long ago
+    has_writes       boolean NOT NULL DEFAULT false     -- there may be pending writes
 ) WITH (fillfactor = 70);
 
 CREATE INDEX runs_due ON runs (due_at, run_id) WHERE due_at IS NOT NULL;
@@ -107,14 +108,24 @@ CREATE TABLE receipts (
     PRIMARY KEY (run, checkpoint_id, key)
 );
 
-CREATE TABLE events (
-    run  bigint NOT NULL,
-    n    bigint NOT NULL,
-    kind text NOT NULL,
-    at   double precision NOT NULL,
-    data text NOT NULL,
+-- A row holds one event, or two: the second is numbered n + 1.
+CREATE TABLE event_rows (
+    run    bigint NOT NULL,
+    n      bigint NOT NULL,
+    kind   text NOT NULL,
+    at     double precision NOT NULL,
+    data   text NOT NULL,
+    kind_2 text,
+    at_2   double precision,
+    data_2 text,
     PRIMARY KEY (run, n)
 );
+
+CREATE VIEW events AS
+SELECT run, told.n, told.kind, told.at, told.data
+FROM event_rows
+CROSS JOIN LATERAL (VALUES (n, kind, at, data), (n + 1, kind_2, at_2, data_2)) AS told (n, kind, at, data)
+WHERE told.kind IS NOT NULL;
 
 -- The mailbox: what was sent and not taken.
 CREATE TABLE messages (
@@ -147,12 +158,23 @@ CREATE TABLE chunks (
 );
 
 -- In 64 shards, one for each connection: a single row for each name would make all commits wait for each other's disk.
-CREATE TABLE counters (
+CREATE TABLE counter_rows (
     shard integer NOT NULL,
     name  text COLLATE "C" NOT NULL,
     value double precision NOT NULL,
     PRIMARY KEY (shard, name)
 ) WITH (fillfactor = 50);
+
+-- What steps have counted and no sweep has added to counter_rows yet: a row is one commit, and one of `name`. To add to
+-- two rows by their key took a step as long as all else that it leaves.
+CREATE TABLE counter_marks (name text COLLATE "C" NOT NULL);
+
+CREATE VIEW counters AS
+SELECT shard, name, value FROM counter_rows
+UNION ALL
+SELECT -1, name, count(*) FROM counter_marks GROUP BY name
+UNION ALL
+SELECT -1, 'checkpoint_commits_total{result="ok"}', count(*) FROM counter_marks HAVING count(*) > 0;
 
 CREATE TABLE blobs (digest text PRIMARY KEY, data bytea NOT NULL, put_at double precision NOT NULL);
 CREATE TABLE beats (member text PRIMARY KEY, at double precision NOT NULL, data text NOT NULL);

@@ -74,7 +74,12 @@ async def adopt(connection: Connection, dump: ThreadDump) -> bool:
 
 
 async def _adopt_run(connection: Connection, run: RunDump) -> None:
-    given = {**run_values(run), "crashes": list(run.record.crashes), "open_ids": open_ids(run.record.interrupts)}
+    given = {
+        **run_values(run),
+        "crashes": list(run.record.crashes),
+        "open_ids": open_ids(run.record.interrupts),
+        "has_writes": bool(run.writes),
+    }
     made = await (await connection.execute(SQL["adopt_run"].encode(), given)).fetchone()
     assert made is not None
     n = made[0]

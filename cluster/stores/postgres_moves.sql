@@ -16,7 +16,7 @@ BEGIN
     numbers := ARRAY(SELECT n FROM runs WHERE thread_id = p_thread);
     DELETE FROM receipts WHERE run = ANY (numbers);
     DELETE FROM writes WHERE run = ANY (numbers);
-    DELETE FROM events WHERE run = ANY (numbers);
+    DELETE FROM event_rows WHERE run = ANY (numbers);
     DELETE FROM messages WHERE run = ANY (numbers);
     DELETE FROM sent WHERE run = ANY (numbers);
     DELETE FROM chunks WHERE run = ANY (numbers);

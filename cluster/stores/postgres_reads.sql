@@ -73,9 +73,13 @@ ORDER BY created_at DESC, run_id DESC LIMIT %(limit)s;
 
 -- name: events
 -- One row with nulls if the run has none, so that a run that is not there can be told from it.
-SELECT e.n, kind, at, data
+SELECT e.n, e.kind, e.at, e.data
 FROM runs LEFT JOIN LATERAL (
-    SELECT * FROM events WHERE run = runs.n AND n > %(after)s ORDER BY n LIMIT %(limit)s
+    SELECT told.* FROM ( -- not of the view: it would be read to its end
+        SELECT * FROM event_rows WHERE run = runs.n AND n >= %(after)s ORDER BY n LIMIT %(limit)s + 1
+    ) AS stored
+    CROSS JOIN LATERAL (VALUES (n, kind, at, data), (n + 1, kind_2, at_2, data_2)) AS told (n, kind, at, data)
+    WHERE told.n > %(after)s AND told.kind IS NOT NULL ORDER BY told.n LIMIT %(limit)s
 ) AS e ON true
 WHERE run_id = %(run_id)s ORDER BY e.n;
 
@@ -150,20 +154,21 @@ ON CONFLICT DO NOTHING RETURNING 1;
 INSERT INTO runs (
     run_id, thread_id, graph, version, code, input, digest, key, policy, labels, status, epoch, owner, lease_until, seq,
     seq_epoch, step, head, restarts, crashes, detected_at, not_before, due_at, cancel_asked, interrupts, open_ids, answers,
-    created_at, updated_at, error, result, base, rollback, parent, parent_interrupt, blobs, listens_after, messages_sent
+    created_at, updated_at, error, result, base, rollback, parent, parent_interrupt, blobs, listens_after, messages_sent,
+    has_writes
 ) VALUES (
     %(run_id)s, %(thread_id)s, %(graph)s, %(version)s, %(code)s, %(input)s, %(digest)s, %(key)s, %(policy)s, %(labels)s,
     %(status)s, %(epoch)s, %(owner)s, %(lease_until)s, %(seq)s, %(seq_epoch)s, %(step)s, %(head)s, %(restarts)s,
     %(crashes)s, %(detected_at)s, %(not_before)s, %(due_at)s, %(cancel_asked)s, %(interrupts)s, %(open_ids)s, %(answers)s,
     %(created_at)s, %(updated_at)s, %(error)s, %(result)s, %(base)s, %(rollback)s, %(parent)s, %(parent_interrupt)s,
-    %(blobs)s, %(listens_after)s, %(messages_sent)s
+    %(blobs)s, %(listens_after)s, %(messages_sent)s, %(has_writes)s
 ) RETURNING n;
 
 -- name: adopt_need
 INSERT INTO needs (run, digest) VALUES (%s, %s) ON CONFLICT DO NOTHING;
 
 -- name: adopt_event
-INSERT INTO events (run, n, kind, at, data) VALUES (%s, %s, %s, %s, %s);
+INSERT INTO event_rows (run, n, kind, at, data) VALUES (%s, %s, %s, %s, %s);
 
 -- name: adopt_write
 INSERT INTO writes (run, task_id, body) VALUES (%s, %s, %s);

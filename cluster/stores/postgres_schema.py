@@ -5,7 +5,7 @@ from understudy.cluster.stores.postgres_client import Connection
 from understudy.cluster.stores.statements import script, statements
 
 SQL = statements("postgres_reads.sql")
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 UPGRADES = {version: f"postgres_{version + 1}.sql" for version in range(1, SCHEMA_VERSION)}
 """From which version to the next, by which script."""
 SCHEMA_LOCK = 0x756E6472

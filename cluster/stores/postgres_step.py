@@ -4,20 +4,25 @@ from psycopg import errors
 
 from understudy.actors.records import Commit
 from understudy.cluster.stores.postgres_wire import Line, Prepared, Value, number
-from understudy.cluster.stores.rows import step_counters, to_json
+from understudy.cluster.stores.rows import COMMITTED, step_counters, to_json
 
-STEP = Prepared("understudy_step", f"SELECT run_step({', '.join(f'${n}' for n in range(1, 22))})")
-FORMATS = [int(letter == "b") for letter in "b----bb--bbb-bb-bb-b-"]
+STEP = Prepared("understudy_step", f"SELECT run_step({', '.join(f'${n}' for n in range(1, 19))})")
+FORMATS = [int(letter == "b") for letter in "b----bb--bbb-bb-bb"]
 """Of its values: b for a text."""
+[COMMIT] = COMMITTED
+NAME_MAX_BYTES = 1000
+"""Of a counter that is only marked. A longer one may fit no index, and whoever adds up the marks could not go on."""
 
 
 def step_values(commit: Commit) -> list[Value] | None:
     """What `run_step` takes of a commit; None if it is not for it."""
-    counters = step_counters(commit)
-    if counters is None:
+    counted = dict(step_counters(commit) or ())
+    if counted.pop(COMMIT, 0.0) != 1.0 or list(counted.values()) != [1.0]:
+        return None
+    [name] = [name.encode() for name in counted]
+    if len(name) > NAME_MAX_BYTES:
         return None
     (first, second), new = commit.events, commit.checkpoint
-    (name_1, amount_1), (name_2, amount_2) = counters
     assert new is not None
     return [
         commit.run_id.encode(),
@@ -37,10 +42,7 @@ def step_values(commit: Commit) -> list[Value] | None:
         second.kind.encode(),
         number(second.at),
         to_json(dict(second.data)).encode(),
-        name_1.encode(),
-        number(amount_1),
-        name_2.encode(),
-        number(amount_2),
+        name,
     ]
 
 

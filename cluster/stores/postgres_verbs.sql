@@ -9,17 +9,20 @@
 -- Events are numbered behind those of the run; the run's row is locked by then.
 CREATE OR REPLACE FUNCTION note(run_n bigint, given json) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO events (run, n, kind, at, data)
-    SELECT run_n, coalesce((SELECT max(n) FROM events WHERE run = run_n), 0) + place, e ->> 0, (e ->> 1)::float8, e ->> 2
+    INSERT INTO event_rows (run, n, kind, at, data)
+    SELECT
+        run_n, place + coalesce(( -- not max(): it takes longer
+            SELECT n + (kind_2 IS NOT NULL)::integer FROM event_rows WHERE run = run_n ORDER BY n DESC LIMIT 1
+        ), 0), e ->> 0, (e ->> 1)::float8, e ->> 2
     FROM json_array_elements(given) WITH ORDINALITY AS list (e, place);
 END $$;
 
 -- Always the last act of a verb: nothing else is locked after counters.
 CREATE OR REPLACE FUNCTION count_up(given json) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO counters (shard, name, value)
+    INSERT INTO counter_rows AS counted (shard, name, value)
     SELECT pg_backend_pid() % 64, key, value::float8 FROM json_each_text(given) ORDER BY key COLLATE "C"
-    ON CONFLICT (shard, name) DO UPDATE SET value = counters.value + excluded.value;
+    ON CONFLICT (shard, name) DO UPDATE SET value = counted.value + excluded.value;
 END $$;
 
 CREATE OR REPLACE FUNCTION refuse(op text) RETURNS text LANGUAGE plpgsql AS $$
@@ -263,7 +266,10 @@ BEGIN
     IF p_checkpoint_id IS NOT NULL THEN
         INSERT INTO checkpoints (thread_id, checkpoint_id, parent, step, snapshot, since, body, run_id, at)
         VALUES (run.thread_id, p_checkpoint_id, p_parent, p_checkpoint_step, p_snapshot, p_since, p_body, p_run_id, p_at);
-        DELETE FROM writes WHERE writes.run = run.n;
+        IF run.has_writes THEN
+            DELETE FROM writes WHERE writes.run = run.n;
+        END IF;
+        run.has_writes := false;
         run.head := p_checkpoint_id;
         run.interrupts := '[]';
         run.open_ids := '{}';
@@ -271,6 +277,7 @@ BEGIN
     ELSE
         INSERT INTO writes (run, task_id, body) SELECT run.n, task_id, body FROM unnest(p_tasks, p_bodies) AS w (task_id, body)
         ON CONFLICT ON CONSTRAINT writes_pkey DO UPDATE SET body = excluded.body;
+        run.has_writes := run.has_writes OR cardinality(p_tasks) > 0;
     END IF;
     IF cardinality(p_taken) > 0 THEN
         DELETE FROM messages WHERE messages.run = run.n AND messages.n = ANY (p_taken);
@@ -280,7 +287,7 @@ BEGIN
     UPDATE runs SET
         seq = p_seq, seq_epoch = p_epoch, step = p_step, head = run.head, interrupts = run.interrupts,
         open_ids = run.open_ids, answers = run.answers, detected_at = 0, updated_at = p_at, result = p_result,
-        error = p_error
+        error = p_error, has_writes = run.has_writes
     WHERE n = run.n;
     IF p_status = 'waiting' THEN
         wake_now := run.cancel_asked OR run.answers ?| p_open_ids
@@ -301,15 +308,16 @@ BEGIN
 END $$;
 
 -- As run_commit, for what nearly all commits are: the end of a superstep after which the run goes on, with two events
--- and two counters. Fence and order are in the condition of the first statement, which waits for the row and looks at
--- what it is by then. Null: it is none of these cases, nothing was changed, ask run_commit.
--- Each statement costs as much as what it does, so the first one also looks for pending writes (the owner's own) and for
--- the last event. Of that it may have seen an older one than there is, if it had to wait for the row: then the new event
--- has the key of one that is there, which undoes all of it, and run_commit is to be asked as well.
+-- and two counters, both of which it moves by one: p_counted, and that of commits.
+-- Fence and order are in the condition of the first statement, which waits for the row and looks at what it is by then.
+-- Null: it is none of these cases, nothing was changed, ask run_commit.
+-- Each statement costs as much as what it does, so the first one also looks for the last event. Of that it may have seen
+-- an older one than there is, if it had to wait for the row: then the new event has the key of one that is there, which
+-- undoes all of it, and run_commit is to be asked as well.
 CREATE OR REPLACE FUNCTION run_step(
     p_run_id text, p_epoch bigint, p_seq bigint, p_at float8, p_step bigint, p_checkpoint_id text, p_parent text,
     p_checkpoint_step bigint, p_snapshot boolean, p_since text, p_body text, p_kind_1 text, p_at_1 float8, p_data_1 text,
-    p_kind_2 text, p_at_2 float8, p_data_2 text, p_name_1 text, p_amount_1 float8, p_name_2 text, p_amount_2 float8
+    p_kind_2 text, p_at_2 float8, p_data_2 text, p_counted text
 ) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     run_n bigint;
@@ -323,8 +331,10 @@ BEGIN
         answers = '{}', detected_at = 0, updated_at = p_at, result = '', error = ''
     WHERE run_id = p_run_id AND epoch = p_epoch AND status = 'running' AND seq = p_seq - 1
     RETURNING
-        n, thread_id, cancel_asked, EXISTS (SELECT 1 FROM writes WHERE run = runs.n),
-        coalesce((SELECT events.n FROM events WHERE run = runs.n ORDER BY events.n DESC LIMIT 1), 0) -- max: 30 us more
+        n, thread_id, cancel_asked, has_writes, coalesce((
+            SELECT events.n + (kind_2 IS NOT NULL)::integer FROM event_rows AS events
+            WHERE run = runs.n ORDER BY events.n DESC LIMIT 1
+        ), 0)
     INTO run_n, thread, asked, pending, last;
     IF run_n IS NULL THEN
         RETURN NULL;
@@ -333,13 +343,35 @@ BEGIN
     VALUES (thread, p_checkpoint_id, p_parent, p_checkpoint_step, p_snapshot, p_since, p_body, p_run_id, p_at);
     IF pending THEN
         DELETE FROM writes WHERE run = run_n;
+        UPDATE runs SET has_writes = false WHERE n = run_n;
     END IF;
-    INSERT INTO events (run, n, kind, at, data) VALUES
-        (run_n, last + 1, p_kind_1, p_at_1, p_data_1), (run_n, last + 2, p_kind_2, p_at_2, p_data_2);
-    INSERT INTO counters (shard, name, value) VALUES -- in the order of their names
-        (pg_backend_pid() % 64, p_name_1, p_amount_1), (pg_backend_pid() % 64, p_name_2, p_amount_2)
-    ON CONFLICT (shard, name) DO UPDATE SET value = counters.value + excluded.value;
+    INSERT INTO event_rows (run, n, kind, at, data, kind_2, at_2, data_2)
+    VALUES (run_n, last + 1, p_kind_1, p_at_1, p_data_1, p_kind_2, p_at_2, p_data_2);
+    INSERT INTO counter_marks (name) VALUES (p_counted);
     RETURN asked;
+END $$;
+
+-- What steps have counted goes to where all else is counted, in one transaction, so that nobody sees a mark twice or not
+-- at all. Whether there may be more. One at a time does it, and the others leave it to that one.
+CREATE OR REPLACE FUNCTION marks_fold(p_limit bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE marks bigint := 0;
+BEGIN
+    IF pg_try_advisory_xact_lock(1970168947) THEN
+        WITH gone AS (
+            DELETE FROM counter_marks WHERE ctid = ANY (ARRAY(SELECT ctid FROM counter_marks LIMIT p_limit)) RETURNING name
+        ), folded AS (
+            INSERT INTO counter_rows AS counted (shard, name, value)
+            SELECT pg_backend_pid() % 64, name, sum(amount) FROM (
+                SELECT name, count(*) AS amount FROM gone GROUP BY name
+                UNION ALL
+                SELECT 'checkpoint_commits_total{result="ok"}', count(*) FROM gone HAVING count(*) > 0
+            ) AS added
+            GROUP BY name ORDER BY name COLLATE "C"
+            ON CONFLICT (shard, name) DO UPDATE SET value = counted.value + excluded.value
+        )
+        SELECT count(*) INTO marks FROM gone;
+    END IF;
+    RETURN marks = p_limit;
 END $$;
 
 -- Several of one run, in order, up to the first that is refused: one round trip, and one wait for the disk.

@@ -115,6 +115,7 @@ async def check_brought_up(store: Store) -> None:
     await store.resume(WAITING, "i1", '"yes"', T + 5)
     run = await store.claim(WAITING, "two", 30.0, T + 5)
     await store.commit(commit_of(run, checkpoint=checkpoint("c3", "c2", 3), step=3), commit_of(run, seq=4, step=4))
+    assert (await store.load(WAITING)).writes == {}
     next_run = await store.create(new_run("4", busy="rollback"), [], {}, T + 6)
     assert (await store.run(BEHIND)).status == "cancelled"
     await store.commit(commit_of(run, seq=5, status="cancelled"))

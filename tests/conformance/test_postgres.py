@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import psycopg
 import pytest
 from conformance.old_deployments import check_brought_up, make_postgres
+from conformance.on_postgres import using
 from pydantic import BaseModel
 
 from support.servers import PostgresServer
@@ -20,21 +21,10 @@ from support.stage import Stage
 from support.waiting import wait_until_async
 from understudy import END, START, Context, Graph, append
 from understudy.actors.errors import CallerError, Conflict, StoreUnavailable
-from understudy.actors.records import Committed, Event, run_id_on
+from understudy.actors.records import run_id_on
 from understudy.cluster.stores import open_store
 from understudy.cluster.stores.postgres import PostgresStore
-from understudy.cluster.testing.conformance.suite import T, checkpoint, commit_of, create, owned
-
-
-def using(url: str, check: Callable[[PostgresStore], Awaitable[None]]) -> None:
-    async def go() -> None:
-        store = await PostgresStore.open(url)
-        try:
-            await check(store)
-        finally:
-            await store.close()
-
-    asyncio.run(go())
+from understudy.cluster.testing.conformance.suite import T, commit_of, create, owned
 
 
 def test_a_killed_server_is_unavailable_and_then_goes_on(postgres_server: PostgresServer, postgres_url: str) -> None:
@@ -210,12 +200,15 @@ def test_a_database_of_schema_version_1_is_brought_up_to_date(
 ) -> None:
     """Several open it at once: one of them does it, and all go on."""
     make_postgres(postgres_url)
+    with psycopg.connect(postgres_url) as db:
+        db.execute("INSERT INTO understudy.counters (shard, name, value) VALUES (1, 'a', 2), (2, 'a', 3)")
 
     async def go() -> None:
         stores = await asyncio.gather(*(PostgresStore.open(postgres_url) for _ in range(4)))
         fresh_url = postgres_server.create_database()
         fresh = await PostgresStore.open(fresh_url)
         assert await fresh.connections.run(_shape) == await stores[0].connections.run(_shape)
+        assert await stores[2].counters() == {"a": 5.0}
         await check_brought_up(stores[1])
         for store in (*stores, fresh):
             await store.close()
@@ -323,65 +316,6 @@ def test_info_tells_whether_it_is_durable(postgres_url: str) -> None:
     using(postgres_url, check)
 
 
-def test_a_step_says_what_it_was_given_however_much_that_is(postgres_url: str) -> None:
-    """By the short way (postgres_wire.py): no text ends early or is read as something else, and what is more than the
-    socket takes at once arrives; a server that has forgotten the statement is told it again."""
-    odd = 'a "quoted", {braced}, back\\slashed, NULL \u00e9\U0001f600 text\n'
-
-    async def check(store: PostgresStore) -> None:
-        run = await owned(store)
-        body = json.dumps([odd, "x" * 20_000_000], ensure_ascii=False)
-        for seq, name in enumerate((odd, "second"), start=1):
-            commit = commit_of(
-                run,
-                seq=seq,
-                step=seq,
-                checkpoint=checkpoint(f"c{seq}", f"c{seq - 1}" if seq > 1 else "", seq, seq == 1, body=body),
-                events=(Event("node_finished", T + 0.25, {"node": name}), Event("checkpoint", T, {})),
-                counters={"c" + odd: 0.5},
-            )
-            assert await store.commit(commit) == Committed(duplicate=False, cancel_asked=False)
-            assert (await store.commit(commit)).duplicate
-            await store.connections.run(lambda connection: connection.execute("DEALLOCATE ALL"))
-        assert [row.body for row in await store.chain(run.thread_id, "c2")] == [body, body]
-        events = await store.events(run.run_id)
-        assert [(e.kind, e.at, e.data) for e in events[-4:-2]] == [
-            ("node_finished", T + 0.25, {"node": odd}),
-            ("checkpoint", T, {}),
-        ]
-        counted = await store.counters()
-        assert counted["c" + odd] == 1.0
-        with pytest.raises(CallerError, match=r"cannot hold this.*0x00"):
-            await store.commit(commit_of(await store.run(run.run_id), checkpoint=checkpoint("c3", "c2", body="a\0b")))
-        assert (await store.run(run.run_id)).seq == 2
-
-    using(postgres_url, check)
-
-
-def test_a_step_that_has_waited_for_another_verb_is_told_of_it(postgres_url: str) -> None:
-    """The verb before it has noted an event meanwhile, and asked for an end: the step's events come behind that one."""
-
-    async def check(store: PostgresStore) -> None:
-        run = await owned(store)
-        other = await psycopg.AsyncConnection.connect(postgres_url)
-        await other.execute("SET search_path TO understudy")
-        await other.execute("SELECT run_cancel(%s, %s, %s, 0)", [run.run_id, T, T])
-        events = (Event("node_finished", T, {"node": "a"}), Event("checkpoint", T, {}))
-        step = commit_of(run, checkpoint=checkpoint("c1"), events=events, counters={"a": 1})
-        committed = asyncio.ensure_future(store.commit(step))
-        await wait_until_async(lambda: waits_for_a_row(store), 30, "the step to wait for the row")
-        await other.commit()
-        await other.close()
-        assert await committed == Committed(duplicate=False, cancel_asked=True)
-        stored = await store.events(run.run_id)
-        assert [event.n for event in stored] == list(range(1, len(stored) + 1))
-        assert [event.kind for event in stored[-3:]] == ["cancel_asked", "node_finished", "checkpoint"]
-        counted = await store.counters()
-        assert (counted["a"], counted['checkpoint_commits_total{result="ok"}']) == (1.0, 1.0)
-
-    using(postgres_url, check)
-
-
 class Talk(BaseModel):
     said: Annotated[list[str], append] = []
 
@@ -431,14 +365,7 @@ def test_no_table_is_read_whole_however_small_it_was_when_that_was_planned(postg
             await store.sweep(T)
         after = await read(store)
         whole = {name for name, (scans, _) in after.items() if scans > before[name][0]}
-        assert whole <= {"beats", "blobs"}  # a sweep looks at all of them, which are few
+        assert whole <= {"beats", "blobs", "counter_marks"}  # a sweep looks at all of them, which are few
         assert after["checkpoints"][1] - before["checkpoints"][1] < 5 * 20  # a chain of 8 for each answer
 
     using(postgres_url, check)
-
-
-async def waits_for_a_row(store: PostgresStore) -> bool:
-    statement = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    found = await store.connections.run(lambda connection: connection.execute(statement))
-    row = await found.fetchone()
-    return row is not None and row[0] == 1
