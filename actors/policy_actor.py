@@ -7,6 +7,7 @@ is told a decision that is not durable there.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -18,8 +19,9 @@ from understudy.actors.audit_log import AuditLog
 from understudy.actors.budgets import Budgets, own_effect_allowed
 from understudy.actors.calls import Granted, Refused, Verdict
 from understudy.actors.code import digest_of, open_blob
-from understudy.actors.errors import CodeError
+from understudy.actors.errors import CodeError, StoreUnavailable
 from understudy.actors.open import OpenStore
+from understudy.actors.outdated import withdraw_outdated
 from understudy.actors.packed import pack, unpack
 from understudy.actors.policy_source import LOOK_EVERY_S, DeploymentPolicies, PolicySource
 from understudy.actors.process import name_of_this_process
@@ -138,9 +140,19 @@ class PolicyActor:
             self._looking = asyncio.ensure_future(self._look_on())
 
     async def _look_on(self) -> None:
+        """Questions that were asked under policies from before are looked at when this process begins and after each
+        change; then once more, for a run may just be going to wait."""
+        looks = 2
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
+            before = self._deployment.layers
             await asyncio.to_thread(self._deployment.look)
+            if self._deployment.layers is not before:
+                looks = 2
+            if looks and self._deployment.source.path:
+                with contextlib.suppress(StoreUnavailable):  # else at the next look
+                    await withdraw_outdated(await self._store(), self._audit, self._deployment.layers, time.time())
+                    looks -= 1
 
     async def _history(self, layers: Sequence[Policy], request: Request) -> History:
         if not any(layer.compiled.asks_history(request.tool) for layer in layers):

@@ -8,7 +8,7 @@ readings, and neither is ever in the call's favour.
 import re
 from dataclasses import dataclass
 from fnmatch import translate
-from functools import cache
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Earlier:
         return " or ".join([*parts, f"mark {' or '.join(map(repr, self.marks))}"] if self.marks else parts)
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _glob(glob: str) -> re.Pattern[str]:
-    """Globs come from rules, and those are bounded."""
+    """Globs come from rules; each run may bring its own."""
     return re.compile(translate(glob))

@@ -3,25 +3,41 @@
 import asyncio
 import time
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
+from support.stage import Stage, YesPolicy
 from support.waiting import run_async, wait_until_async
+from understudy import END, START, Context, Graph, tool
+from understudy.actors.audit_log import AuditLog
 from understudy.actors.calls import Asked, Granted, Refused, Verdict
 from understudy.actors.code import digest_of, sign_blob
 from understudy.actors.errors import CodeError
 from understudy.actors.memory import MemoryStore
+from understudy.actors.outdated import withdraw_outdated
 from understudy.actors.policy_actor import PolicyActor
 from understudy.actors.policy_source import source_of
 from understudy.actors.records import Event, NewRun, Receipt, run_id_on
 from understudy.cluster.auditing import entries_of, verify
+from understudy.policies.budget import Short, Title
 from understudy.policies.grant import GRANT_TTL_S, Grant, GrantRefused, check
 from understudy.policies.permission import Request
-from understudy.policies.policy_file import canonical, load_policy
+from understudy.policies.policy_file import canonical, from_canonical, load_policy
 
 SECRET = b"0123456789abcdef0123456789abcdef"
+
+
+class Bill(BaseModel):
+    paid: bool = False
+
+
+@tool
+def pay() -> bool:
+    return True
 
 
 def text(effect: str, name: str = "shop", more: str = "", version: str = "1") -> str:
@@ -259,5 +275,55 @@ def test_a_runs_own_policy_tightens_the_deployments_and_a_word_of_a_person_is_no
                 assert [layer["policy"] for layer in found.noted["policies"]] == ["shop", "own"]
                 nothing = await actor.decide(request("refund"), "k", 1, digest_of(own), approved)
                 assert isinstance(nothing, Refused)
+
+    run_async(played())
+
+
+def test_a_budget_that_has_another_limit_in_the_policy_withdraws_the_questions_about_it(tmp_path: Path) -> None:
+    """Of the deployment; a run's own policy stays what it was."""
+    file = tmp_path / "policy.yaml"
+
+    def write(limit: int) -> None:
+        budget = f"budgets: [{{id: few, scope: run, limits: {{calls: {limit}}}, at_limit: ask}}],"
+        file.write_text(text("allow", more=budget, version=str(limit)))
+
+    def says(layer: str) -> Any:
+        title = Title("run", "r", layer, "shop", "few")
+        told = Short(title, "ask", "calls", Decimal(1), Decimal(2), Decimal(2)).told()
+        return lambda request, approved: Asked("", "shop", "it is dear", {"budgets": [told]})
+
+    async def node(state: Bill, ctx: Context) -> None:
+        await ctx.call(pay)
+
+    async def played() -> None:
+        async def open_it() -> MemoryStore:
+            return store
+
+        write(2)
+        store = MemoryStore()
+        graph = Graph("refund", Bill)
+        graph.node(node, name="work")
+        graph.edge(START, "work").edge("work", END)
+        runs = []
+        for layer in ("deployment", "run"):
+            stage = Stage(store, graph, YesPolicy({"pay": says(layer)}))
+            runs.append(await stage.start())
+            assert await stage.drive(runs[-1]) == "waiting"
+        layers = [from_canonical(layer) for layer in source_of(file).texts]
+        assert await withdraw_outdated(store, AuditLog(open_it, SECRET), layers, time.time()) == []
+
+        actor = PolicyActor(open_it, SECRET, source_of(file))
+        await actor.ready()
+        write(3)
+
+        async def withdrawn() -> bool:
+            return (await runs[0].record()).status == "queued"
+
+        await wait_until_async(withdrawn, 20, "the question to be withdrawn")
+        assert (await runs[1].record()).status == "waiting"
+        entries = [entry async for _, entry in entries_of(store)]
+        assert [(entry["said"], entry["run"]) for entry in entries] == [("withdrawn", runs[0].run_id)]
+        write(2)  # it is asked anew, and has the old number again
+        assert await Stage(store, graph, YesPolicy({"pay": says("deployment")})).drive(runs[0]) == "waiting"
 
     run_async(played())
