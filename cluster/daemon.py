@@ -16,6 +16,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +44,8 @@ LOCK_PATIENCE_S = 0.5
 LOG_TAIL_LINES = 15
 ERROR = "error: "
 """Begins the line, in JSON, by which a daemon that cannot start says why."""
+SESSIONS = "ray-sessions"
+"""In the state folder: Ray's folders of the daemons that were here, the last line is the newest."""
 FROM_STDIN = "--settings-from-stdin"
 COMMAND = [sys.executable, "-m", "understudy.cluster.daemon", FROM_STDIN]
 
@@ -206,6 +209,7 @@ async def serve(settings: Settings) -> None:
         await _first_beat(store)
         guarded = dict(host.guard.guarded) if host.guard is not None else {}
         me = os.getpid()
+        keep_last_session(settings.state_dir / SESSIONS, host.session)
         _announce(settings, Daemon(me, born(me), where, metrics_url, _ray_address(), guarded, time.time()))
         log.info("ready; store %s, metrics %s", where, metrics_url)
         died = asyncio.ensure_future(host.ray_dies())
@@ -224,6 +228,16 @@ async def serve(settings: Settings) -> None:
         await host.stop()
         json_path(settings).unlink(missing_ok=True)
     log.info("ended")
+
+
+def keep_last_session(path: Path, session: str) -> None:
+    """Note Ray's folder of this daemon, and remove those of daemons, and of Rays, that died before; the last one stays,
+    for its logs say why (law 8: without this, each death left one for ever)."""
+    known = path.read_text().splitlines() if path.exists() else []
+    for folder in known[:-1]:
+        if Path(folder).name.startswith("session_"):
+            shutil.rmtree(folder, ignore_errors=True)
+    path.write_text("".join(f"{folder}\n" for folder in [*known[-1:], *([session] if session else [])]))
 
 
 def _start_over(settings: Settings, guard: Guard | None) -> NoReturn:

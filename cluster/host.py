@@ -84,8 +84,8 @@ class Host:
         self._watching: asyncio.Task[None] | None = None
         self._supervisor: Any = None
         self._ours = False
-        self._session = ""
-        """Ray's folder of logs and sockets, of the Ray that was started here."""
+        self.session = ""
+        """Folder of logs and sockets of the Ray that was started here; empty: none was."""
         self.guard: Guard | None = None
 
     async def start(self) -> None:
@@ -149,7 +149,7 @@ class Host:
                         _node_ip_address="127.0.0.1",
                     )
                 self._ours = True
-                self._session = context.address_info["session_dir"]
+                self.session = context.address_info["session_dir"]
             # Ray prints a paragraph on stdout for every actor that dies. Deaths are told by our events and our log, and
             # stdout belongs to the program (`--json` prints one document). There is no public switch.
             if hasattr(ray._private.worker, "_worker_logs_enabled"):
@@ -169,7 +169,7 @@ class Host:
             if self.guard is not None:
                 self.guard.end()
             end_leftovers()  # e.g. empty cgroups, of sandboxes that waited for a call
-            shutil.rmtree(self._session, ignore_errors=True)  # Ray keeps the logs of every session for ever (law 8)
+            shutil.rmtree(self.session, ignore_errors=True)  # Ray keeps the logs of every session for ever (law 8)
         else:
             with contextlib.suppress(Exception):
                 ray.kill(self._supervisor)

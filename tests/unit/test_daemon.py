@@ -68,6 +68,20 @@ def test_a_host_that_ends_takes_along_what_its_sandboxes_have_left(
     monkeypatch.setattr("ray.shutdown", lambda: ended.append("ray"))
     monkeypatch.setattr("understudy.actors.sandbox.tiers.end_leftovers", lambda: ended.append("leftovers"))
     host = Host(Settings(state_dir=tmp_path))
-    host._ours, host._session = True, str(tmp_path / "session")
+    host._ours, host.session = True, str(tmp_path / "session")
     host._stop_ray()
     assert ended == ["ray", "leftovers"]
+
+
+def test_of_rays_that_died_the_last_one_leaves_its_logs(tmp_path: Path) -> None:
+    sessions = [tmp_path / f"session_{n}" for n in range(4)]
+    other = tmp_path / "nobodys"
+    for folder in (*sessions, other):
+        folder.mkdir()
+    noted = tmp_path / "sessions"
+    noted.write_text(f"{other}\n")
+    for n, folder in enumerate(sessions):
+        daemon.keep_last_session(noted, str(folder))
+        assert [each.exists() for each in sessions] == [number >= n - 1 for number in range(4)]
+    daemon.keep_last_session(noted, "")
+    assert other.exists()
