@@ -70,6 +70,7 @@ class Room:
     runtime: Runtime
     zygote: Zygote
     shown: Shown
+    is_near: bool
     used_at: float
 
 
@@ -181,7 +182,7 @@ class Rooms:
             shown.close()
             await zygote.close()
             raise
-        return Room(runtime, zygote, shown, _now())
+        return Room(runtime, zygote, shown, shown.is_near, _now())
 
     def _end(self, key: Key, is_barred: bool = False) -> None:
         """It takes no more calls, and ends with the last of its own."""
@@ -209,6 +210,8 @@ class Rooms:
 async def _is_same(room: Room) -> bool:
     """False, too, where that cannot be found out: there may be no descriptor left, no thread, or no answer."""
     try:
+        if room.is_near:
+            return room.shown.is_same()
         async with asyncio.timeout(LOOK_S):
             return await asyncio.to_thread(room.shown.is_same)
     except (OSError, RuntimeError):

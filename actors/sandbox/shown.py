@@ -4,7 +4,8 @@ A sandbox that is made for one call binds what a path leads to at that moment. O
 path led to then: after a rename, another mount or a changed link, that is something else, and perhaps no longer what
 was granted. What a zygote has bound stays in use as long as it lives, so no new file can have its number.
 
-Blocking (a file system may be somewhere in a network): call it in a thread.
+Blocking: a file system may be somewhere in a network, and then that takes a thread. Where all are of this machine
+(`is_near`), it takes 20 to 60 us a path.
 """
 
 import os
@@ -18,6 +19,12 @@ from understudy.policies.profile import covers
 Identity = tuple[int, int]
 """Device and inode: what a path leads to, said the same inside of a sandbox and outside."""
 MOUNTS = "/proc/self/mountinfo"
+NEAR = frozenset(
+    {"btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "squashfs", "tmpfs", "xfs", "zfs"}
+)
+"""File systems that wait for nobody but this machine."""
+NEAR_MOST = 8
+"""Paths that are looked at in passing."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,12 @@ class Shown:
     def identities(self) -> list[Identity]:
         """Of the paths, in their order; of none of them, where one was not there."""
         return [each.identity for each in (self._looks or ())[: len(self._paths)]]
+
+    @property
+    def is_near(self) -> bool:
+        """Whether a look takes no longer than this machine does."""
+        kinds = {row.partition(" - ")[2].split(" ")[0] for row in self._mounts}
+        return kinds <= NEAR and len(self._paths) <= NEAR_MOST
 
     def is_same(self) -> bool:
         """Whether all is as it was."""

@@ -29,7 +29,6 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Collection
 from types import ModuleType
 from typing import Any
 
@@ -63,13 +62,15 @@ def main() -> None:
     hooks: list[dict[str, Any]] = []  # see `first.py`, which does what of it has to be done
     register, os.register_at_fork = os.register_at_fork, lambda **wanted: hooks.append(wanted)
     runner = module_at(prepare["runner"])
-    names, packages, finders = prepare["lent"]["names"], prepare["packages"], list(sys.meta_path)
-    own = bool(packages) and shadows(packages, names)
-    if packages:  # none of these is executed here: what an environment holds is as foreign as a tool
-        sys.meta_path += [runner.Lent(prepare["lent"]), unfound := Unfound()]
+    foreign = None
+    if prepare["packages"]:
+        lent = runner.Lent(prepare["lent"])
+        sys.meta_path.append(lent)
+        from understudy.actors.sandbox.foreign import Foreign
+
+        foreign = Foreign(prepare["packages"], lent.names, lent)
+        prepare["preload"] = foreign.harmless(prepare["preload"])
     for name in prepare["preload"]:
-        if own and name.partition(".")[0] in names:
-            continue
         try:
             __import__(name)
         except ImportError:  # it is only a matter of speed
@@ -80,16 +81,12 @@ def main() -> None:
     os.environ.update(clean)
     from understudy.actors.sandbox import confine, first
 
-    if own:
-        forget(names)
     rehearsal = rehearsal_of(prepare, "json:dumps", {"obj": [1]})
-    typed = rehearsal if own else rehearsal_of(prepare, "understudy.actors.sandbox.rehearsal:rehearsed", TYPED)
+    typed = rehearsal_of(prepare, "understudy.actors.sandbox.rehearsal:rehearsed", TYPED)
     for _ in range(TYPED_REHEARSALS):
-        runner.perform(runner.take_up(typed))
-    if packages:
-        if shadows(packages, unfound.names):  # a call would have found it
-            sys.exit(f"the environment has some of {sorted(unfound.names)}, and what is loaded here wants it")
-        sys.meta_path[:] = finders
+        runner.perform(runner.take_up(rehearsal if foreign and foreign.has_own else typed))
+    if foreign:
+        foreign.leave()
     for _ in range(REHEARSALS):
         runner.perform(runner.take_up(rehearsal))
         confine.make([confine.prctl_call(confine.PR_SET_DUMPABLE, 1)] * REHEARSALS)
@@ -126,37 +123,6 @@ def main() -> None:
             os.write(fds[1], f"no process: {os.strerror(ctypes.get_errno())}".encode())
         for fd in fds:
             os.close(fd)
-
-
-class Unfound:
-    """Notes what is looked for and not found by any other finder."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if path is None:
-            self.names.add(name)
-
-
-def shadows(packages: str, names: Collection[str]) -> bool:
-    """Whether an environment has any of these itself; or extends pydantic, which each process asks but once."""
-    found = os.listdir(packages)
-    if not {entry.partition(".")[0] for entry in found}.isdisjoint(names):
-        return True
-    for entry in found:
-        told = f"{packages}/{entry}/entry_points.txt"
-        if os.path.isfile(told):
-            with open(told, encoding="utf-8", errors="replace") as file:
-                if "[pydantic]" in file.read().replace(" ", ""):
-                    return True
-    return False
-
-
-def forget(names: Collection[str]) -> None:
-    """That these were imported: whoever wants one finds his own."""
-    for module in [each for each in sys.modules if each.partition(".")[0] in names]:
-        del sys.modules[module]
 
 
 def load(name: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from understudy.actors.outcome import ToolCall, ToolCode
 from understudy.actors.sandbox.rooms import PATHS_BYTES_MOST, PATHS_MOST, Key, _is_small, key_of
-from understudy.actors.sandbox.shown import Shown, _concerns, look
+from understudy.actors.sandbox.shown import NEAR_MOST, Shown, _concerns, look
 from understudy.actors.sandbox.uses import (
     AGAIN_S,
     BARRED_S,
@@ -110,6 +110,20 @@ def test_what_is_looked_at_is_what_the_path_itself_leads_to(tmp_path: Path) -> N
 )
 def test_mounts_on_the_way_and_below_concern_a_path(point: str, expected: bool) -> None:
     assert _concerns(point, ["/srv/a name"]) is expected
+
+
+def test_what_may_wait_for_a_network_is_looked_at_in_a_thread(tmp_path: Path) -> None:
+    shown = Shown([str(tmp_path)])
+    try:
+        row = "1 2 3:4 / /srv rw,relatime shared:1 - {} server:/export rw\n".format
+        shown._mounts = [row("ext4"), row("tmpfs")]
+        assert shown.is_near
+        shown._mounts = [row("ext4"), row("nfs4")]
+        assert not shown.is_near
+        shown._mounts, shown._paths = [row("ext4")], (str(tmp_path),) * (NEAR_MOST + 1)
+        assert not shown.is_near
+    finally:
+        shown.close()
 
 
 def test_all_who_ask_at_once_hear_of_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
