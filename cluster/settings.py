@@ -72,7 +72,7 @@ class Settings(BaseModel):
     preload: Annotated[tuple[ModuleName, ...], BeforeValidator(_listed)] = ()
     """Modules that tools import, `httpx,pandas`: sandboxes of tier zygote have them loaded before there is a call. They
     are trusted as understudy is, and what they hold counts for each call's memory; `doctor` says which cannot be.
-    Default: none; pydantic is loaded in any case."""
+    Tools with an environment of their own find none of them. Default: none; pydantic is loaded in any case."""
     lease_s: float = Field(default=10.0, ge=1.0, le=600.0)
     """Seconds without a sign after which a run is taken from its actor. Default: 10."""
     hang_after_s: float = Field(default=30.0, ge=1.0, le=3600.0)

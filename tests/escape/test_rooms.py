@@ -228,6 +228,10 @@ def test_rooms_end_when_nobody_uses_them_and_there_are_never_many(owned: Path, m
             tiers.rooms._sweep()
             assert tiers.zygotes.rooms == 0
             await until(lambda: zygotes() <= at_first)
+            for module in (rooms, uses):
+                monkeypatch.setattr(module, "IDLE_S", 0.01)
+            await tiers.warm(reading(*paths[:2]))
+            await until(lambda: not tiers.zygotes.rooms and zygotes() <= at_first)
 
     run_async(scenario(), 120)
 

@@ -1,12 +1,15 @@
 """Which rooms get a zygote, for how long, and what of a granted path is looked at: no sandbox is made here."""
 
+import importlib
 import os
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from understudy.actors.outcome import ToolCall, ToolCode
+from understudy.actors.sandbox.foreign import Foreign
 from understudy.actors.sandbox.rooms import PATHS_BYTES_MOST, PATHS_MOST, Key, _is_small, key_of
 from understudy.actors.sandbox.shown import NEAR_MOST, Shown, _concerns, look
 from understudy.actors.sandbox.uses import (
@@ -124,6 +127,49 @@ def test_what_may_wait_for_a_network_is_looked_at_in_a_thread(tmp_path: Path) ->
         assert not shown.is_near
     finally:
         shown.close()
+
+
+@pytest.mark.parametrize(
+    ("held", "has_own"),
+    [
+        ({"left_pad.py": "", "left_pad-1.0.dist-info/entry_points.txt": "[console_scripts]\nx = y\n"}, False),
+        ({"lent.py": ""}, True),
+        ({"lent/__init__.py": ""}, True),
+        ({"lent.cpython-311-x86_64-linux-gnu.so": ""}, True),
+        ({"more-1.0.dist-info/entry_points.txt": "[ pydantic ]\nx = y\n"}, True),
+    ],
+)
+def test_an_environment_with_any_of_what_is_lent_is_lent_nothing_before_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: dict[str, str], has_own: bool
+) -> None:
+    for name, text in held.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = list(sys.meta_path)
+    finder = type("Finder", (), {"find_spec": staticmethod(lambda *_: None)})
+    monkeypatch.setattr(sys, "meta_path", [*before, finder])
+    monkeypatch.setitem(sys.modules, "lent.part", sys)
+    foreign = Foreign(str(tmp_path), {"lent"}, finder)
+    assert foreign.has_own is has_own
+    assert foreign.harmless(["lent.part", "json"]) == (["json"] if has_own else ["lent.part", "json"])
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("left_pad_or_so")
+    foreign.leave()
+    assert sys.meta_path == before
+    assert ("lent.part" in sys.modules) is not has_own
+
+
+def test_what_was_asked_for_in_vain_and_a_call_would_find_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "quicker.py").touch()
+    finder = type("Finder", (), {"find_spec": staticmethod(lambda *_: None)})
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, finder])
+    foreign = Foreign(str(tmp_path), {"lent"}, finder)
+    with pytest.raises(ModuleNotFoundError):  # as a library does for one that makes it quicker
+        importlib.import_module("quicker")
+    with pytest.raises(SystemExit, match="quicker"):
+        foreign.leave()
 
 
 def test_all_who_ask_at_once_hear_of_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
