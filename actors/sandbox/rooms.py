@@ -152,7 +152,8 @@ class Rooms:
         """Have a zygote for a room. One that cannot be had is not tried again for a while."""
         try:
             room = await self._made(key, runtime)
-        except (IsolationUnavailable, BadGrant, OSError):  # whoever makes such a call in another tier is told why
+        except (IsolationUnavailable, BadGrant, OSError, RuntimeError):
+            # Whoever makes such a call in another tier is told why.
             self._uses.bar(key, _now())
         else:
             self._warm[key] = room
@@ -165,24 +166,24 @@ class Rooms:
 
     async def _made(self, key: Key, runtime: Runtime) -> Room:
         refuse_bad_grants(key.profile, runtime)
-        await asyncio.to_thread(refuse_unreachable, key.profile)
         environment = [place for _, place in runtime.folders if _is_in(place, key.environment)]
         listing = [site_packages(key.environment)] if key.environment else []
         looks_at = [*key.profile.read, *key.profile.write, *environment]
-        shown = await asyncio.to_thread(Shown, looks_at, listing)
+        shown = await _looked(key.profile, looks_at, listing)
         try:
             zygote = await start(runtime, self._cells, self._wanted, key.profile, looks_at)
         except BaseException:
             shown.close()
             raise
+        room = Room(runtime, zygote, shown, shown.is_near, _now())
         try:
-            if list(zygote.sees) != shown.identities or not await asyncio.to_thread(shown.is_same):
+            if list(zygote.sees) != shown.identities or not await _is_same(room):
                 raise IsolationUnavailable("what was granted has changed meanwhile", "")
         except BaseException:
             shown.close()
             await zygote.close()
             raise
-        return Room(runtime, zygote, shown, shown.is_near, _now())
+        return room
 
     def _end(self, key: Key, is_barred: bool = False) -> None:
         """It takes no more calls, and ends with the last of its own."""
@@ -205,6 +206,27 @@ class Rooms:
             self._end(key)
         if self._warm:
             self._sweep_within(min(room.used_at for room in self._warm.values()) + IDLE_S - now + 0.1)
+
+
+async def _looked(profile: Profile, paths: Sequence[str], listing: Sequence[str]) -> Shown:
+    """How things are there. Raises BadGrant, OSError; TimeoutError, where a file system does not answer."""
+
+    def look() -> Shown:
+        refuse_unreachable(profile)
+        return Shown(paths, listing)
+
+    looking = asyncio.ensure_future(asyncio.to_thread(look))
+    try:
+        async with asyncio.timeout(LOOK_S):
+            return await asyncio.shield(looking)
+    except BaseException:
+        looking.add_done_callback(_close_what_came)  # of a thread that nobody can end
+        raise
+
+
+def _close_what_came(looking: "asyncio.Task[Shown]") -> None:
+    if not looking.cancelled() and looking.exception() is None:
+        looking.result().close()
 
 
 async def _is_same(room: Room) -> bool:

@@ -1,5 +1,6 @@
 """Which rooms get a zygote, for how long, and what of a granted path is looked at: no sandbox is made here."""
 
+import asyncio
 import importlib
 import os
 import sys
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from support.waiting import run_async
 from understudy.actors.outcome import ToolCall, ToolCode
+from understudy.actors.sandbox import rooms
 from understudy.actors.sandbox.foreign import Foreign
 from understudy.actors.sandbox.rooms import PATHS_BYTES_MOST, PATHS_MOST, Key, _is_small, key_of
 from understudy.actors.sandbox.shown import NEAR_MOST, Shown, _concerns, look
@@ -170,6 +173,27 @@ def test_what_was_asked_for_in_vain_and_a_call_would_find_is_no_room(
         importlib.import_module("quicker")
     with pytest.raises(SystemExit, match="quicker"):
         foreign.leave()
+
+
+def test_a_file_system_that_does_not_answer_is_left_to_tier_cold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, here = threading.Event(), len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(rooms, "LOOK_S", 0.05)
+    monkeypatch.setattr(rooms, "refuse_unreachable", lambda _: answers.wait())
+
+    async def scenario() -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(TimeoutError):
+            await rooms._looked(Profile(), [str(tmp_path)], [])
+        answers.set()
+        shown = await rooms._looked(Profile(), [str(tmp_path)], [])
+        shown.close()
+        while len(os.listdir("/proc/self/fd")) > before:  # noqa: ASYNC110  what came late is closed, too
+            await asyncio.sleep(0.01)
+
+    run_async(scenario())
+    assert len(os.listdir("/proc/self/fd")) == here
 
 
 def test_all_who_ask_at_once_hear_of_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
