@@ -25,6 +25,15 @@ BEGIN
     ON CONFLICT (shard, name) DO UPDATE SET value = counted.value + excluded.value;
 END $$;
 
+-- As count_up, of several at once.
+CREATE OR REPLACE FUNCTION count_all(given json[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO counter_rows AS counted (shard, name, value)
+    SELECT pg_backend_pid() % 64, key, sum(value::float8) FROM unnest(given) AS one, json_each_text(one)
+    GROUP BY key ORDER BY key COLLATE "C"
+    ON CONFLICT (shard, name) DO UPDATE SET value = counted.value + excluded.value;
+END $$;
+
 CREATE OR REPLACE FUNCTION refuse(op text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM count_up(json_build_object(format('fence_rejections_total{op="%s"}', op), 1));
@@ -304,7 +313,9 @@ BEGIN
     ELSIF final THEN
         PERFORM end_run(run.n, p_status, p_at, p_expires_at);
     END IF;
-    PERFORM count_up(p_counters);
+    IF p_counters IS NOT NULL THEN -- else it is the caller who counts
+        PERFORM count_up(p_counters);
+    END IF;
 END $$;
 
 -- As run_commit, for what nearly all commits are: the end of a superstep after which the run goes on, with two events
@@ -381,6 +392,7 @@ CREATE OR REPLACE FUNCTION run_commits(
 DECLARE
     c record;
     together constant bigint[] := ARRAY(SELECT (sent ->> 'seq')::bigint FROM json_array_elements(p_commits) AS sent);
+    counters json[] := '{}';
 BEGIN
     FOR c IN
         SELECT * FROM json_to_recordset(p_commits) AS given (
@@ -391,11 +403,15 @@ BEGIN
     LOOP
         SELECT done.outcome, done.cancel_asked, done.stored_seq INTO outcome, cancel_asked, stored_seq FROM run_commit(
             p_run_id, p_epoch, c.seq, c.at, c.status, c.step, c.checkpoint_id, c.parent, c.checkpoint_step, c.snapshot,
-            c.since, c.body, c.tasks, c.bodies, c.interrupts, c.open_ids, c.wake_at, c.events, c.counters, c.result, c.error,
+            c.since, c.body, c.tasks, c.bodies, c.interrupts, c.open_ids, c.wake_at, c.events, NULL, c.result, c.error,
             c.expires_at, c.taken, c.listens_after, together
         ) AS done;
         EXIT WHEN outcome NOT IN ('ok', 'duplicate');
+        IF outcome = 'ok' THEN
+            counters := counters || c.counters;
+        END IF;
     END LOOP;
+    PERFORM count_all(counters);
 END $$;
 
 CREATE OR REPLACE FUNCTION run_renew(
