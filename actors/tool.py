@@ -136,6 +136,13 @@ class Tool(Generic[P, R]):
                     # Without the value: no policy was asked yet whether it may be shown (`redact`).
                     said = f"what is given (a {type(item).__name__}) does not fit: {_reason(error)}"
                     raise CallerError(f"tool {self.name!r}, argument {key!r}: {said}") from None
+        try:
+            json.dumps(encoded, allow_nan=False, ensure_ascii=False).encode()
+        except ValueError:  # it could be shown to no person as JSON, and no store could hold it
+            raise CallerError(
+                f"tool {self.name!r}: its arguments hold NaN, an infinity or half of a character, which JSON does not "
+                f"have; give a number, None or other text"
+            ) from None
         return encoded
 
     def decode(self, value: Any) -> R:

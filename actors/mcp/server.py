@@ -162,7 +162,7 @@ class McpTool(Tool[..., Any]):
     def encode(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments as JSON values that fit the pinned schema. Raises CallerError."""
         try:
-            args: dict[str, Any] = json.loads(json.dumps(dict(given), allow_nan=False))
+            args: dict[str, Any] = json.loads(json.dumps(dict(given), allow_nan=False, ensure_ascii=False).encode())
         except (TypeError, ValueError) as error:
             raise CallerError(f"tool {self.name!r}: its arguments are to be JSON values: {error}") from None
         if self.told is not None and (problem := misfit(self.told["inputSchema"], args)):

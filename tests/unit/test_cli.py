@@ -233,7 +233,7 @@ def test_what_cannot_be_done_is_one_and_says_why(cli: Cli, tmp_path: Path) -> No
     assert "is not known; it is one of sqlite" in failed(cli("ps", "--store", "mysql://x"))
     assert "there is no module 'nowhere'" in failed(cli("run", "nowhere:graph"))
     assert "UNDERSTUDY_LEASE_S" in failed(_with_env(cli, "UNDERSTUDY_LEASE_S", "soon"))
-    for words in (["ps"], ["status"], ["show", "r00"], ["audit", "verify"], ["store", "info"]):
+    for words in (["ps"], ["status"], ["show", "r00"], ["resume", "r00", "1"]):
         told = failed(cli(*words, "--store", f"sqlite://{tmp_path}/mistyped.db"))
         assert f"there is no store at {tmp_path}/mistyped.db; --store or UNDERSTUDY_STORE names the one" in told
     assert not (tmp_path / "mistyped.db").exists()

@@ -5,6 +5,7 @@ from pydantic import BaseModel
 
 from understudy import tool
 from understudy.actors.errors import CallerError
+from understudy.actors.mcp.server import mcp_server
 
 
 class Line(BaseModel):
@@ -26,6 +27,16 @@ def test_an_argument_that_does_not_fit_is_told_with_its_place():
         order.encode({"lines": [{"name": "a", "qty": "many"}]})
     wanted = "0.qty: Input should be a valid integer, unable to parse string as an integer"
     assert str(caught.value) == f"tool 'order', argument 'lines': what is given (a list) does not fit: {wanted}"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", {"deep": ["\udc00"]}])
+def test_an_argument_that_no_json_is_is_told(value: object) -> None:
+    @tool
+    def measured(x: float | str | dict[str, list[str]]) -> None: ...
+
+    for made in (measured, mcp_server("m", command=["m"]).tool("measured")):
+        with pytest.raises(CallerError, match=r"tool '.*measured': its arguments"):
+            made.encode({"x": value})
 
 
 def test_an_argument_that_is_missing_is_told_with_the_signature():
