@@ -2,12 +2,13 @@
 
 What a tool asks of the kernel, runsc answers; of the host's kernel little is left to attack. It costs 300 ms a call.
 The container has no network, no capability, and a root made of what every sandbox shows; the bundle is removed after.
-This file was written without a runsc that could be run beside it, by runsc's own source (run.go, create.go, sandbox.go,
-fd_mapping.go): it is believed where its preflight passes, only.
+Any runsc will do that knows `run`: what Debian has of 2022, and newer ones.
 
-- The spec names no user namespace. Where it does, runsc maps into it what the spec says, and root needs root there.
-  With `--directfs=false` it makes one of its own for its kernel, which is nobody in it; `--rootless` does so before.
+- It is never started as root: nobody starts it, `--rootless`, where the worker is root, and the launcher shows it what
+  it needs. To runsc, who has started it is user 0 in there, and so is the tool, or its own files were another's; user 0
+  of that kernel, without a capability, is nobody in particular.
 - An attached container ends with the runsc that started it; that one is bound to the worker's life here.
+- Its memory, some 50 MiB with its kernel's, is the call's.
 """
 
 import asyncio
@@ -18,25 +19,26 @@ import shutil
 import subprocess
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from understudy.actors.outcome import Outcome, ToolCall
-from understudy.actors.sandbox import watch
+from understudy.actors.sandbox import seccomp, watch
 from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.cgroup import NO_CELLS, Cell, Cells
 from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.folders import dead_worker, worker
 from understudy.actors.sandbox.insist import insist, readable, send_kill
-from understudy.actors.sandbox.launch import refuse_unreachable
+from understudy.actors.sandbox.launch import host_id, line_here, refuse_unreachable
+from understudy.actors.sandbox.launcher import EXIT_BAD_GRANT
 from understudy.actors.sandbox.left_over import LeftOver
 from understudy.actors.sandbox.overseer import FarEnds, Overseer, close, pipes
 from understudy.actors.sandbox.preflight import try_out
 from understudy.actors.sandbox.runtime import Runtime, runtime_of
 from understudy.actors.sandbox.verdict import judge, request_of, said, telling
 from understudy.actors.sandbox.walls import (
-    INSIDE_ID,
     SHOWN_OF_ETC,
     WORKING_FOLDER,
     environment,
@@ -49,7 +51,6 @@ INSTALL = (
     "install runsc (https://gvisor.dev/docs/user_guide/install/) on the PATH of the workers; in Kubernetes rather give "
     "them the RuntimeClass gvisor, and name tier: landlock"
 )
-REPLY = 3
 DELETE_S = 10.0
 """Seconds that runsc may take to remove a container whose processes have been killed."""
 BOUND = """
@@ -63,7 +64,7 @@ _PREFIX = "understudy-runsc-"
 
 
 class GvisorBackend:
-    """Needs runsc, of 2023 or newer (`--pass-fd`)."""
+    """Needs runsc, and user namespaces."""
 
     name = "gVisor (runsc)"
     tier: Tier = "gvisor"
@@ -99,6 +100,9 @@ class GvisorBackend:
                 finally:
                     status = await container.end()
         outcome = judge(container.overseer, status, profile.limits, time.perf_counter() - began)
+        if outcome is None and status == EXIT_BAD_GRANT:
+            refusal = said(container.overseer)
+            return Outcome("error", error=refusal.strip(), error_type="BadGrant", printed=refusal)
         if outcome is None:
             words = said(container.overseer).strip().splitlines()
             raise IsolationUnavailable(
@@ -130,18 +134,19 @@ class Container:
     def __init__(self, program: str, profile: Profile, runtime: Runtime, cell: Cell | None) -> None:
         self._cell = cell
         self._limits = profile.limits
-        self._python = runtime.python
+        self._runtime = runtime
+        uid, known = host_id(), flags_of(program)
         self._bundle = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{worker(os.getpid())}-"))
         self._name = f"understudy-{secrets.token_hex(8)}"
-        self._program = [program, f"--root={self._bundle}/state", "--network=none"]
-        self._program += ["--ignore-cgroups", "--directfs=false"]
-        if os.geteuid() != 0:
-            self._program.append("--rootless")
+        self._program = [program, f"--root={self._bundle}/state", "--network=none", "--rootless"]
+        self._program += ["--ignore-cgroups", *(["--directfs=false"] if "-directfs" in known else [])]
         near, far = pipes()
         try:
             (self._bundle / "root").mkdir()
             (self._bundle / "config.json").write_text(json.dumps(config(profile, runtime)))
-            self._process = self._spawn(far)
+            for path in (self._bundle, self._bundle / "root", self._bundle / "config.json"):
+                os.chown(path, uid, -1)
+            self._process = self._spawn(profile, far)
         except BaseException:
             close(near.request, near.printed, near.reply)
             shutil.rmtree(self._bundle)
@@ -152,17 +157,16 @@ class Container:
         self._dead = readable(self._pidfd)
         self.overseer = Overseer(near, profile.limits, lambda: send_kill(self._pidfd), cell=cell)
 
-    def _spawn(self, far: FarEnds) -> "subprocess.Popen[bytes]":
-        passed = f"--pass-fd={far.reply}:{REPLY}"
-        bound = [self._python, "-I", "-S", "-c", BOUND, str(os.getpid())]
+    def _spawn(self, profile: Profile, far: FarEnds) -> "subprocess.Popen[bytes]":
+        bound = [os.path.realpath(self._runtime.python), "-I", "-S", "-c", BOUND, str(os.getpid())]
+        run = [*bound, *self._program, "run", f"--bundle={self._bundle}", self._name]
         return subprocess.Popen(
-            [*bound, *self._program, "run", f"--bundle={self._bundle}", passed, self._name],
+            line_here(self._runtime, profile, run, [self._program[0]]),
             stdin=far.request,
-            stdout=far.printed,
+            stdout=far.reply,
             stderr=far.printed,
             env=CLEAN_ENVIRONMENT,
             close_fds=True,
-            pass_fds=(far.reply,),
             start_new_session=True,
         )
 
@@ -192,14 +196,24 @@ class Container:
 
     async def _delete(self) -> None:
         """Of an attached container the kernel ends runsc's processes with the first; this waits until they are gone."""
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        line = [*self._program, "delete", "--force", self._name]
-        process = await asyncio.create_subprocess_exec(*line, env=CLEAN_ENVIRONMENT, **quiet)  # type: ignore[arg-type]
-        try:
-            await asyncio.wait_for(process.wait(), DELETE_S)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        process = self._deleting()
+        pidfd = os.pidfd_open(process.pid)
+        late = asyncio.get_running_loop().call_later(DELETE_S, send_kill, pidfd)
+        await readable(pidfd)
+        late.cancel()
+        process.wait()
+        os.close(pidfd)
+
+    def _deleting(self) -> "subprocess.Popen[bytes]":
+        nothing = subprocess.DEVNULL
+        delete = [*self._program, "delete", "--force", self._name]
+        return subprocess.Popen(
+            line_here(self._runtime, Profile(), delete, [self._program[0]]),
+            stdin=nothing,
+            stdout=nothing,
+            stderr=nothing,
+            env=CLEAN_ENVIRONMENT,
+        )
 
 
 def config(profile: Profile, runtime: Runtime) -> dict[str, Any]:
@@ -211,7 +225,9 @@ def config(profile: Profile, runtime: Runtime) -> dict[str, Any]:
     mounts += [_bound(source, place, "ro") for place, source in links.items()]
     mounts += [{"destination": "/proc", "type": "proc", "source": "proc"}]
     mounts += [_tmpfs(place, limits.disk_bytes) for place in (WORKING_FOLDER, "/dev/shm")]
-    mounts += [_bound(path, path, "ro") for path in profile.read] + [_bound(path, path, "rw") for path in profile.write]
+    mounts += [{"destination": "/sys", "type": "tmpfs", "source": "tmpfs", "options": ["ro"]}]
+    grants = {**dict.fromkeys(profile.read, "ro"), **dict.fromkeys(profile.write, "rw")}
+    mounts += [_bound(path, path, mode) for path, mode in sorted(grants.items())]  # parents first
     mounts += [_bound(real, place, "ro") for real, place in runtime.folders]
     return {
         "ociVersion": "1.0.2",
@@ -219,19 +235,41 @@ def config(profile: Profile, runtime: Runtime) -> dict[str, Any]:
         "root": {"path": "root", "readonly": True},
         "mounts": mounts,
         "process": {
-            "user": {"uid": INSIDE_ID, "gid": INSIDE_ID},
-            "args": [os.path.realpath(runtime.python), "-I", "-S", "-B", runtime.runner, str(REPLY)],
+            "user": {"uid": 0, "gid": 0},
+            "args": [os.path.realpath(runtime.python), "-I", "-S", "-B", runtime.inside, orders(runtime)],
             "env": [f"{name}={value}" for name, value in environment(runtime).items()],
             "cwd": WORKING_FOLDER,
             "noNewPrivileges": True,
+            "rlimits": [{"type": f"RLIMIT_{name}", "soft": 0, "hard": 0} for name in ("MSGQUEUE", "RTPRIO", "NICE")],
             "capabilities": {name: [] for name in ("bounding", "effective", "inheritable", "permitted", "ambient")},
         },
         "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")]},
     }
 
 
+def orders(runtime: Runtime) -> str:
+    """What `gvisor_inside.py` reads."""
+    bpf = seccomp.program(os.uname().machine)
+    return json.dumps({"import_paths": runtime.import_paths, "filter": bpf.hex()})
+
+
+def flags_of(program: str) -> frozenset[str]:
+    """The flags that this runsc knows, as `-name`: each year has others. Raises IsolationUnavailable."""
+    return _flags_of(program, os.stat(program).st_mtime_ns)
+
+
+@cache
+def _flags_of(program: str, _written_ns: int) -> frozenset[str]:
+    try:
+        told = subprocess.run([program, "flags"], capture_output=True, text=True, timeout=DELETE_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise IsolationUnavailable(f"{program} does not tell its flags: {error}", INSTALL) from None
+    words = (row.split() for row in (told.stdout + told.stderr).splitlines())
+    return frozenset(row[0] for row in words if row and row[0].startswith("-"))
+
+
 def _bound(source: str, place: str, mode: str) -> dict[str, Any]:
-    return {"destination": place, "type": "bind", "source": source, "options": ["bind", mode, "nosuid", "nodev"]}
+    return {"destination": place, "type": "bind", "source": source, "options": ["rbind", mode, "nosuid", "nodev"]}
 
 
 def _tmpfs(place: str, size: int) -> dict[str, Any]:

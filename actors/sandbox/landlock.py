@@ -31,7 +31,7 @@ from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.folders import Owner
 from understudy.actors.sandbox.insist import insist, readable, send_kill
-from understudy.actors.sandbox.launch import HOST_ID, host_id, refuse_unreachable
+from understudy.actors.sandbox.launch import host_id, line_here, refuse_unreachable
 from understudy.actors.sandbox.launcher import EXIT_BAD_GRANT
 from understudy.actors.sandbox.left_over import LeftOver
 from understudy.actors.sandbox.limit import limit_of
@@ -280,12 +280,13 @@ def _spawn(
     lifeline_in, lifeline = os.pipe2(os.O_CLOEXEC)
     status, status_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     orders_fd = os.memfd_create("orders")
+    keeper = [os.path.realpath(runtime.python), "-I", "-S", "-B", runtime.keeper]
     try:
         os.write(orders_fd, first)
         os.lseek(orders_fd, 0, os.SEEK_SET)
         inherited = (orders_fd, lifeline_in, status_out, far.reply)
         process = subprocess.Popen(
-            _line(runtime, profile, [str(fd) for fd in inherited]),
+            line_here(runtime, profile, [*keeper, *map(str, inherited)]),
             stdin=far.request,
             stdout=far.printed,
             stderr=far.printed,
@@ -300,16 +301,6 @@ def _spawn(
     finally:
         close(lifeline_in, status_out, orders_fd)
     return process, lifeline, status
-
-
-def _line(runtime: Runtime, profile: Profile, words: list[str]) -> list[str]:
-    keeper = [os.path.realpath(runtime.python), "-I", "-S", "-B", runtime.keeper, *words]
-    if os.geteuid() != 0:
-        return keeper
-    places = dict.fromkeys([place for both in runtime.folders for place in both])
-    wanted = [f"here:{place}" for place in places]
-    wanted += [f"here-read:{path}" for path in profile.read] + [f"here-write:{path}" for path in profile.write]
-    return [runtime.python, "-I", "-S", runtime.launcher, str(HOST_ID), *wanted, "--", *keeper]
 
 
 def _never_started(kept: Kept, status: int) -> Outcome:

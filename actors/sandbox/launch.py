@@ -57,6 +57,18 @@ def line(runtime: Runtime, parts: Sequence[Part]) -> list[str]:
     return [runtime.python, "-I", "-S", runtime.launcher, str(uid), *wanted, "--", *staged]
 
 
+def line_here(runtime: Runtime, profile: Profile, command: Sequence[str], programs: Sequence[str] = ()) -> list[str]:
+    """The command line that starts `command` without root, where each path is at its own place: what every call is
+    shown, what is granted, and the `programs` that it names."""
+    uid = host_id()
+    if os.geteuid() != 0:
+        return list(command)
+    places = dict.fromkeys([*(place for both in runtime.folders for place in both), *programs])
+    wanted = [f"here:{place}" for place in places]
+    wanted += [f"here-read:{path}" for path in profile.read] + [f"here-write:{path}" for path in profile.write]
+    return [runtime.python, "-I", "-S", runtime.launcher, str(uid), *wanted, "--", *command]
+
+
 def refuse_unreachable(profile: Profile) -> None:
     """Where no launcher looks for granted paths, because the worker is not root. Raises BadGrant."""
     if os.geteuid() == 0:

@@ -148,10 +148,11 @@ def bound(limits: dict[str, Any]) -> None:
         (resource.RLIMIT_RTPRIO, 0, 0),
         (resource.RLIMIT_NICE, 0, 0),
     ):
-        highest = resource.getrlimit(what)[1]
-        if highest != resource.RLIM_INFINITY:
-            soft, hard = min(soft, highest), min(hard, highest)
-        resource.setrlimit(what, (soft, hard))
+        now = resource.getrlimit(what)
+        if now[1] != resource.RLIM_INFINITY:
+            soft, hard = min(soft, now[1]), min(hard, now[1])
+        if now != (soft, hard):  # gVisor refuses to set what it does not know, also to what it is
+            resource.setrlimit(what, (soft, hard))
 
 
 def perform(request: dict[str, Any]) -> bytes:

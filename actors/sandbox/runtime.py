@@ -33,6 +33,7 @@ class Runtime:
     launcher: str
     zygote: str
     keeper: str
+    inside: str
     environment: str = ""
     """Folder of the tool's own environment; empty: it finds the packages of the worker."""
     programs: str = ""
@@ -110,6 +111,7 @@ def _runtime(prefix: str, import_path: tuple[str, ...]) -> Runtime:
         launcher=_compiled(here / "launcher.py"),
         zygote=_compiled(here / "zygote_inside.py"),
         keeper=_compiled(here / "keeper.py"),
+        inside=_compiled(here / "gvisor_inside.py"),
     )
 
 

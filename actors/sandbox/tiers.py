@@ -51,19 +51,22 @@ class Tiers:
         self._left_over = LeftOver()
         self._told = LeftOver()
         self._trying: asyncio.Task[None] | None = None
+        self._tried: dict[Tier, asyncio.Event] = {}
 
     async def execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None = None) -> Outcome:
         """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made."""
         least = TIERS.index(profile.tier)
         strong = [backend for backend in self._backends if TIERS.index(backend.tier) >= least]
         fitting = [backend for backend in strong if backend.fits(profile) and _equips(backend, call)]
-        if not self._found:
-            await self.preflights()
-        if not any(self._stands(backend) for backend in fitting) and time.monotonic() - self._tried_at > TRY_AGAIN_S:
-            await self.preflights()
+        for backend in fitting:
+            if (await self._known(backend)).available:
+                break
+        else:
+            if time.monotonic() - self._tried_at > TRY_AGAIN_S:
+                await self.preflights()
         refusals: list[tuple[Tier, IsolationUnavailable]] = []
         for backend in fitting:
-            found = self._found[backend.tier]
+            found = await self._known(backend)
             if not found.available:
                 refusals.append((backend.tier, IsolationUnavailable(found.reason, found.remedy)))
                 continue
@@ -84,9 +87,7 @@ class Tiers:
 
     async def preflights(self) -> Mapping[Tier, Preflight]:
         """Try every tier that has not been found to stand; from the weakest. First, what others left is ended."""
-        if self._trying is None:
-            self._trying = asyncio.ensure_future(self._try())
-        await asyncio.shield(self._trying)
+        await asyncio.shield(self._begin())
         return {tier: self._found[tier] for tier in TIERS if tier in self._found}
 
     async def preflight(self) -> Preflight:
@@ -112,12 +113,31 @@ class Tiers:
         return told
 
     async def close(self) -> None:
-        """End what waits for calls."""
+        """End what waits for calls, and what is still tried."""
+        if self._trying is not None:
+            self._trying.cancel()
+            await asyncio.wait([self._trying])
         for backend in self._backends:
             await backend.close()
 
     def _stands(self, backend: Backend) -> bool:
         return self._found[backend.tier].available
+
+    async def _known(self, backend: Backend) -> Preflight:
+        """Whether it stands. A call waits for no tier that is dearer than the one that it gets."""
+        while backend.tier not in self._found:
+            trying, tried = self._begin(), asyncio.ensure_future(self._tried[backend.tier].wait())
+            await asyncio.wait({trying, tried}, return_when=asyncio.FIRST_COMPLETED)
+            tried.cancel()
+            if trying.done():
+                trying.result()
+        return self._found[backend.tier]
+
+    def _begin(self) -> "asyncio.Task[None]":
+        if self._trying is None:
+            self._tried = {backend.tier: asyncio.Event() for backend in self._backends}
+            self._trying = asyncio.ensure_future(self._try())
+        return self._trying
 
     async def _try(self) -> None:
         try:
@@ -125,11 +145,14 @@ class Tiers:
             self._left_over += found
             self._told += found
             missing = [each for each in self._backends if each.tier not in self._found or not self._stands(each)]
-            tried = await asyncio.gather(*(each.preflight() for each in missing))
-            self._found |= {backend.tier: preflight for backend, preflight in zip(missing, tried, strict=True)}
+            await asyncio.gather(*map(self._try_one, missing))
         finally:
             self._tried_at = time.monotonic()
             self._trying = None
+
+    async def _try_one(self, backend: Backend) -> None:
+        self._found[backend.tier] = await backend.preflight()
+        self._tried[backend.tier].set()
 
 
 def _equips(backend: Backend, call: ToolCall) -> bool:

@@ -422,9 +422,12 @@ def r10_compute_and_ignore_the_limit() -> None:
     r10_compute_without_end()
 
 
-def r11_never_return(token: str) -> None:
-    """`token` marks a process of its own, which must be gone as well; that it is there can be seen from outside."""
+def r11_never_return(token: str, mark: str = "") -> None:
+    """`token` marks a process of its own, which must be gone as well; that it is there can be seen from outside; or a
+    file, that it makes then."""
     with subprocess.Popen(["/usr/bin/sleep", token]):
+        if mark:
+            Path(mark).touch()
         signal.pause()
 
 
@@ -584,9 +587,9 @@ def b08_terminals() -> list[str]:
     return [*sorted(set(os.listdir("/dev/pts")) - {"ptmx", mine}), str(ours > 0)]
 
 
-def b08_hold_a_terminal(token: str) -> None:
+def b08_hold_a_terminal(token: str, mark: str = "") -> None:
     os.openpty()
-    r11_never_return(token)
+    r11_never_return(token, mark)
 
 
 def b09_mark() -> str:

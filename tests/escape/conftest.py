@@ -12,13 +12,11 @@ import pytest
 from escape.grid import WALLED, Grid
 from escape.host import look, mark_of_calls
 from escape.places import Place, places_of
-from escape.probes import GRANTING
+from escape.probes import GRANTING, TIERS
 from escape.workers import FOLDER, Worker, Workers, forget_packages, hand_over
 
 from support.waiting import wait_until
 
-TIERS = tuple(os.environ.get("UNDERSTUDY_ESCAPE_TIERS", "landlock,zygote,cold").split(","))
-"""With `room`, all that is tried in the others is tried in a zygote that shows files of the host, too."""
 GRID = pytest.StashKey[Grid]()
 WORKERS = pytest.StashKey[Workers]()
 

@@ -154,9 +154,12 @@ def never_returns() -> None:
     signal.pause()
 
 
-def waits_beside(token: str) -> None:
-    """That its child is there can be seen from outside."""
+def waits_beside(token: str, mark: str = "") -> None:
+    """That its child is there can be seen from outside; or a file, that it makes then."""
     with subprocess.Popen(["/usr/bin/sleep", token]):
+        if mark:
+            with open(mark, "x"):
+                pass
         signal.pause()
 
 

@@ -10,6 +10,7 @@ import cloudpickle
 from escape import attempts, callers, ends, file_attempts, tools
 from escape.workers import USERS, Raised, Worker, hand_over
 
+from support.waiting import wait_until
 from understudy.actors.outcome import Outcome, ToolCode
 from understudy.policies.profile import Limits, Profile
 
@@ -44,6 +45,19 @@ class Place:
     def begin(self, function: Callable[..., Any], profile: Profile = NOTHING, /, **args: Any) -> int:
         return self._send(by_value(function), profile, args)
 
+    def running(self, function: Callable[..., Any], token: str, /, **args: Any) -> int:
+        """Begin a call that starts a process with this argument; returns when it is there. What runs in gVisor is no
+        process of the host's: there it makes a file, in a folder that it is granted."""
+        if self.tier != "gvisor":
+            call = self.begin(function, token=token, **args)
+            wait_until(lambda: processes_with(token), 20, "the tool to run")
+            return call
+        self.hand_over()
+        mark = self.folder / token
+        call = self.begin(function, Profile(write=(str(self.folder),)), token=token, mark=str(mark), **args)
+        wait_until(mark.exists, 20, "the tool to run")
+        return call
+
     def cancelled(self, after: int, function: Callable[..., Any], /, **args: Any) -> str:
         """What a call raises that is cancelled after so many turns of the loop."""
         number = self._send(by_value(function), NOTHING, args, cancel_after=after)
@@ -74,8 +88,10 @@ class Place:
         return "EACCES" if self.tier == "landlock" else "ENOENT"
 
     @property
-    def unwritable(self) -> str:
-        return "EACCES" if self.tier == "landlock" else "EROFS"
+    def unwritable(self) -> tuple[str, ...]:
+        """gVisor asks for rights first, if they are not the own user's."""
+        words = {"landlock": ("EACCES",), "gvisor": ("EACCES", "EROFS")}
+        return words.get(self.tier, ("EROFS",))
 
     def hand_over(self) -> None:
         """Give all in the folder to the worker's user."""

@@ -4,6 +4,9 @@ An attempt is a test, named as in the table (`grid.py`); many make several probe
 contained where each of its attempts is.
 """
 
+import os
+import shutil
+
 Tiers = tuple[str, ...]
 
 OF_THE_STUDY: dict[str, tuple[str, ...]] = {
@@ -129,7 +132,13 @@ OUR_OWN: dict[str, tuple[str, ...]] = {
 
 ALL = OF_THE_STUDY | OUR_OWN
 
-GRANTING: Tiers = ("landlock", "room", "cold")
+OWN_KERNEL: Tiers = ("gvisor",) if shutil.which("runsc") else ()
+"""`make setup` installs runsc where the distribution has it; test_gvisor.py says so where it has not."""
+TIERS: Tiers = ("landlock", "zygote", "cold", *OWN_KERNEL)
+if wanted := os.environ.get("UNDERSTUDY_ESCAPE_TIERS"):
+    TIERS = tuple(wanted.split(","))
+"""With `room`, all that is tried in the others is tried in a zygote that shows files of the host, too."""
+GRANTING: Tiers = ("landlock", "room", "cold", *OWN_KERNEL)
 """Tiers that can bring files of the host in; `room` is a zygote that shows some."""
 NETWORKED: Tiers = ("zygote", "cold")
 """Tiers that can give network."""

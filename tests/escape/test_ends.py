@@ -21,8 +21,7 @@ from understudy.actors.sandbox.strays import end_strays
 
 
 def test_cancelling_leaves_nothing(sandbox: Place, token: str) -> None:
-    call = sandbox.begin(attempts.r11_never_return, token=token)
-    wait_until(lambda: processes_with(token), 20, "the tool to run")
+    call = sandbox.running(attempts.r11_never_return, token)
     sandbox.worker.ask("cancel", of=call)
     with pytest.raises(Raised, match="CancelledError"):
         sandbox.answer(call)
@@ -70,8 +69,7 @@ def test_a_killed_worker_takes_its_calls_with_it(doomed: Place, token: str, afte
 
 def test_a_killed_worker_takes_its_running_calls_and_spares_with_it(doomed: Place, token: str) -> None:
     doomed.worker.ask("preflight", tier=doomed.tier)
-    doomed.begin(attempts.r11_never_return, token=token)
-    wait_until(lambda: processes_with(token), 20, "the tool to run")
+    doomed.running(attempts.r11_never_return, token)
     below = killed_with_all_it_started(doomed.worker)
     assert below
     wait_until(lambda: not [pid for pid in below if is_alive(pid)], 10, "all that the worker had started to end")

@@ -67,17 +67,21 @@ def test_nothing_of_the_machine_can_be_opened_for_writing(sandbox: Place) -> Non
         "/usr/bin/env",
     ]
     told = sandbox.tried(functools.partial(attempts.each, attempts.open_for_writing), paths=paths)
+    if sandbox.tier == "gvisor":  # a number that its kernel keeps, and nobody heeds
+        told.pop("/proc/self/oom_score_adj")
     assert set(told.values()) <= {"EROFS", "EACCES", "ETXTBSY", "ENOENT"}, told
 
 
 def test_nothing_new_appears_outside_the_working_folder(sandbox: Place) -> None:
     paths = ["/new", "/usr/lib/new", "/etc/new", "/dev/new", "/proc/new", "/root/new", "/var/tmp/new"]
     told = sandbox.tried(functools.partial(attempts.each, attempts.write), paths=paths)
+    if sandbox.tier == "gvisor":  # in the call's own memory
+        told.pop("/dev/new")
     assert set(told.values()) <= {"EROFS", "ENOENT", "EACCES"}, told
 
 
 def test_packages_cannot_be_changed(sandbox: Place) -> None:
-    assert sandbox.tried(attempts.f04_drop_a_pth) == sandbox.unwritable
+    assert sandbox.tried(attempts.f04_drop_a_pth) in sandbox.unwritable
     assert sandbox.tried(attempts.f08_hardlink_a_program) in ("EXDEV", "EPERM", "EACCES")
 
 
@@ -91,6 +95,8 @@ def test_homes_hold_only_the_interpreter(sandbox: Place) -> None:
 
 def test_devices_are_harmless(sandbox: Place) -> None:
     harmless = {f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "pts/ptmx")}
+    if sandbox.tier == "gvisor":  # its kernel's own, which lead nowhere else
+        harmless |= {"/dev/fuse", "/dev/net/tun"}
     assert set(sandbox.tried(attempts.f12_open_devices)) <= harmless
     assert sandbox.tried(attempts.f13_make_a_disk) == "EPERM"
 
@@ -114,7 +120,7 @@ def test_the_environment_is_clean(sandbox: Place) -> None:
         "LANG",
         "LOGNAME",
         "PATH",
-        *(() if sandbox.tier == "landlock" else ("PWD",)),  # bubblewrap's
+        *(("PWD",) if sandbox.tier in ("zygote", "room", "cold") else ()),  # bubblewrap's
         "PYTHONDONTWRITEBYTECODE",
         "PYTHONUNBUFFERED",
         "TMPDIR",
@@ -348,8 +354,11 @@ def test_the_disk_is_bounded(sandbox: Place) -> None:
 
 def test_the_number_of_files_is_bounded(sandbox: Place) -> None:
     """They are the kernel's memory."""
-    outcome = sandbox.outcome(attempts.r07_make_files_without_end)
-    if sandbox.tier in ("zygote", "room"):  # the kernel keeps to a number there; bubblewrap cannot tell it one
+    small = limited(memory_bytes=96 * MIB) if sandbox.tier == "gvisor" else Profile()
+    outcome = sandbox.outcome(attempts.r07_make_files_without_end, small)
+    if sandbox.tier == "gvisor":  # the memory of its kernel is the call's
+        assert outcome.kind == "out_of_memory", outcome
+    elif sandbox.tier in ("zygote", "room"):  # the kernel keeps to a number there; bubblewrap cannot tell it one
         assert (outcome.kind, "No space left" in outcome.error) == ("error", True), outcome
     else:
         assert (outcome.kind, "16384 files" in outcome.error) == ("killed", True), outcome

@@ -92,7 +92,7 @@ def test_a_read_only_corner_of_a_granted_folder_stays_so(granting: Place) -> Non
     if granting.tier == "landlock":  # rules can only add
         assert "must not be written" in _refused(granting, granted)
         return
-    assert granting.tried(attempts.write, granted, path=f"{granting.folder}/corner/new") == "EROFS"
+    assert granting.tried(attempts.write, granted, path=f"{granting.folder}/corner/new") in ("EROFS", "EACCES")
     assert granting.tried(attempts.write, granted, path=f"{granting.folder}/new") == "done"
 
 
@@ -126,7 +126,7 @@ def test_no_grant_above_the_interpreter_opens_it(as_root: Place) -> None:
     if as_root.tier == "landlock":
         assert "must not be written" in _refused(as_root, Profile(write=(str(above),)))
         return
-    assert as_root.tried(attempts.write, Profile(write=(str(above),)), path=site) == "EROFS"
+    assert as_root.tried(attempts.write, Profile(write=(str(above),)), path=site) in ("EROFS", "EACCES")
 
 
 # --- values ----------------------------------------------------------------------------------------------------------

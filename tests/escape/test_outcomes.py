@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 from escape import ends
-from escape.conftest import TIERS
 from escape.ends import PRINTED
 from escape.places import Place, limited, places_of, processes_with
+from escape.probes import TIERS
 from escape.workers import USERS
 
-from support.waiting import wait_until
 from understudy.actors.outcome import OUTCOME_KINDS, OutcomeKind
 
 MIB = 1 << 20
+ALONE = ("zygote", "room", "cold", "gvisor")
+"""With mounts, and a table of processes, of their own."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class End:
     type: str = ""
     traced: bool = False
     """Its traceback is with what it printed."""
-    only: tuple[str, ...] = ("landlock", "zygote", "room", "cold")
+    only: tuple[str, ...] = ("landlock", *ALONE)
 
 
 def more(name: str, *words: str) -> tuple[str, ...]:
@@ -75,13 +76,15 @@ ENDS = {
     "asks_for_much": End("out_of_memory", FULL, SMALL, traced=True),
     "maps_much": End("out_of_memory", FULL, SMALL, traced=True),
     "fills_the_disk": End(
-        "error", ("No space left", *more("disk_bytes", "4 MiB")), SMALL, type="OSError", only=("zygote", "room", "cold")
+        "error",
+        ("No space left", *more("disk_bytes", "4 MiB")),
+        SMALL,
+        type="OSError",
+        only=ALONE,
     ),
     "writes_a_large_file": End("error", more("disk_bytes", "4 MiB"), SMALL, type="OSError", traced=True),
     "opens_much": End("error", more("open_files", "64"), {"open_files": 64}, type="OSError", traced=True),
-    "forks_much": End(
-        "error", more("processes", "20"), {"processes": 20}, type="BlockingIOError", only=("zygote", "room", "cold")
-    ),
+    "forks_much": End("error", more("processes", "20"), {"processes": 20}, type="BlockingIOError", only=ALONE),
     "loses_sight": End("unknown", ("no answer",), type="EndUnknown", traced=True),
 }
 TIMES = {
@@ -146,8 +149,7 @@ def test_the_tail_has_room_for_a_traceback(sandbox: Place) -> None:
 
 
 def test_of_what_is_ended_from_outside_it_is_known_what_it_had_printed(sandbox: Place, token: str) -> None:
-    call = sandbox.begin(ends.prints, how="waits_beside", token=token)
-    wait_until(lambda: processes_with(token), 20, "the tool to have printed")
+    call = sandbox.running(ends.prints, token, how="waits_beside")
     sandbox.worker.ask("cancel", of=call)
     answer = sandbox.worker.answer(call)
     assert (answer["raised"], answer["printed"]) == ("CancelledError", PRINTED)

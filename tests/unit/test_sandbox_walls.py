@@ -24,6 +24,7 @@ RUNTIME = Runtime(
     launcher="/opt/env/launcher.py",
     zygote="/opt/env/zygote_inside.py",
     keeper="/opt/env/keeper.py",
+    inside="/opt/env/gvisor_inside.py",
 )
 
 
