@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from escape.grid import WALLED, Grid
 from escape.host import look, mark_of_calls
-from escape.places import Place, places_of
+from escape.places import ON_DEMAND, Place, places_of
 from escape.probes import GRANTING, TIERS
 from escape.workers import FOLDER, Worker, Workers, forget_packages, hand_over
 
@@ -108,11 +108,14 @@ def _is_ours(item: pytest.Item) -> bool:
     return item.path.is_relative_to(Path(__file__).parent)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where the tests are spread over processes, these stay in one: the grid is one, and so are the workers."""
     for item in items:
         if _is_ours(item):
             item.add_marker(pytest.mark.xdist_group("escape"))
+            if (made := attempt_of(item)) is not None and ON_DEMAND is not None and made[1] == _name(ON_DEMAND):
+                item.add_marker(pytest.mark.soak)
 
 
 def attempt_of(item: pytest.Item) -> tuple[str, str] | None:

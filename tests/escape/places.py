@@ -137,3 +137,7 @@ def processes_with(*wanted: str, within: bool = False) -> list[str]:
 
 def places_of(tiers: Sequence[str]) -> list[tuple[str, str]]:
     return [(tier, user) for tier in tiers for user in USERS]
+
+
+ON_DEMAND = ("gvisor", "unprivileged") if len(USERS) > 1 else None
+"""Tried with `make soak`: a call takes half a second, and it is nobody who starts runsc where the worker is root, too."""
