@@ -140,4 +140,4 @@ def places_of(tiers: Sequence[str]) -> list[tuple[str, str]]:
 
 
 ON_DEMAND = ("gvisor", "unprivileged") if len(USERS) > 1 else None
-"""Tried with `make soak`: a call takes half a second, and it is nobody who starts runsc where the worker is root, too."""
+"""Tried with `make soak`: a call takes half a second; where the worker is root, it is nobody who starts runsc, too."""
