@@ -48,8 +48,8 @@ from understudy.actors.sandbox.walls import (
 from understudy.policies.profile import Profile, Tier
 
 INSTALL = (
-    "install runsc (https://gvisor.dev/docs/user_guide/install/) on the PATH of the workers; in Kubernetes rather give "
-    "them the RuntimeClass gvisor, and name tier: landlock"
+    "install runsc (apt-get install runsc, or https://gvisor.dev/docs/user_guide/install/) on the PATH of the workers; "
+    "in Kubernetes rather give them the RuntimeClass gvisor, and name tier: landlock"
 )
 DELETE_S = 10.0
 """Seconds that runsc may take to remove a container whose processes have been killed."""
@@ -196,7 +196,10 @@ class Container:
 
     async def _delete(self) -> None:
         """Of an attached container the kernel ends runsc's processes with the first; this waits until they are gone."""
-        process = self._deleting()
+        try:
+            process = self._deleting()
+        except OSError:  # no process or descriptor to be had just now: they end all the same
+            return
         pidfd = os.pidfd_open(process.pid)
         late = asyncio.get_running_loop().call_later(DELETE_S, send_kill, pidfd)
         await readable(pidfd)
