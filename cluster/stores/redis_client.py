@@ -18,6 +18,7 @@ import hiredis
 
 from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.cluster.stores.redis_address import Address, Node
+from understudy.cluster.stores.redis_anew import begin_anew
 from understudy.cluster.stores.redis_cluster import SlotMap, redirection
 from understudy.cluster.stores.redis_link import Link, Script, pack
 
@@ -259,7 +260,14 @@ class RedisClient:
         async with self._locks[where]:
             link = self._links.get(where)
             if link is None or link.closed:
-                link = self._links[where] = await self._connect(where)
+                link = await self._connect(where)
+                try:
+                    async with asyncio.timeout(CONNECT_S):
+                        await begin_anew(link)
+                except BaseException:
+                    link.close()
+                    raise
+                self._links[where] = link
             return link
 
     async def _connect(self, where: Where, on_message: Callable[[], None] | None = None, *first: bytes) -> Link:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from understudy.actors.errors import CallerError, UnsafeStore
+from understudy.cluster.stores.redis_anew import pairs_of_info
 from understudy.cluster.stores.redis_client import RedisClient
 from understudy.cluster.stores.redis_link import pack
 
@@ -49,7 +50,7 @@ async def read_info(redis: RedisClient) -> list[RedisInfo]:
     """Of the server, or of every node of a cluster that has keys; finds the nodes, if it is one."""
     await redis.ask_each(pack("PING"))  # waits while it reads its file: INFO answers, and says that there is none
     texts = await redis.ask_each(pack("INFO"))
-    if redis.slots is None and any(_pairs(text).get("cluster_enabled") == "1" for [text] in texts.values()):
+    if redis.slots is None and any(pairs_of_info(text).get("cluster_enabled") == "1" for [text] in texts.values()):
         await redis.find_nodes()
         await redis.ask_each(pack("PING"))
         texts = await redis.ask_each(pack("INFO"))
@@ -60,13 +61,8 @@ async def read_info(redis: RedisClient) -> list[RedisInfo]:
     found = []
     for where, [text] in texts.items():
         [flat] = policies.get(where, [[]])
-        found.append(RedisInfo(where, _pairs(text), flat[1] if len(flat) > 1 else "unknown"))
+        found.append(RedisInfo(where, pairs_of_info(text), flat[1] if len(flat) > 1 else "unknown"))
     return found
-
-
-def _pairs(text: str) -> dict[str, str]:
-    lines = (line for line in text.splitlines() if ":" in line and not line.startswith("#"))
-    return dict(line.split(":", 1) for line in lines)
 
 
 def check_safety(found: RedisInfo, allow_volatile: bool) -> None:

@@ -103,7 +103,8 @@ def test_every_outcome_of_a_tool_is_there() -> None:
 def each_in_each_tier() -> Iterator[Any]:
     for place in places_of(TIERS):
         for how in ENDS if place[1] == USERS[0] else FIRST.values():
-            yield pytest.param(place, how, id="-".join([*place, how]))
+            is_long = place[0] == "gvisor" and how not in FIRST.values()  # half a second a call
+            yield pytest.param(place, how, id="-".join([*place, how]), marks=[pytest.mark.soak] if is_long else [])
 
 
 @pytest.mark.parametrize(("sandbox", "how"), list(each_in_each_tier()), indirect=["sandbox"])

@@ -390,6 +390,48 @@ def test_a_reply_that_never_comes(redis_server: RedisServer, redis_url: str, mon
 # --- a server that dies ----------------------------------------------------------------------------------------------
 
 
+def test_half_a_transaction_at_the_end_of_the_file_is_never_executed() -> None:
+    """A SIGKILL may leave one. Redis itself would execute it, at its second start from then on (7.0.15 does)."""
+    with RedisServer() as server:
+
+        async def committed(seq: int) -> None:
+            store = await RedisStore.open(server.url)
+            run = await owned(store) if seq == 1 else await store.run(run_id)
+            await store.commit(commit_of(run, seq))
+            ids[:] = [run.run_id]
+            await store.close()
+
+        async def told() -> tuple[Any, ...]:
+            store = await RedisStore.open(server.url)
+            counters, [run_id] = await store.counters(), ids
+            found = counters["steps"], counters[OK], await kinds(store, run_id)
+            await store.close()
+            return found
+
+        def is_anew() -> bool:
+            info = server.client().info("persistence")
+            return bool(info["aof_rewrites"] and not info["aof_rewrite_in_progress"])
+
+        ids: list[str] = []
+        run_async(committed(1))
+        wait_until(is_anew, 10, "the file to be anew")
+        server.kill()
+        file = max(Path(server.directory, "appendonlydir").glob("*.incr.aof"))
+        [*_, transaction] = file.read_bytes().split(b"*1\r\n$5\r\nMULTI\r\n")
+        half = transaction[: transaction.rindex(b"HINCRBY")]  # with its event, and its first counter
+        assert b"RPUSH" in half
+        assert b"HINCRBY" in half
+        with file.open("ab") as end:
+            end.write(b"*1\r\n$5\r\nMULTI\r\n" + half)
+        server.start()
+        run_id = ids[0]
+        run_async(committed(2))
+        wait_until(is_anew, 10, "the file to be anew")
+        server.kill()
+        server.start()
+        assert run_async(told()) == (2, 2, ["claimed", "checkpoint", "checkpoint"])
+
+
 def test_kill_and_restart_under_concurrent_commits(redis_server: RedisServer, redis_url: str) -> None:
     """Three times SIGKILL: every commit that was in flight waits and is applied once, none is lost."""
     commits, workers, kills = 150, 24, 3
