@@ -65,7 +65,10 @@ class Pair:
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 offsets = st.integers(-23 * 60, 23 * 60).map(lambda m: datetime.timezone(datetime.timedelta(minutes=m)))
 zones = st.none() | offsets | st.sampled_from([datetime.UTC, ZoneInfo("Europe/Berlin"), ZoneInfo("America/New_York")])
-moments = st.datetimes(datetime.datetime(1950, 1, 1), datetime.datetime(2200, 1, 1), timezones=zones)
+moments = st.datetimes(datetime.datetime(1950, 1, 1), datetime.datetime(2200, 1, 1), timezones=zones).filter(
+    # An hour that comes twice equals nothing in another zone (PEP 495), so what is read back: such a write is refused.
+    lambda at: at.replace(fold=0).utcoffset() == at.replace(fold=1).utcoffset()
+)
 decimals = st.decimals(allow_nan=False, allow_infinity=False, places=None)
 leaves = st.builds(Leaf, name=text, at=st.none() | moments, raw=st.binary(max_size=12))
 trees = st.recursive(
