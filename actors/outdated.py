@@ -5,7 +5,6 @@ asks again, with the new numbers. What a run's own policy asks about never chang
 """
 
 import contextlib
-import hashlib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -14,8 +13,8 @@ from understudy.actors.accounts import SHELF, account_in, name_of
 from understudy.actors.answers import json_of
 from understudy.actors.approvals import withdrawal
 from understudy.actors.audit_log import AuditLog
+from understudy.actors.audited import answer_audited
 from understudy.actors.errors import CallerError
-from understudy.actors.process import user_name
 from understudy.actors.records import open_questions
 from understudy.actors.store import Store
 from understudy.policies.budget import ZERO, Budget, Title
@@ -29,7 +28,7 @@ Budgets = Mapping[tuple[str, str, str], Budget]
 """Of the deployment, by layer, policy and id."""
 
 
-async def withdraw_outdated(store: Store, audit: AuditLog, layers: Sequence[Policy], now: float) -> list[str]:
+async def withdraw_outdated(store: Store, audit: AuditLog, layers: Sequence[Policy]) -> list[str]:
     """Of the runs that wait: ids of those whose question was withdrawn. Can be repeated; a question that somebody
     answers meanwhile is left."""
     budgets: Budgets = {(layer.layer, layer.name, budget.id): budget for layer in layers for budget in layer.budgets}
@@ -39,12 +38,9 @@ async def withdraw_outdated(store: Store, audit: AuditLog, layers: Sequence[Poli
             told = question.payload.get("budgets", ()) if question.kind == "approval" else ()
             if not any([await _is_outdated(store, each, budgets) for each in told]):
                 continue
-            text = json_of(withdrawal(WHY, BY))
-            digest = hashlib.sha256(text.encode()).hexdigest()
-            entry = {"run": record.run_id, "interrupt": question.interrupt_id, "answer": digest, "user": user_name()}
-            await audit.append("answer", **entry, said="withdrawn", by=BY)
+            text, asked = json_of(withdrawal(WHY, BY)), (record.run_id, question.interrupt_id)
             with contextlib.suppress(CallerError):
-                await store.resume(record.run_id, question.interrupt_id, text, now)
+                await answer_audited(store, audit, *asked, text, said="withdrawn", by=BY)
                 withdrawn.append(record.run_id)
     return withdrawn
 

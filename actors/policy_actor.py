@@ -151,7 +151,7 @@ class PolicyActor:
                 looks = 2
             if looks and self._deployment.source.path:
                 with contextlib.suppress(StoreUnavailable):  # else at the next look
-                    await withdraw_outdated(await self._store(), self._audit, self._deployment.layers, time.time())
+                    await withdraw_outdated(await self._store(), self._audit, self._deployment.layers)
                     looks -= 1
 
     async def _history(self, layers: Sequence[Policy], request: Request) -> History:

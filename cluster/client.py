@@ -6,7 +6,6 @@ store, `connect` starts one in this process, on a Ray of its own.
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from pydantic import BaseModel
 from understudy.actors.answers import checked_answer, json_of
 from understudy.actors.approvals import Approval, approval_answer, withdrawal
 from understudy.actors.audit_log import AuditLog
+from understudy.actors.audited import answer_audited
 from understudy.actors.checkpoint import restore
 from understudy.actors.children import cancel_children, children_of
 from understudy.actors.code import Code, CodeMode, load_ref
@@ -31,7 +31,7 @@ from understudy.actors.forks import Beyond, Mode
 from understudy.actors.graph import Graph
 from understudy.actors.mailbox import message_text
 from understudy.actors.names import check_name
-from understudy.actors.process import is_dead, user_name
+from understudy.actors.process import is_dead
 from understudy.actors.records import (
     BUSY,
     Busy,
@@ -193,17 +193,7 @@ class Run:
         return await self._answer(call_id, text, said=said, changed=approval.args is not None, by=approval.by, **asked)
 
     async def _answer(self, interrupt_id: str, text: str, **told: Any) -> RunRecord:
-        """Give an answer, which is in the audit log before it counts."""
-        if self.audit is not None:
-            digest = hashlib.sha256(text.encode()).hexdigest()
-            entry = {"run": self.run_id, "interrupt": interrupt_id, "answer": digest, "user": user_name(), **told}
-            await self.audit.append("answer", **entry)
-            try:
-                return await self._store.resume(self.run_id, interrupt_id, text, time.time())
-            except CallerError as error:
-                await self.audit.append("answer_refused", **entry, reason=str(error))
-                raise
-        return await self._store.resume(self.run_id, interrupt_id, text, time.time())
+        return await answer_audited(self._store, self.audit, self.run_id, interrupt_id, text, **told)
 
     async def cancel(self) -> RunRecord:
         """Ask the run, and the children that it started, to end. Asking twice is the same as once.

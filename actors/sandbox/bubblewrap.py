@@ -20,11 +20,10 @@ from understudy.actors.sandbox.diagnosis import not_started
 from understudy.actors.sandbox.egress.way_out import WayOut, proxy_of
 from understudy.actors.sandbox.launch import HOST_ID as HOST_ID
 from understudy.actors.sandbox.launch import find_bubblewrap, line, refuse_unreachable
-from understudy.actors.sandbox.launcher import EXIT_BAD_GRANT
 from understudy.actors.sandbox.preflight import try_out
 from understudy.actors.sandbox.runtime import runtime_of
 from understudy.actors.sandbox.strays import end_strays
-from understudy.actors.sandbox.verdict import judge, request_of, said, telling
+from understudy.actors.sandbox.verdict import bad_grant, judge, request_of, said, telling
 from understudy.actors.sandbox.walls import Descriptors, command, host_root, refuse_bad_grants
 from understudy.policies.profile import Profile, Tier
 
@@ -90,9 +89,9 @@ class BubblewrapBackend:
 
 
 def _never_started(child: Child, status: int) -> Outcome:
+    if (refused := bad_grant(child.overseer, status)) is not None:
+        return refused
     words = said(child.overseer)
-    if status == EXIT_BAD_GRANT:
-        return Outcome("error", error=words.strip(), error_type="BadGrant", printed=words)
     if child.distrust and not words:
         raise IsolationUnavailable(child.distrust, "run workers as a user other than root, or report this")
     raise not_started(words)

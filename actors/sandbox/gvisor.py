@@ -1,6 +1,6 @@
 """The tier `gvisor`: a kernel of its own in user space for each call, by runsc, where that is installed.
 
-What a tool asks of the kernel, runsc answers; of the host's kernel little is left to attack. It costs 300 ms a call.
+What a tool asks of the kernel, runsc answers; of the host's kernel little is left to attack. It takes 550 ms a call.
 The container has no network, no capability, and a root made of what every sandbox shows; the bundle is removed after.
 Any runsc will do that knows `run`: what Debian has of 2022, and newer ones.
 
@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,16 @@ from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.folders import dead_worker, worker
 from understudy.actors.sandbox.insist import insist, readable, send_kill
 from understudy.actors.sandbox.launch import host_id, line_here, refuse_unreachable
-from understudy.actors.sandbox.launcher import EXIT_BAD_GRANT
 from understudy.actors.sandbox.left_over import LeftOver
 from understudy.actors.sandbox.overseer import FarEnds, Overseer, close, pipes
 from understudy.actors.sandbox.preflight import try_out
 from understudy.actors.sandbox.runtime import Runtime, runtime_of
-from understudy.actors.sandbox.verdict import judge, request_of, said, telling
+from understudy.actors.sandbox.verdict import bad_grant, judge, request_of, said, telling
 from understudy.actors.sandbox.walls import (
     SHOWN_OF_ETC,
     WORKING_FOLDER,
     environment,
+    grants_of,
     host_root,
     refuse_bad_grants,
 )
@@ -90,8 +91,9 @@ class GvisorBackend:
                 raise BadGrant("tier 'gvisor' has a network stack that no proxy can listen in; name tier: cold")
         except BadGrant as error:
             return Outcome("error", error=str(error), error_type="BadGrant")
+        known = await asyncio.to_thread(flags_of, program)
         with self._cells.one(profile.limits) as cell:
-            container = Container(program, profile, runtime, cell)
+            container = Container(program, known, profile, runtime, cell)
             with telling(lambda: container.overseer):
                 try:
                     await container.enter()
@@ -100,9 +102,7 @@ class GvisorBackend:
                 finally:
                     status = await container.end()
         outcome = judge(container.overseer, status, profile.limits, time.perf_counter() - began)
-        if outcome is None and status == EXIT_BAD_GRANT:
-            refusal = said(container.overseer)
-            return Outcome("error", error=refusal.strip(), error_type="BadGrant", printed=refusal)
+        outcome = outcome or bad_grant(container.overseer, status)
         if outcome is None:
             words = said(container.overseer).strip().splitlines()
             raise IsolationUnavailable(
@@ -131,11 +131,14 @@ def sweep() -> LeftOver:
 class Container:
     """One call in runsc, as the host sees it. `end` has to be awaited, whatever happens before."""
 
-    def __init__(self, program: str, profile: Profile, runtime: Runtime, cell: Cell | None) -> None:
+    def __init__(
+        self, program: str, known: Collection[str], profile: Profile, runtime: Runtime, cell: Cell | None
+    ) -> None:
+        """`known`: the flags that the program knows."""
         self._cell = cell
         self._limits = profile.limits
         self._runtime = runtime
-        uid, known = host_id(), flags_of(program)
+        uid = host_id()
         self._bundle = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{worker(os.getpid())}-"))
         self._name = f"understudy-{secrets.token_hex(8)}"
         self._program = [program, f"--root={self._bundle}/state", "--network=none", "--rootless"]
@@ -198,9 +201,9 @@ class Container:
         """Of an attached container the kernel ends runsc's processes with the first; this waits until they are gone."""
         try:
             process = self._deleting()
+            pidfd = os.pidfd_open(process.pid)
         except OSError:  # no process or descriptor to be had just now: they end all the same
             return
-        pidfd = os.pidfd_open(process.pid)
         late = asyncio.get_running_loop().call_later(DELETE_S, send_kill, pidfd)
         await readable(pidfd)
         late.cancel()
@@ -229,8 +232,7 @@ def config(profile: Profile, runtime: Runtime) -> dict[str, Any]:
     mounts += [{"destination": "/proc", "type": "proc", "source": "proc"}]
     mounts += [_tmpfs(place, limits.disk_bytes) for place in (WORKING_FOLDER, "/dev/shm")]
     mounts += [{"destination": "/sys", "type": "tmpfs", "source": "tmpfs", "options": ["ro"]}]
-    grants = {**dict.fromkeys(profile.read, "ro"), **dict.fromkeys(profile.write, "rw")}
-    mounts += [_bound(path, path, mode) for path, mode in sorted(grants.items())]  # parents first
+    mounts += [_bound(path, path, "rw" if how == "write" else "ro") for path, how in grants_of(profile)]
     mounts += [_bound(real, place, "ro") for real, place in runtime.folders]
     return {
         "ociVersion": "1.0.2",
@@ -264,7 +266,9 @@ def flags_of(program: str) -> frozenset[str]:
 @cache
 def _flags_of(program: str, _written_ns: int) -> frozenset[str]:
     try:
-        told = subprocess.run([program, "flags"], capture_output=True, text=True, timeout=DELETE_S, check=False)
+        told = subprocess.run(
+            [program, "flags"], capture_output=True, text=True, env=CLEAN_ENVIRONMENT, timeout=DELETE_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise IsolationUnavailable(f"{program} does not tell its flags: {error}", INSTALL) from None
     words = (row.split() for row in (told.stdout + told.stderr).splitlines())

@@ -32,14 +32,13 @@ from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.folders import Owner
 from understudy.actors.sandbox.insist import insist, readable, send_kill
 from understudy.actors.sandbox.launch import host_id, line_here, refuse_unreachable
-from understudy.actors.sandbox.launcher import EXIT_BAD_GRANT
 from understudy.actors.sandbox.left_over import LeftOver
 from understudy.actors.sandbox.limit import limit_of
 from understudy.actors.sandbox.overseer import CallRequest, FarEnds, Overseer, close, pipes
 from understudy.actors.sandbox.preflight import try_out
 from understudy.actors.sandbox.runtime import Runtime, this_runtime
 from understudy.actors.sandbox.syscalls import CHANGING_FILES, REACHING_OUT, SIGNALLING
-from understudy.actors.sandbox.verdict import judge, request_of, said, telling
+from understudy.actors.sandbox.verdict import bad_grant, judge, request_of, said, telling
 from understudy.actors.sandbox.walls import SHOWN_OF_ETC, environment, host_root, refuse_bad_grants
 from understudy.policies.profile import Limits, Profile, Tier, covers
 
@@ -304,9 +303,9 @@ def _spawn(
 
 
 def _never_started(kept: Kept, status: int) -> Outcome:
+    if (refused := bad_grant(kept.overseer, status)) is not None:
+        return refused
     words = said(kept.overseer)
-    if status == EXIT_BAD_GRANT:
-        return Outcome("error", error=words.strip(), error_type="BadGrant", printed=words)
     last = words.strip().splitlines()[-1][:300] if words.strip() else f"its keeper ended with {status}"
     raise IsolationUnavailable(
         f"the rules did not come to stand: {last}",

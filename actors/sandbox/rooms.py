@@ -30,11 +30,9 @@ from understudy.actors.sandbox.shown import Shown
 from understudy.actors.sandbox.uses import IDLE_S, Uses, gives_way, idle
 from understudy.actors.sandbox.walls import NOTHING, refuse_bad_grants
 from understudy.actors.sandbox.warm_call import made_in, message_of, refill_within
-from understudy.actors.sandbox.zygote_process import Zygote, start
+from understudy.actors.sandbox.zygote_process import CALLS_MOST, Zygote, start
 from understudy.policies.profile import Profile
 
-CALLS_MOST = 2000
-"""Calls of one zygote. Spares share the layout of its memory, so that should not last."""
 SPARES_MOST = 2
 """That wait in a room. Further calls at the same time get one that is made for them."""
 LOOK_S = 2.0

@@ -22,7 +22,7 @@ from understudy.actors.sandbox.zygote import ZygoteBackend
 from understudy.policies.profile import DEFAULT_TIER, TIERS, Profile, Tier
 
 BY_COST: Final[tuple[Tier, ...]] = ("zygote", "landlock", "cold", "gvisor")
-"""Measured: 1 to 3 ms a call (with files or an environment: once it is in use, see `rooms.py`), 40, 40, and 300."""
+"""Measured: 1 to 3 ms a call (with files or an environment: once it is in use, see `rooms.py`), 40, 40, and 550."""
 NETWORK_REMEDY: Final = "name tier: zygote or cold, on a machine where one of these stands, or grant no network"
 BARE_REMEDY: Final = "run it on a machine where tier zygote, cold or gvisor stands, or give the tool no environment"
 TRY_AGAIN_S = 10.0
@@ -127,8 +127,10 @@ class Tiers:
         """Whether it stands. A call waits for no tier that is dearer than the one that it gets."""
         while backend.tier not in self._found:
             trying, tried = self._begin(), asyncio.ensure_future(self._tried[backend.tier].wait())
-            await asyncio.wait({trying, tried}, return_when=asyncio.FIRST_COMPLETED)
-            tried.cancel()
+            try:
+                await asyncio.wait({trying, tried}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                tried.cancel()
             if trying.done():
                 trying.result()
         return self._found[backend.tier]

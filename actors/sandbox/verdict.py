@@ -15,6 +15,7 @@ from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.egress.listener import ENVIRONMENT
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.environments import LENT_NAMES
+from understudy.actors.sandbox.launcher import EXIT_BAD_GRANT
 from understudy.actors.sandbox.limit import limit_of, refused
 from understudy.actors.sandbox.overseer import CallRequest, Overseer
 from understudy.actors.sandbox.reply import REPLY_BYTES, Reply, decode
@@ -106,6 +107,14 @@ def seen_by(error: asyncio.CancelledError) -> Seen:
 def said(overseer: Overseer) -> str:
     """What was printed: by the tool, or, when it was never begun, by whoever was to begin it."""
     return overseer.printed.data.decode(errors="replace")
+
+
+def bad_grant(overseer: Overseer, status: int) -> Outcome | None:
+    """Of a call that was never begun: what the launcher says of a granted path, if that was the trouble."""
+    if status != EXIT_BAD_GRANT:
+        return None
+    words = said(overseer)
+    return Outcome("error", error=words.strip(), error_type="BadGrant", printed=words)
 
 
 def _judge(overseer: Overseer, status: int, limits: Limits) -> Outcome | None:

@@ -96,13 +96,15 @@ def _root(host_root: HostRoot, disk_bytes: int) -> list[Part]:
     return [*parts, "--size", disk, "--tmpfs", WORKING_FOLDER]
 
 
+def grants_of(profile: Profile) -> list[tuple[str, Literal["read", "write"]]]:
+    """Paths, and what each is granted for; parents first, for what is mounted later covers what was there."""
+    grants: dict[str, Literal["read", "write"]] = dict.fromkeys(profile.read, "read")
+    return sorted((grants | dict.fromkeys(profile.write, "write")).items())
+
+
 def _granted(profile: Profile) -> list[Part]:
-    parts: list[Part] = []
-    grants = {path: Source(path, "read") for path in profile.read}
-    grants |= {path: Source(path, "write") for path in profile.write}
-    for path, source in sorted(grants.items(), key=lambda grant: grant[0]):  # parents first
-        parts += ["--bind" if source.how == "write" else "--ro-bind", source, path]
-    return parts
+    how_of = {"read": "--ro-bind", "write": "--bind"}
+    return [part for path, how in grants_of(profile) for part in (how_of[how], Source(path, how), path)]
 
 
 def _interpreter(runtime: Runtime) -> list[Part]:

@@ -22,11 +22,8 @@ from understudy.actors.sandbox.preflight import try_out
 from understudy.actors.sandbox.rooms import Rooms
 from understudy.actors.sandbox.runtime import this_runtime
 from understudy.actors.sandbox.warm_call import made_in
-from understudy.actors.sandbox.zygote_process import Zygote, start
+from understudy.actors.sandbox.zygote_process import CALLS_MOST, Zygote, start
 from understudy.policies.profile import Profile, Tier
-
-CALLS_MOST = 2000
-"""Calls of one zygote; then another takes over. Spares share the layout of its memory, so that should not last."""
 
 
 class ZygoteBackend:

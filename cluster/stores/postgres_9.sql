@@ -12,22 +12,9 @@ ALTER TABLE event_rows
     ADD COLUMN at_2 double precision,
     ADD COLUMN data_2 text;
 
-CREATE VIEW events AS
-SELECT run, told.n, told.kind, told.at, told.data
-FROM event_rows
-CROSS JOIN LATERAL (VALUES (n, kind, at, data), (n + 1, kind_2, at_2, data_2)) AS told (n, kind, at, data)
-WHERE told.kind IS NOT NULL;
-
 ALTER TABLE counters RENAME TO counter_rows;
 ALTER INDEX counters_pkey RENAME TO counter_rows_pkey;
 
 -- What steps have counted and no sweep has added to counter_rows yet: a row is one commit, and one of `name`. To add to
 -- two rows by their key took a step as long as all else that it leaves.
 CREATE TABLE counter_marks (name text COLLATE "C" NOT NULL);
-
-CREATE VIEW counters AS
-SELECT shard, name, value FROM counter_rows
-UNION ALL
-SELECT -1, name, count(*) FROM counter_marks GROUP BY name
-UNION ALL
-SELECT -1, 'checkpoint_commits_total{result="ok"}', count(*) FROM counter_marks HAVING count(*) > 0;

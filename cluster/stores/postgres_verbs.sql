@@ -6,6 +6,20 @@
 -- locked row (law 1). Refusals are answers, not errors: an error would roll back the counter. Verbs about whole threads
 -- are in postgres_moves.sql.
 
+-- What is kept in fewer rows (see postgres.sql), told one by one.
+CREATE OR REPLACE VIEW events AS
+SELECT run, told.n, told.kind, told.at, told.data
+FROM event_rows
+CROSS JOIN LATERAL (VALUES (n, kind, at, data), (n + 1, kind_2, at_2, data_2)) AS told (n, kind, at, data)
+WHERE told.kind IS NOT NULL;
+
+CREATE OR REPLACE VIEW counters AS
+SELECT shard, name, value FROM counter_rows
+UNION ALL
+SELECT -1, name, count(*) FROM counter_marks GROUP BY name
+UNION ALL
+SELECT -1, 'checkpoint_commits_total{result="ok"}', count(*) FROM counter_marks HAVING count(*) > 0;
+
 -- Events are numbered behind those of the run; the run's row is locked by then.
 CREATE OR REPLACE FUNCTION note(run_n bigint, given json) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN

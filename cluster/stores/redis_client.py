@@ -260,14 +260,7 @@ class RedisClient:
         async with self._locks[where]:
             link = self._links.get(where)
             if link is None or link.closed:
-                link = await self._connect(where)
-                try:
-                    async with asyncio.timeout(CONNECT_S):
-                        await begin_anew(link)
-                except BaseException:
-                    link.close()
-                    raise
-                self._links[where] = link
+                link = self._links[where] = await self._connect(where)
             return link
 
     async def _connect(self, where: Where, on_message: Callable[[], None] | None = None, *first: bytes) -> Link:
@@ -295,6 +288,8 @@ class RedisClient:
                 greeting.append(pack("SELECT", at.db))
             try:
                 await self._ok(link, where, *greeting, *first)
+                if on_message is None:  # it may write
+                    await begin_anew(link)
             except BaseException:
                 link.close()
                 raise

@@ -310,7 +310,7 @@ def test_a_budget_that_has_another_limit_in_the_policy_withdraws_the_questions_a
             runs.append(await stage.start())
             assert await stage.drive(runs[-1]) == "waiting"
         layers = [from_canonical(layer) for layer in source_of(file).texts]
-        assert await withdraw_outdated(store, AuditLog(open_it, SECRET), layers, time.time()) == []
+        assert await withdraw_outdated(store, AuditLog(open_it, SECRET), layers) == []
 
         actor = PolicyActor(open_it, SECRET, source_of(file))
         await actor.ready()
