@@ -5,7 +5,6 @@ Nothing here knows a verb or an event loop. Whatever is called with the connecti
 
 import os
 import random
-import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from urllib.parse import parse_qsl
 
 from understudy.actors.errors import CallerError, Fenced, StoreUnavailable, UnderstudyError
 from understudy.cluster.stores import sqlite_step
+from understudy.cluster.stores.sqlite_log import Log
 from understudy.cluster.stores.statements import script, split
 
 APPLICATION_ID = 0x756E6472
@@ -31,13 +31,8 @@ LOOK_EVERY_S = 0.5
 PAGE_BYTES = 2048
 """Of files that are made from now on. A commit changes about six pages, and writes them whole: SQLite's own 4096 take
 10 us longer, and twice the room in the log."""
-WAL_BYTES = 16_000_000
-"""How long the write-ahead log grows before somebody's commit moves it into the file. Hot pages are then written once
-for a thousand commits."""
-WAL_PAGES_MIN = 100
-WAL_SHARE = 4
-"""The log has at most one in so many of the bytes that are free: it holds each page as often as it was written, and
-would fill a small disk with a few that change all the time. A disk that is full has no room to empty it into."""
+LENGTHEN_AFTER = 50
+"""Commits of this process, after which it is one that writes, and the log gets its full length."""
 
 R = TypeVar("R")
 
@@ -62,11 +57,19 @@ class SqliteFile:
         self._place = (0, 0)
         """Device and inode of the file that is open."""
         self._looked_at = 0.0
+        self._log: Log | None = None
+        self._commits = 0
+        self._is_long = False
 
     @property
     def db(self) -> sqlite3.Connection:
         assert self._db is not None, "connect() comes first"
         return self._db
+
+    @property
+    def log(self) -> Log:
+        assert self._log is not None, "connect() comes first"
+        return self._log
 
     def close(self) -> None:
         if self._db:
@@ -74,8 +77,7 @@ class SqliteFile:
 
     def size_bytes(self) -> int:
         """Of the file and of what is not yet merged into it."""
-        wal = Path(f"{self.path}-wal")
-        return self.path.stat().st_size + (wal.stat().st_size if wal.exists() else 0)
+        return self.path.stat().st_size + self.log.size_bytes()
 
     def data_version(self) -> int:
         """Changes whenever another connection commits."""
@@ -112,6 +114,9 @@ class SqliteFile:
         except BaseException as error:
             for write in batch:
                 write.error = write.error or error
+        if self._commits >= LENGTHEN_AFTER and not self._is_long and self.synchronous == "full":
+            self._is_long = True  # once: the log stays that long while anybody has the file open
+            self.log.lengthen()
 
     def write_nowait(self, write: Write) -> bool:
         """As `write`; False if another process has its turn now, and nothing was done."""
@@ -156,28 +161,12 @@ class SqliteFile:
         try:
             self._try_to_write(batch)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL or not self._empty_log():
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL or not self.log.empty():
                 raise
             for write in batch:
                 write.answer = write.error = None
             self.db.execute("BEGIN IMMEDIATE")
             self._try_to_write(batch)
-
-    def _empty_log(self) -> bool:
-        """Move all that is in the log into the file, which has most of its pages already; whether that was done."""
-        try:
-            busy, _, _ = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        except sqlite3.Error:  # there is no room for it, either
-            return False
-        self._bound_log()
-        return not busy
-
-    def _bound_log(self) -> None:
-        """As the disk is now."""
-        there = shutil.disk_usage(self.path.parent).free + self.size_bytes() - self.path.stat().st_size
-        page_bytes = self.db.execute("PRAGMA page_size").fetchone()[0]  # older files have larger ones
-        pages = max(WAL_PAGES_MIN, min(WAL_BYTES, there // WAL_SHARE) // page_bytes)
-        self.db.execute(f"PRAGMA wal_autocheckpoint = {pages}")
 
     def _try_to_write(self, batch: Sequence[Write]) -> None:
         db, alone = self.db, len(batch) == 1
@@ -197,6 +186,7 @@ class SqliteFile:
                 if not alone:
                     db.execute("RELEASE verb")
             db.execute("COMMIT")
+            self._commits += 1
         except BaseException:
             _roll_back(db)
             raise
@@ -254,7 +244,8 @@ class SqliteFile:
         self._patiently(lambda: db.execute("PRAGMA journal_mode = WAL"))
         db.execute(f"PRAGMA synchronous = {self.synchronous}")
         db.execute("PRAGMA temp_store = MEMORY")
-        self._bound_log()
+        self._log = Log(self.path, db)
+        self._log.bound()
         if version != SCHEMA_VERSION:
             self._patiently(lambda: db.execute("BEGIN IMMEDIATE"))
             try:

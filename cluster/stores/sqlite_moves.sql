@@ -5,6 +5,10 @@
 -- name: put_blob
 INSERT INTO blobs (digest, data) VALUES (?, ?) ON CONFLICT (digest) DO NOTHING;
 
+-- name: large_blob
+-- Always undone: see sqlite_log.py.
+INSERT INTO blobs (digest, data) VALUES ('', zeroblob(?));
+
 -- name: put_at
 INSERT INTO blob_times (digest, put_at) VALUES (?, ?) ON CONFLICT (digest) DO UPDATE SET put_at = excluded.put_at;
 
