@@ -23,6 +23,7 @@ from understudy.actors.store import Store
 from understudy.policies.audit import (
     Entry,
     Head,
+    claimed,
     is_signed,
     name_of,
     number_of,
@@ -40,8 +41,6 @@ ANCHOR = "anchor"
 TOGETHER_MAX = 100
 """Entries of one segment: with those at their longest, a segment is still a small document."""
 ENTRY_CHARS_MAX = 2000
-LONGEST_OF_A_CHARACTER = 12
-"""Characters of JSON, where two halves of it are escaped."""
 HEAD_KEPT_S = 600.0
 """So long a writer believes that the head it knows is near the end. Pruning leaves what is younger than an hour, so no
 writer can take a number anew that was pruned."""
@@ -114,7 +113,7 @@ class AuditLog:
 
     def hear(self, word: str) -> None:
         """What another writer has said. Without its seal, or older than what is known here, it counts for nothing."""
-        if word and word != self._heard[0]:
+        if word and word != self._heard[0] and claimed(word) > (self._head.number if self._head else 0):
             with contextlib.suppress(ValueError):
                 self._heard = (word, *read_word(word, self._secret))
 
@@ -226,9 +225,9 @@ async def anchor_of(store: Store, secret: bytes) -> Head:
 
 def _bounded(entry: dict[str, Any]) -> Entry:
     """Law 8: an entry is a few lines, whatever it is about."""
+    if len(json.dumps(entry)) <= ENTRY_CHARS_MAX:
+        return entry
     for name, value in [*entry.items()]:
-        if isinstance(value, str) and len(value) < ENTRY_CHARS_MAX // LONGEST_OF_A_CHARACTER - 2:
-            continue
         text = json.dumps(value)
         if len(text) > ENTRY_CHARS_MAX:
             entry[name] = text[:ENTRY_CHARS_MAX] + f"... ({len(text) - ENTRY_CHARS_MAX} characters more)"

@@ -79,7 +79,7 @@ class RulesPolicy:
 
     async def decide(self, request: Request, key: str, epoch: int, policy: str, approved: bool) -> Verdict:
         now, history = self._clock(), NO_HISTORY
-        if any(each.compiled.asks_history(request.tool) for each in self._policies):
+        if any(each.compiled.for_tool(request.tool).asks_history for each in self._policies):
             unknown = History(inherited=ANYTHING)
             history = await self._histories.of(request.run_id) if self._histories is not None else unknown
         own = request.effect is not None

@@ -91,7 +91,7 @@ class PolicyActor:
 
         def token(decision: Allow | Ask) -> str:
             deciding = [layer for layer in layers if layer.compiled.concerns(request.graph)]
-            paths = set().union(*(layer.compiled.judged_paths(request.tool) for layer in deciding))
+            paths = set().union(*(layer.compiled.for_tool(request.tool).judged_paths for layer in deciding))
             grant = Grant(
                 run_id=request.run_id,
                 key=key,
@@ -114,8 +114,8 @@ class PolicyActor:
 
         if request.effect is not None:  # nobody but the run's own process acts on it, and no sandbox may
             return verdict(layers, request, judged, lambda _: ""), ""
-        found = verdict(layers, request, judged, token)
-        return (dataclasses.replace(found, order=grant_id), grant_id) if isinstance(found, Granted) else (found, "")
+        found = verdict(layers, request, judged, token, grant_id)
+        return found, grant_id if isinstance(found, Granted) else ""
 
     async def _has_budgets(self, policy: str) -> bool:
         own = await self._policy(policy)
@@ -155,7 +155,7 @@ class PolicyActor:
                     looks -= 1
 
     async def _history(self, layers: Sequence[Policy], request: Request) -> History:
-        if not any(layer.compiled.asks_history(request.tool) for layer in layers):
+        if not any(layer.compiled.for_tool(request.tool).asks_history for layer in layers):
             return NO_HISTORY
         self._histories = self._histories or RunHistories(await self._store())
         return await self._histories.of(request.run_id)

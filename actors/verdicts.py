@@ -15,12 +15,14 @@ def verdict(
     request: Request,
     judged: Judged,
     token: Callable[[Allow | Ask], str],
+    order: str = "",
 ) -> Verdict:
     """What follows from a decision, with the name, version and digest of every policy that had a say in it.
 
     Args:
         judged: a decision; that a person has approved this very call turns ask into a grant, never a denial.
         token: signs the grant.
+        order: the name of the one start that it is good for; empty: any.
     """
     decision, approved = judged.decision, judged.approved
     noted: dict[str, Any] = {"policies": [layer.told() for layer in layers if layer.compiled.concerns(request.graph)]}
@@ -44,6 +46,7 @@ def verdict(
                 noted=noted,
                 redact=decision.redact,
                 workspace=decision.profile.workspace,
+                order=order,
                 bill=judged.bill,
             )
 

@@ -95,9 +95,12 @@ def read_place(text: str) -> tuple[int, int]:
 
 def write_segment(after: Head, entries: Sequence[Entry], at: float, secret: bytes) -> tuple[bytes, Head]:
     """The bytes of the next segment, and the head that it makes."""
-    content = {"n": after.number + 1, "at": at, "prev": after.mac, "entries": list(entries)}
-    mac = _segment_mac(content, after.mac, secret)
-    return _canonical({**content, "mac": mac}), Head(after.number + 1, mac)
+    number = after.number + 1
+    content = _canonical({"n": number, "at": at, "prev": after.mac, "entries": list(entries)})
+    mac = _mac_of(content, after.mac, secret)
+    tail = b"," + _canonical({"n": number, "prev": after.mac})[1:]
+    body = content.removesuffix(tail)  # the mac has its place in the order of names before them
+    return b'%b,"mac":"%b"%b' % (body, mac.encode(), tail), Head(number, mac)
 
 
 def read_segment(data: bytes) -> Segment:
@@ -208,6 +211,12 @@ def write_word(head: Head, at: float, secret: bytes) -> str:
     return f"{told} {hmac.digest(secret, _WORD + told.encode(), 'sha256').hex()}"
 
 
+def claimed(word: str) -> int:
+    """The number of the segment that a word is about, before it is believed; 0: it is no word."""
+    number, _, _ = word.partition(":")
+    return int(number) if number.isascii() and number.isdecimal() and len(number) <= DIGITS else 0
+
+
 def read_word(word: str, secret: bytes) -> tuple[Head, float]:
     """The head, and the time. Raises ValueError: it is not one that this secret has sealed."""
     told, _, seal = word.rpartition(" ")
@@ -248,7 +257,11 @@ def until(segments: Iterable[Segment], before: float) -> Head | None:
 
 
 def _segment_mac(content: Mapping[str, Any], prev: str, secret: bytes) -> str:
-    return hmac.digest(secret, _SEGMENT + prev.encode() + b"\0" + _canonical(content), "sha256").hex()
+    return _mac_of(_canonical(content), prev, secret)
+
+
+def _mac_of(content: bytes, prev: str, secret: bytes) -> str:
+    return hmac.digest(secret, _SEGMENT + prev.encode() + b"\0" + content, "sha256").hex()
 
 
 def _canonical(value: Mapping[str, Any]) -> bytes:

@@ -155,7 +155,7 @@ def explain(
     decision = decide(policies, request, now, history)
     steps = []
     for policy in policies:
-        _, hidden = policy.compiled.for_tool(request.tool)
+        hidden = policy.compiled.for_tool(request.tool).hidden
         for ready in policy.compiled.rules:
             rule = ready.rule
             if not policy.compiled.concerns(request.graph):
@@ -180,7 +180,7 @@ def _layer(policy: Policy, request: Request, now: float | None, history: History
     asks: list[Ready] = []
     allows: list[Ready] = []
     compiled = policy.compiled
-    rules, hidden = compiled.for_tool(request.tool)
+    rules, hidden, *_ = compiled.for_tool(request.tool)
     for ready in rules:
         try:
             if ready.particular:
@@ -279,7 +279,7 @@ def _decider(decision: Decision) -> str:
 
 def _no_rule(policy: Policy, request: Request, now: float | None, history: History) -> str:
     """A refusal that teaches: the rule that came nearest and what it missed, or the line to add."""
-    rules, hidden = policy.compiled.for_tool(request.tool)
+    rules, hidden, *_ = policy.compiled.for_tool(request.tool)
     for ready in rules:
         if ready.rule.effect != "deny":
             words = why(ready.rule, _judge_fully(ready, request, now, history), hidden)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import cached_property
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeVar, get_args
 
 from understudy.policies.budget import Budget, Cost, dearest
 from understudy.policies.condition import Condition, Finding, Truth, judge, make_ready
@@ -197,6 +197,29 @@ class Ready:
         return None
 
 
+class OfTool(NamedTuple):
+    """What a policy has about one tool."""
+
+    rules: tuple[Ready, ...]
+    """By id, so that their order in the file changes nothing."""
+    hidden: tuple[str, ...]
+    """What of its arguments no event shows, whichever of the rules fits."""
+    asks_history: bool
+    """What it says of the tool depends on what the run has done before."""
+    judged_paths: frozenset[tuple[str, tuple[str, ...]]]
+    """By argument, the folders that rules ask about: names, which a link can fool."""
+
+
+def _of(rules: Sequence[Ready]) -> OfTool:
+    conditions = [condition for ready in rules for condition in ready.rule.when]
+    return OfTool(
+        rules=tuple(rules),
+        hidden=tuple(sorted({path for ready in rules for path in ready.rule.redact})),
+        asks_history=any(ready.rule.after or ready.rule.not_after for ready in rules),
+        judged_paths=frozenset((each.field, tuple(listed(each.value))) for each in conditions if each.op == "under"),
+    )
+
+
 class Compiled:
     """A policy's rules, made ready once. Which speak of a tool, and what several grant together, is remembered."""
 
@@ -212,24 +235,11 @@ class Compiled:
     def concerns(self, graph: str) -> bool:
         return self.graphs is None or self.graphs.fullmatch(graph) is not None
 
-    def for_tool(self, tool: str) -> tuple[tuple[Ready, ...], tuple[str, ...]]:
-        """Its rules, by id, so that their order in the file changes nothing; and what of its arguments is hidden,
-        whichever of them fits."""
-        found: tuple[tuple[Ready, ...], tuple[str, ...]] | None = self._by_tool.get(tool)
+    def for_tool(self, tool: str) -> OfTool:
+        found: OfTool | None = self._by_tool.get(tool)
         if found is None:
-            rules = tuple(ready for ready in self._by_id if ready.tools.fullmatch(tool))
-            hidden = tuple(sorted({path for ready in rules for path in ready.rule.redact}))
-            found = self._by_tool.keep(tool, (rules, hidden))
+            found = self._by_tool.keep(tool, _of([ready for ready in self._by_id if ready.tools.fullmatch(tool)]))
         return found
-
-    def asks_history(self, tool: str) -> bool:
-        """Whether what it says of a tool depends on what the run has done before."""
-        return any(ready.rule.after or ready.rule.not_after for ready in self.for_tool(tool)[0])
-
-    def judged_paths(self, tool: str) -> set[tuple[str, tuple[str, ...]]]:
-        """By argument, the folders that rules about a tool ask about: names, which a link can fool."""
-        conditions = [condition for ready in self.for_tool(tool)[0] for condition in ready.rule.when]
-        return {(each.field, tuple(listed(each.value))) for each in conditions if each.op == "under"}
 
     def granted(self, matched: tuple[Ready, ...]) -> tuple[Profile, tuple[str, ...], tuple[Cost, ...]]:
         """The profile, the marks and the cost of rules that fit together."""
