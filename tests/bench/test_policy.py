@@ -107,7 +107,7 @@ class Empty:
         return SAME
 
 
-def test_a_decision_through_the_actor(table: Table, tmp_path: Path) -> None:
+def test_a_decision_through_the_actor(table: Table, tmp_path: Path, redis_url: str, postgres_url: str) -> None:
     file = tmp_path / "policy.yaml"
     file.write_text(twenty_rules())
 
@@ -124,7 +124,10 @@ def test_a_decision_through_the_actor(table: Table, tmp_path: Path) -> None:
         alive = [ray.remote(Empty).options(**options, name="empty").remote()]
         bare = Policies("empty", Heard())
         await milliseconds(bare)
-        for where, url in (("no store, Ray", "memory://"), ("sqlite, Ray", f"sqlite://{tmp_path}/audit.db")):
+        stores = {"no store": "memory://", "sqlite": f"sqlite://{tmp_path}/audit.db"}
+        stores |= {"postgres": postgres_url, "redis": redis_url}
+        for store, url in stores.items():
+            where = f"{store}, Ray"
             opened = functools.partial(open_store, url)
             made = ray.remote(PolicyActor).options(**options, name=where)
             alive.append(made.remote(opened, b"0" * 32, source_of(file)))
