@@ -123,12 +123,17 @@ class Plan:
         return tuple(channel for channel in self.channels.values() if channel.kind in ("topic", "ephemeral"))
 
     @cached_property
+    def given(self) -> dict[tuple[str, str], str]:
+        """What channels have made of short values in inputs: most are the model's defaults, the same for each run."""
+        return {}
+
+    @cached_property
     def straight(self) -> Mapping[str, tuple[TaskSpec, ...]]:
         """What follows each node that has nothing but edges: no branch is to be asked, and no join waits for it."""
         more = {branch.source for branch in self.branches}.union(*(join.sources for join in self.joins))
         return {
             name: tuple(TaskSpec(target) for target in dict.fromkeys(self.edges.get(name, ())) if target != END)
-            for name in self.nodes
+            for name in (START, *self.nodes)
             if name not in more
         }
 

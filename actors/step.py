@@ -7,7 +7,7 @@ Pregel's bulk-synchronous one: all tasks of a superstep read the same state, and
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -21,7 +21,11 @@ from understudy.actors.files import CHANNEL, Item, read, together, without_files
 from understudy.actors.lazy import plain, state_of
 from understudy.actors.plan import END, START, Command, Node, Plan, Send
 from understudy.actors.quick import quick
+from understudy.actors.spelling import to_ascii
 from understudy.actors.values import Change, Values, compact
+
+GIVEN_MAX, GIVEN_CHARS_MAX = 1000, 100
+"""Values of inputs that a plan remembers, and how long they are at most."""
 
 
 @quick
@@ -85,29 +89,36 @@ def opening(plan: Plan, head: Checkpoint, run_input: str) -> Checkpoint:
     if given.get("files"):
         unsaved |= _files_changed(head.values, [("the input", given["files"])])
     values = head.values.after(unsaved).in_order(plan.channels)  # as the model has them
-    opened = Checkpoint(
+    frontier, arrived = route(plan, values, {}, [(START, None)])
+    return Checkpoint(
         checkpoint_id=head.checkpoint_id,
         run_id=head.run_id,
         step=head.step,
         base_step=head.step,
         values=values,
+        frontier=frontier,
+        arrived=arrived,
         fingerprint=plan.fingerprint,
         version=plan.version,
         migrated=head.migrated,
         unsaved=unsaved,
         chain=head.chain,
     )
-    frontier, arrived = route(plan, opened.values, {}, [(START, None)])
-    return replace(opened, frontier=frontier, arrived=arrived)
 
 
 def _given(plan: Plan, name: str, value: Any) -> str:
-    channel = _channel(plan, name, "the input")
+    channel, text = _channel(plan, name, "the input"), to_ascii(value)
+    known = plan.given.get((name, text))
+    if known is not None:
+        return known
     try:
-        given = channel.adapter.validate_json(json.dumps(value))
+        given = channel.adapter.validate_json(text)
     except ValidationError as error:
         raise InvalidWrite(f"the input's {name!r} is not {channel.type_name}: {reason_of(error)}") from None
-    return channel.encode(given, "the input")
+    encoded = channel.encode(given, "the input")
+    if len(text) <= GIVEN_CHARS_MAX and len(plan.given) < GIVEN_MAX:
+        plan.given[name, text] = encoded
+    return encoded
 
 
 def result_of(plan: Plan, node: Node, returned: Any) -> TaskResult:
