@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_READ, PR_CAPBSET_DROP = 1, 4, 22, 23, 24
@@ -24,6 +25,9 @@ _NUMBERS_MOST = 64
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function and its arguments; below 0 or an exception: it has failed."""
+
+_word = cache(ctypes.c_ulong)
+"""One for each number: a process that was forked copies each page that it reads objects from."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 kept = ctypes.PyDLL(None)
@@ -53,7 +57,7 @@ def prctl(option: int, value: int, third: int = 0) -> int:
 
 
 def prctl_call(option: int, value: int, third: int = 0) -> Call:
-    return kept.prctl, (option, *(ctypes.c_ulong(each) for each in (value, third, 0, 0)))
+    return kept.prctl, (option, *map(_word, (value, third, 0, 0)))
 
 
 def drop_capabilities() -> None:

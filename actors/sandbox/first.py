@@ -5,7 +5,6 @@ hundreds of pages. So the zygote writes down what there is to do (`Plan`), and a
 """
 
 import _signal  # type: ignore[import-not-found]
-import _socket
 import ctypes
 import fcntl
 import os
@@ -44,9 +43,13 @@ HALTED = b"halted"
 _ONLY_LOCKS = frozenset({"threading", "logging", "concurrent.futures.thread"})
 """Modules whose hooks make locks anew that another thread may have held: there was none. They take a hundred pages."""
 _ALIKE = os.sched_param(0)
+HERE = b"here"
+SYS_PIDFD_OPEN = 434  # the same number on every architecture
+_SIZE_OF_HEADER = struct.calcsize("@Nii")
+_MESSAGES: list[Any] = []
+"""What is in those that `_told` has written down: they know it by its address alone."""
 _OPEN_MOST = os.sysconf("SC_OPEN_MAX")
 # Plain numbers: what an enumeration takes to give one is a dozen calls of Python.
-_STATUS_KIND = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET), 0
 _CHLD, _TERM, _KILL = int(signal.SIGCHLD), int(signal.SIGTERM), int(signal.SIGKILL)
 # Looked up here, once for all.
 _fork, _after_fork = kept.fork, ctypes.pythonapi.PyOS_AfterFork_Child
@@ -54,14 +57,14 @@ _fork, _after_fork = kept.fork, ctypes.pythonapi.PyOS_AfterFork_Child
 
 @dataclass(frozen=True)
 class Plan:
-    """What the first processes of spares of some terms do, one after the other."""
+    """What the first process of a spare of some terms does, with an order's descriptors, until there is a runner."""
 
     walls: Sequence[Call]
     """With every right that there is in a user namespace."""
     port: int
     """Where a proxy is to listen; 0: there is no network."""
     rights: Sequence[Call]
-    """No right is left after these."""
+    """No right is left after these; then the host is told that it is there."""
     opened: Sequence[Call]
     """What the runner, which has nothing to hide, takes back of these."""
     stage: "Stage"
@@ -80,11 +83,14 @@ class Stage:
     """What modules wanted to register for forks, see `os.register_at_fork`."""
 
 
-def plan(terms: Mapping[str, Any], rights: Sequence[Call], stage: Stage) -> Plan:
+def plan(terms: Mapping[str, Any], rights: Sequence[Call], stage: Stage, fds: Sequence[int]) -> Plan:
     """`terms`: see `spare.py`."""
+    # It enters the cgroup that was made for the call, before it has anything of its own there.
+    doors: list[Call] = [(kept.write, (door, b"0", 1)) for door in fds[FDS:]]
     alone: list[Call] = [(kept.unshare, (CLONE_NEWCGROUP,)), (kept.setsid, ())]
-    walls = [*alone, *_own_ids(), *_own_mounts(terms, stage.keep)]
-    return Plan(walls, terms["port"], rights, [prctl_call(PR_SET_DUMPABLE, 1)], stage)
+    walls = [*doors, *_arranged(fds), *alone, *_own_ids(), *_own_mounts(terms, stage.keep)]
+    here = _told([FREE_FROM] if not terms["port"] else [FREE_FROM + 1, FREE_FROM])
+    return Plan(walls, terms["port"], [*rights, *here], [prctl_call(PR_SET_DUMPABLE, 1)], stage)
 
 
 def rights_given_up(bpf: bytes) -> list[Call]:
@@ -92,19 +98,12 @@ def rights_given_up(bpf: bytes) -> list[Call]:
     return [prctl_call(PR_SET_DUMPABLE, 0), *bounding_calls(), *capability_calls(), *filter_calls(bpf)]
 
 
-def become_first(plan: Plan, fds: Sequence[int]) -> None:
+def become_first(plan: Plan) -> None:
     """Never returns; in the runner, which is a process of its own, neither."""
     try:
-        for door in fds[FDS:]:
-            os.write(door, b"0")  # it enters the cgroup that was made for the call
-        _arrange(fds)
         make(plan.walls)
         listener = _listen_alone(plan.port) if plan.port else None
         make(plan.rights)
-        status = _socket.socket(*_STATUS_KIND, STATUS)
-        told = [os.pidfd_open(os.getpid()), *([] if listener is None else [listener.fileno()])]
-        rights = struct.pack(f"{len(told)}i", *told)
-        status.sendmsg([b"here"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         if listener is not None:
             listener.close()  # whoever has it now accepts; nobody in here can
         _signal.signal(_CHLD, 0)
@@ -114,7 +113,7 @@ def become_first(plan: Plan, fds: Sequence[int]) -> None:
             _after_fork()  # what comes before it, the zygote has done, for all
             _become_runner(plan)
         os.closerange(0, STATUS)
-        os.close(told[0])
+        os.closerange(FREE_FROM, FREE_FROM + 2)
         while True:
             pid, ended = os.wait()
             if pid == child:
@@ -170,12 +169,27 @@ def _ask_to_be_halted() -> None:
         _signal.pause()
 
 
-def _arrange(fds: Sequence[int]) -> None:
+def _arranged(fds: Sequence[int]) -> list[Call]:
     """The request at 0, what is printed at 1 and 2, the reply at 3, the status at 4, and nothing else."""
     request, printed, reply, status = fds[:FDS]
-    for source, target in ((request, 0), (printed, 1), (printed, 2), (reply, REPLY), (status, STATUS)):
-        os.dup2(source, target, target <= 2)
-    os.closerange(FREE_FROM, _OPEN_MOST)
+    ends = (request, 0), (printed, 1), (printed, 2)
+    private = (reply, REPLY, os.O_CLOEXEC), (status, STATUS, os.O_CLOEXEC)
+    moved: list[Call] = [*((kept.dup2, each) for each in ends), *((kept.dup3, each) for each in private)]
+    return [*moved, (os.closerange, (FREE_FROM, _OPEN_MOST))]
+
+
+def _told(fds: Sequence[int]) -> list[Call]:
+    """That this process is there: its pidfd, and the others of these. They are the numbers that are free just then; of
+    another one, the host finds that it is no process, or none that it trusts."""
+    word = ctypes.create_string_buffer(HERE)
+    text = ctypes.create_string_buffer(struct.pack("@PN", ctypes.addressof(word), len(HERE)))
+    size = _SIZE_OF_HEADER + 4 * len(fds)
+    rights = struct.pack("@Nii", size, socket.SOL_SOCKET, socket.SCM_RIGHTS) + struct.pack(f"{len(fds)}i", *fds)
+    control = ctypes.create_string_buffer(rights, -(-size // 8) * 8)
+    parts = 0, 0, ctypes.addressof(text), 1, ctypes.addressof(control), len(control), 0
+    message = ctypes.create_string_buffer(struct.pack("@PIPNPNi0P", *parts))
+    _MESSAGES.append((word, text, control))
+    return [(kept.syscall, (SYS_PIDFD_OPEN, 1, 0)), (kept.sendmsg, (STATUS, message, 0))]
 
 
 def _own_ids() -> list[Call]:
@@ -186,13 +200,13 @@ def _own_ids() -> list[Call]:
         ("/proc/self/gid_map", b"%d %d 1" % (ID, ID)),
         ("/proc/sys/user/max_user_namespaces", b"0"),
     )
-    return [(_write, row) for row in rows]
+    return [call for row in rows for call in _written(*row)]
 
 
-def _write(path: str, text: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # not `open`, which takes five times as long
-    os.write(fd, text)
-    os.close(fd)
+def _written(path: str, text: bytes) -> list[Call]:
+    """All that is open then has a lower number than the file."""
+    opened: Call = kept.open, (path.encode(), os.O_WRONLY | os.O_CLOEXEC)
+    return [opened, (kept.write, (FREE_FROM, text, len(text))), (kept.close, (FREE_FROM,))]
 
 
 def _own_mounts(terms: Mapping[str, Any], keep: Sequence[str]) -> list[Call]:

@@ -43,6 +43,7 @@ def main() -> None:
         os.closerange(REPLY + 1, os.sysconf("SC_OPEN_MAX"))
         sys.argv[:] = ["runner.py", str(REPLY)]
         sys.modules["__main__"] = runner
+        runner.open_streams()
         runner.serve(REPLY)
     for fd in (0, 1, 2, far):
         os.close(fd)

@@ -41,6 +41,7 @@ def main() -> None:
         os.close(status)
         sys.argv[:] = ["runner.py", str(REPLY)]
         sys.modules["__main__"] = runner
+        runner.open_streams()
         runner.serve(REPLY)
     for fd in (0, 1, 2, reply):
         os.close(fd)

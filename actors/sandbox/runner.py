@@ -45,6 +45,7 @@ def main() -> None:
     os.closerange(3, reply)  # what bubblewrap was started with is not the tool's
     os.closerange(reply + 1, os.sysconf("SC_OPEN_MAX"))
     os.set_inheritable(reply, False)  # programs that the tool starts have no business with it
+    open_streams()
     serve(reply)
 
 
@@ -56,14 +57,19 @@ def hand_out_listener(outlet: int, port: int) -> None:
         socket.send_fds(out, [b"listener"], [listener.fileno()])
 
 
-def serve(reply: int, end: Callable[[], None] = lambda: os._exit(0)) -> None:
-    """Read the one request, perform it, answer, and end; how, may be said."""
-    # What can be done before there is a request is done then: a zygote's runner waits here.
-    null = os.open("/dev/null", os.O_RDONLY)
+def open_streams() -> None:
+    """What is printed goes to 1 and 2. A zygote does this for all its runners: to each it would be seventy pages."""
     for name, fd in (("stdout", 1), ("stderr", 2)):
         stream = io.TextIOWrapper(Unbuffered(fd, "wb", closefd=False), "utf-8", "backslashreplace", write_through=True)
         for each in (name, f"__{name}__"):
             setattr(sys, each, stream)
+
+
+def serve(reply: int, end: Callable[[], None] = lambda: os._exit(0)) -> None:
+    """Read the one request, perform it, answer, and end; how, may be said."""
+    # What can be done before there is a request is done then: a zygote's runner waits here.
+    null = os.open("/dev/null", os.O_RDONLY)
+    _flush()  # what it looks at is this process's own then, and not copied while somebody waits
     request = take_up(_read_all(0))
     os.dup2(null, 0)
     os.close(null)

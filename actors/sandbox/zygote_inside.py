@@ -47,8 +47,11 @@ LOADED = "loaded"
 LOAD_S = 15.0
 """How long a module may take to be imported."""
 TYPED = {"note": {"text": "a", "day": "2026-01-01"}, "kind": "one", "notes": [{"text": "b"}]}
-TERMS_MOST = 16
-"""Whose plans are kept."""
+LONGEST_ORDER = 400
+"""For more, Python asks the C library, which then tidies its heap, and the zygote copies what it shares with spares."""
+ROOM_FOR_FDS = socket.CMSG_SPACE(8 * struct.calcsize("i"))
+PLANS_MOST = 16
+"""That are kept."""
 
 c_with_gil = ctypes.PyDLL(None, use_errno=True)
 """The C library, called without letting go of the interpreter's lock, which a forked child would else wait for."""
@@ -98,6 +101,7 @@ def main() -> None:
         pass
     os.close(null)
     os.register_at_fork = register
+    runner.open_streams()
     sees = [(seen.st_dev, seen.st_ino) for seen in map(os.stat, prepare["looks_at"])]
     ready = b"ready" + json.dumps({"refused": refused, "sees": sees}).encode()
     # Python's own preparation for a fork, once: the locks that it takes stay taken, and each runner lets go of its own.
@@ -106,19 +110,23 @@ def main() -> None:
     gc.freeze()
     control.send(ready)
     stage = first.Stage(runner, rehearsal, prepare["keep"], hooks)
-    plans: dict[bytes, first.Plan] = {}
+    receive = control.recvmsg
+    plans: dict[tuple[Any, ...], first.Plan] = {}
     while True:
-        message, fds, _flags, _address = socket.recv_fds(control, LONGEST_MESSAGE, 8)
+        # Not `recv_fds`: what is looked at here is copied after each clone, a page at a time.
+        message, ancillary, _flags, _address = receive(LONGEST_ORDER, ROOM_FOR_FDS)
         if not message:
             os._exit(0)
-        if message not in plans:
-            if len(plans) == TERMS_MOST:
+        fds = [fd for _level, _kind, data in ancillary for fd in struct.unpack(f"{len(data) // 4}i", data)]
+        order = message, *fds
+        if order not in plans:
+            if len(plans) == PLANS_MOST:
                 plans.clear()
             terms = json.loads(message)
-            plans[message] = first.plan(terms, rights["network" if terms["port"] else "alone"], stage)
+            plans[order] = first.plan(terms, rights["network" if terms["port"] else "alone"], stage, fds)
         pid = clone()
         if pid == 0:
-            first.become_first(plans[message], fds)
+            first.become_first(plans[order])
         if pid < 0:  # whoever waits for the spare reads it
             os.write(fds[1], f"no process: {os.strerror(ctypes.get_errno())}".encode())
         for fd in fds:
