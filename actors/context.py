@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -79,7 +80,6 @@ class Context:
         self._work: set[asyncio.Task[Any]] = set()
         self.asked: dict[str, Interrupt] = {}
         """Questions of this attempt that have no answer yet, and timers that have fired, by id."""
-        self._questions = Questions(place, caller.ledger, clock, interrupts, self._ask)
         self.taken: dict[int, None] = {}
         """Messages that this attempt has received, by n."""
         self.over = False
@@ -88,6 +88,11 @@ class Context:
         self.lost: Fenced | StoreUnavailable | None = None
         """What made a call impossible that is no fault of the tool: the run's residence ends with it, even if the node
         catches it, as an agent does that tells its model of every error."""
+
+    @cached_property
+    def _questions(self) -> Questions:
+        """Made for a node that has any: it refers back to here."""
+        return Questions(self._place, self._caller.ledger, self._clock, self._known, self._ask)
 
     @property
     def record(self) -> RunRecord:

@@ -88,6 +88,7 @@ class Flight:
     def stop(self) -> None:
         """Nobody waits any more. What is under way may land or not, as in a crash."""
         self._stopped = True
+        self._told_landed, self._told_failed = _nobody, _nobody  # else the driver were kept until garbage is looked for
         if self._writing is not None:
             self._writing.cancel()
 
@@ -126,3 +127,7 @@ class Flight:
             else:
                 behind.append((seq, future))
         self._waiting = behind
+
+
+def _nobody(*_told: object) -> None:
+    """Who is told once the residence is over."""

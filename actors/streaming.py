@@ -83,6 +83,7 @@ class Stream:
     def stop(self) -> None:
         """Nobody wants the rest."""
         self._broken = True
+        self._failed = lambda _error: None  # else it kept the driver until garbage is looked for
         if self._sending is not None:
             self._sending.cancel()
 
