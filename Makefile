@@ -27,11 +27,11 @@ else
 	@.venv/bin/understudy demo $(if $(STORE),--store '$(STORE)') $(ARGS)
 endif
 
-# Four processes on two cores: those on real Ray mostly wait (see tests/conftest.py for what stays together).
+# Three processes: two are on real Ray, whose tests mostly wait, while one has the rest (see tests/conftest.py).
 test: ## lint, then all tests except soak and bench, on real servers; ARGS=... goes to pytest
 	@scripts/setup test
 	@$(MAKE) --no-print-directory lint
-	@$(python) -m pytest --numprocesses 4 --dist loadgroup $(ARGS)
+	@$(python) -m pytest --numprocesses 3 --dist loadgroup $(ARGS)
 
 lint: ## ruff and mypy --strict
 	@scripts/setup

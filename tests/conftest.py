@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Where the tests are spread over processes, those on real Ray stay in two: they mostly wait, each for its cluster.
 
     The longer ones name the group "runs", those of servers without Ray "servers"; the others are the group "live".
-    Those of tests/escape are groups of their own, with a Ray for each user.
+    Those of tests/escape are a group of their own, with a Ray for each user.
     """
     for item in items:
         if item.get_closest_marker("live") and not item.get_closest_marker("xdist_group"):

@@ -110,18 +110,12 @@ def _is_ours(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where the tests are spread over processes, these stay in two: those of one tier, which are a third of the time,
-    and all others."""
+    """Where the tests are spread over processes, these stay in one: the grid is one, and so are the workers."""
     for item in items:
         if _is_ours(item):
-            item.add_marker(pytest.mark.xdist_group(group_of(item)))
+            item.add_marker(pytest.mark.xdist_group("escape"))
             if (made := attempt_of(item)) is not None and ON_DEMAND is not None and made[1] == _name(ON_DEMAND):
                 item.add_marker(pytest.mark.soak)
-
-
-def group_of(item: pytest.Item) -> str:
-    made = attempt_of(item)
-    return "gvisor" if item.path.stem == "test_gvisor" or (made and made[1].startswith("gvisor")) else "escape"
 
 
 def attempt_of(item: pytest.Item) -> tuple[str, str] | None:
@@ -147,5 +141,4 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     grid = session.config.stash.get(GRID, None)
     if grid is not None:
-        folder = Path(os.environ.get("UNDERSTUDY_BENCH_OUT", Path(__file__).parents[2] / "build"))
-        grid.write(folder, getattr(session.config, "workerinput", {}).get("testrunuid", ""))
+        grid.write(Path(os.environ.get("UNDERSTUDY_BENCH_OUT", Path(__file__).parents[2] / "build")))

@@ -1,7 +1,5 @@
 """The table of probes by tier and user, written to build/escape.md at the end of a session that made any."""
 
-import fcntl
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,21 +66,9 @@ class Grid:
             )
         return "\n".join(lines) + "\n"
 
-    def write(self, folder: Path, run: str = "") -> None:
-        """`run`: the name of a test run of which each process has a part of the table; empty: this is all."""
+    def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "escape.json").open("a+") as kept:
-            fcntl.flock(kept, fcntl.LOCK_EX)  # until it is closed
-            kept.seek(0)
-            before = json.loads(kept.read() or "{}")
-            if run and before.get("run") == run:
-                for attempt, row in before["cells"].items():
-                    for place, contained in row.items():
-                        self.add(attempt, place, contained)
-            kept.truncate(0)
-            kept.write(json.dumps({"run": run, "cells": self.cells}))
-            kept.flush()
-            (folder / "escape.md").write_text(f"{self.summary()}\n{self.by_probe()}\n\n{self.text()}")
+        (folder / "escape.md").write_text(f"{self.summary()}\n{self.by_probe()}\n\n{self.text()}")
 
 
 def applies(probe: str, place: str) -> bool:

@@ -1,9 +1,7 @@
 """Each probe of the study is made, and at least twenty of our own; whether it is contained, its attempts say."""
 
-from pathlib import Path
-
 import pytest
-from escape.conftest import attempt_of, group_of
+from escape.conftest import attempt_of
 from escape.grid import Grid, applies
 from escape.places import ON_DEMAND, places_of
 from escape.probes import ALL, OF_THE_STUDY, OUR_OWN, TIERS
@@ -48,18 +46,7 @@ def test_the_table_has_a_row_for_each_probe_that_was_made() -> None:
     assert "got through: r01" in grid.summary()
 
 
-def test_those_of_a_tier_are_made_in_one_process(request: pytest.FixtureRequest) -> None:
-    """They look at the host before and after, and what others do there meanwhile is no trace of theirs."""
+def test_all_are_made_in_one_process(request: pytest.FixtureRequest) -> None:
+    """Else each of several has a part of the table, and the last one's is what is left."""
     if getattr(request.config.option, "loadgroup", False):
         assert request.node.nodeid.endswith("@escape")
-        ours = [item for item in request.session.items if item.path.parent == request.path.parent]
-        assert all(item.nodeid.endswith(f"@{group_of(item)}") for item in ours)
-
-
-def test_the_table_is_one_though_several_processes_have_a_part_of_it(tmp_path: Path) -> None:
-    for run, place, contained in (("a", "cold-root", False), ("b", "cold-root", True), ("b", "gvisor-root", True)):
-        grid = Grid()
-        grid.add("devices are harmless", place, contained)
-        grid.write(tmp_path, run)
-    rows = (tmp_path / "escape.md").read_text().splitlines()
-    assert "| f12 | open devices | contained | contained |" in rows, "of run b, both parts, and nothing of run a"
