@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from escape.grid import WALLED, Grid
 from escape.host import look, mark_of_calls
-from escape.places import ON_DEMAND, Place, places_of
+from escape.places import Place, is_on_demand, places_of
 from escape.probes import GRANTING, TIERS
 from escape.workers import FOLDER, Worker, Workers, forget_packages, hand_over
 
@@ -114,7 +114,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _is_ours(item):
             item.add_marker(pytest.mark.xdist_group("escape"))
-            if (made := attempt_of(item)) is not None and ON_DEMAND is not None and made[1] == _name(ON_DEMAND):
+            if (made := attempt_of(item)) is not None and is_on_demand(*made[1].split("-"), item.path.stem):
                 item.add_marker(pytest.mark.soak)
 
 
