@@ -46,8 +46,6 @@ _ALIKE = os.sched_param(0)
 HERE = b"here"
 SYS_PIDFD_OPEN = 434  # the same number on every architecture
 _SIZE_OF_HEADER = struct.calcsize("@Nii")
-_MESSAGES: list[Any] = []
-"""What is in those that `_told` has written down: they know it by its address alone."""
 _OPEN_MOST = os.sysconf("SC_OPEN_MAX")
 # Plain numbers: what an enumeration takes to give one is a dozen calls of Python.
 _CHLD, _TERM, _KILL = int(signal.SIGCHLD), int(signal.SIGTERM), int(signal.SIGKILL)
@@ -187,8 +185,8 @@ def _told(fds: Sequence[int]) -> list[Call]:
     rights = struct.pack("@Nii", size, socket.SOL_SOCKET, socket.SCM_RIGHTS) + struct.pack(f"{len(fds)}i", *fds)
     control = ctypes.create_string_buffer(rights, -(-size // 8) * 8)
     parts = 0, 0, ctypes.addressof(text), 1, ctypes.addressof(control), len(control), 0
-    message = ctypes.create_string_buffer(struct.pack("@PIPNPNi0P", *parts))
-    _MESSAGES.append((word, text, control))
+    message: Any = ctypes.create_string_buffer(struct.pack("@PIPNPNi0P", *parts))
+    message.held = word, text, control  # it knows them by their addresses alone
     return [(kept.syscall, (SYS_PIDFD_OPEN, 1, 0)), (kept.sendmsg, (STATUS, message, 0))]
 
 

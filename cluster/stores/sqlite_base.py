@@ -14,6 +14,11 @@ from understudy.cluster.stores.statements import statements
 SQL = {**statements("sqlite.sql"), **statements("sqlite_moves.sql"), **statements("sqlite_documents.sql")}
 
 
+def roll_back(db: Connection) -> None:
+    if db.in_transaction:  # a full disk may have ended it already
+        db.execute("ROLLBACK")
+
+
 def do(db: Connection, name: str, *values: Any) -> None:
     db.execute(SQL[name], values)
 

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 
 from understudy.actors.errors import CallerError, Fenced, StoreUnavailable, UnderstudyError
 from understudy.cluster.stores import sqlite_step
+from understudy.cluster.stores.sqlite_base import roll_back
 from understudy.cluster.stores.sqlite_log import Log
 from understudy.cluster.stores.statements import script, split
 
@@ -93,7 +94,7 @@ class SqliteFile:
             try:
                 return verb(self.db)
             finally:
-                _roll_back(self.db)
+                roll_back(self.db)
 
         return self._patiently(once)
 
@@ -188,7 +189,7 @@ class SqliteFile:
             db.execute("COMMIT")
             self._commits += 1
         except BaseException:
-            _roll_back(db)
+            roll_back(db)
             raise
 
     def _patiently(self, step: Callable[[], R]) -> R:
@@ -252,7 +253,7 @@ class SqliteFile:
                 self._make_or_upgrade()
                 db.execute("COMMIT")
             except BaseException:
-                _roll_back(db)
+                roll_back(db)
                 raise
         sqlite_step.prepare(db)
         found = os.stat(self.path)  # now that it is open: on an overlay, that may have copied it
@@ -304,8 +305,3 @@ def _make_private(path: Path) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
     with suppress(FileExistsError):  # SQLite gives its -wal and -shm the mode of the file
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-
-
-def _roll_back(db: sqlite3.Connection) -> None:
-    if db.in_transaction:  # a full disk may have ended it already
-        db.execute("ROLLBACK")

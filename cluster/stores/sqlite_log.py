@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
-from understudy.cluster.stores.statements import statements
+from understudy.cluster.stores.sqlite_base import do, roll_back
 
 LOG_BYTES = 16_000_000
 """How long the log grows before somebody's commit moves it into the file. Hot pages are then written once for a
@@ -58,8 +58,9 @@ class Log:
 
     def lengthen(self) -> None:
         """Give it its full length (50 ms), by a large write that is undone: what finds no room in memory goes to the
-        end of the log, and counts for nothing there. Not now, if that cannot be done. Between transactions, on a thread
-        that may wait."""
+        end of the log, and counts for nothing there. Where that cannot be done just now, it is left. Between
+        transactions, on a thread that may wait."""
+        self.bound()  # the disk may have been filled since
         pages = self._pages - self.size_bytes() // (self._page_bytes + FRAME_HEAD_BYTES)
         if pages < self._pages * (1 - LONG_ENOUGH):
             return
@@ -68,10 +69,9 @@ class Log:
         try:
             db.execute(f"PRAGMA cache_size = {SPILL_PAGES}")
             db.execute("BEGIN IMMEDIATE")
-            db.execute(statements("sqlite_moves.sql")["large_blob"], (pages * self._page_bytes,))
+            do(db, "large_blob", pages * self._page_bytes)
         except sqlite3.Error:  # another process writes; the disk is full
             pass
         finally:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
+            roll_back(db)
             db.execute(f"PRAGMA cache_size = {kept}")
