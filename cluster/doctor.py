@@ -147,9 +147,10 @@ async def check_store(settings: Settings) -> Check:
             f"{found}; with a maxmemory, it would drop runs, and be refused",
             "`redis-cli CONFIG SET maxmemory-policy noeviction`, and the same in redis.conf",
         )
+    note = info.detail.get("note", "")
     if info.durable:
-        return Check("store", "ok", found)
-    remedy = info.detail.get("note") or "turn its durability on, see the words above"
+        return Check("store", "warn" if note else "ok", found, note)
+    remedy = note or "turn its durability on, see the words above"
     return Check("store", "warn", f"{found}; it may lose what it acknowledged", remedy)
 
 

@@ -72,6 +72,7 @@ from understudy.cluster.stores.redis_documents import RedisDocuments
 from understudy.cluster.stores.redis_link import Arg, Opening, pack
 from understudy.cluster.stores.redis_mail import RedisMail
 from understudy.cluster.stores.redis_moves import RedisMoves
+from understudy.cluster.stores.redis_rights import check_rights
 from understudy.cluster.stores.redis_safety import check_safety, read_info
 from understudy.cluster.stores.redis_scripts import SCRIPTS
 from understudy.cluster.stores.redis_upkeep import RedisUpkeep
@@ -463,12 +464,14 @@ class RedisStore(RedisMail, RedisUpkeep, RedisMoves, RedisDocuments):
 
     @classmethod
     async def open(cls, url: str, *, allow_volatile: bool = False, within_s: float = OPENING_S) -> "RedisStore":
-        """Connect, and refuse a Redis that would lose or evict data (UnsafeStore) unless `allow_volatile`."""
+        """Connect, and refuse a Redis that would lose or evict data (UnsafeStore) unless `allow_volatile`, and a user
+        who may not do all that the store does (CallerError)."""
         store = cls(url)
         store._redis.give_up_s = within_s
         try:
             for found in await read_info(store._redis):
                 check_safety(found, allow_volatile)
+            await check_rights(store._redis)
         except BaseException:
             await store.close()
             raise

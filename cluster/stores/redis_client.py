@@ -8,6 +8,7 @@ apart (law 11): what time heals is tried again (a start, a failover, a slot that
 
 import asyncio
 import contextlib
+import re
 import ssl
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -37,7 +38,11 @@ _REMEDIES = {
     "MISCONF": "it cannot write its append-only file: look at its log and at the disk's free space",
     "NOREPLICAS": "too few replicas are in sync for `min-replicas-to-write`: bring them back",
 }
-_DENIED = ("NOAUTH", "WRONGPASS", "NOPERM", "ERR AUTH", "ERR invalid password", "ERR Client sent AUTH")
+_DENIED = (
+    "NOAUTH", "WRONGPASS", "NOPERM", "ERR AUTH", "ERR invalid password", "ERR Client sent AUTH",
+    "ERR The user executing the script can't",
+)  # fmt: skip
+_REFUSED = re.compile("NOPERM .* run the '([^']+)' command")
 
 Where = Node | None
 """A node of a cluster; None: where the URL leads."""
@@ -307,8 +312,13 @@ class RedisClient:
         code, where = answer.partition(" ")[0], self._address_of(asked).where
         if code in _REMEDIES:
             return StoreUnavailable(f"Redis at {where} refuses to write, {_REMEDIES[code]} ({answer})")
-        if answer.startswith(_DENIED) or "can't access at least one of the keys" in answer:
-            user = self.address.username or "default"
+        user = self.address.username or "default"
+        if refused := _REFUSED.match(answer):
+            return CallerError(
+                f"Redis at {where} denies user {user!r} what the store needs ({answer}); give it: "
+                f"`redis-cli ACL SETUSER {user} +{refused[1]}`"
+            )
+        if answer.startswith(_DENIED):
             return CallerError(
                 f"Redis at {where} denies access to user {user!r}: {answer}; "
                 f"put the right user and password into the URL, redis://user:password@host:port/0"

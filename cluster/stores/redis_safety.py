@@ -34,7 +34,7 @@ class RedisInfo:
 
     def detail(self) -> dict[str, str]:
         info = self.info
-        return {
+        detail = {
             "version": info.get("valkey_version") or info.get("redis_version", "unknown"),
             "appendonly": "yes" if info.get("aof_enabled") == "1" else "no",
             "appendfsync": self.appendfsync,
@@ -44,6 +44,12 @@ class RedisInfo:
             "used_memory_bytes": info.get("used_memory", "unknown"),
             "role": info.get("role", "unknown"),
         }
+        if info.get("aof_enabled") == "1" and info.get("aof_rewrites") == "0":  # since it was asked to, see redis_anew
+            detail["note"] = (
+                "its user may not have it write its append-only file anew (BGREWRITEAOF), so of a transaction that a "
+                "crash tears it may execute a part later; allow it (ACL SETUSER ... +bgrewriteaof)"
+            )
+        return detail
 
 
 async def read_info(redis: RedisClient) -> list[RedisInfo]:

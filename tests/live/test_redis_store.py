@@ -2,7 +2,9 @@
 
 import asyncio
 import itertools
+import os
 import re
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -28,10 +30,11 @@ from understudy.actors.records import (
 from understudy.actors.store import BLOB_KEPT_S
 from understudy.cluster.doctor import check_store
 from understudy.cluster.settings import Settings
-from understudy.cluster.stores import redis_address, redis_client, redis_link
+from understudy.cluster.stores import redis_address, redis_anew, redis_client, redis_link
 from understudy.cluster.stores.redis import RedisStore
 from understudy.cluster.stores.redis_client import RedisClient
 from understudy.cluster.stores.redis_codec import BEATS, Keys
+from understudy.cluster.stores.redis_rights import COMMANDS
 from understudy.cluster.stores.redis_safety import RedisInfo, check_safety
 from understudy.cluster.stores.redis_scripts import SCRIPTS
 from understudy.cluster.testing.conformance.suite import T, World, checks, create, new_run
@@ -125,7 +128,7 @@ def test_scripts_touch_declared_keys_of_one_slot_only(
             for keys, some in itertools.groupby(commands, keys_of):
                 if keys is not None:
                     assert len({key_slot(key.encode()) for key in keys}) <= 1, keys
-                wanted = ["~*"] if keys is None else [acl_pattern(key) for key in keys]
+                wanted = ["~*"] if keys is None else [acl_pattern(key) for key in (*keys, BEATS)]  # see redis_rights
                 if wanted != allowed:
                     admin.execute_command("ACL", "SETUSER", "narrow", "resetkeys", *wanted)
                     allowed[:] = wanted
@@ -140,7 +143,7 @@ def test_scripts_touch_declared_keys_of_one_slot_only(
         run_suite(redis_url.replace("://", "://narrow:secret@"), redis_server)
     finally:
         admin.execute_command("ACL", "DELUSER", "narrow")
-    assert called == set(SCRIPTS)
+    assert called == set(SCRIPTS) - {"denied"}  # which each node is asked for itself
 
 
 def test_what_a_commit_sends_and_touches_does_not_grow(redis_server: RedisServer, redis_url: str) -> None:
@@ -432,6 +435,45 @@ def test_half_a_transaction_at_the_end_of_the_file_is_never_executed() -> None:
         assert run_async(told()) == (2, 2, ["claimed", "checkpoint", "checkpoint"])
 
 
+def test_one_that_cannot_begin_its_file_anew_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_anew, "PATIENCE_S", 0.1)
+    with RedisServer() as server:
+        admin = server.client()
+        files = Path(server.directory, "appendonlydir")
+
+        async def told() -> str:
+            try:
+                store = await RedisStore.open(server.url, within_s=0.2)
+            except StoreUnavailable as error:
+                return str(error)
+            note = (await store.info()).detail.get("note", "")
+            await store.close()
+            return note
+
+        files.rename(files.with_suffix(".away"))
+        files.write_text("in its place, as on a full disk")
+        assert "has to write its append-only file anew first: is its disk full?" in run_async(told())
+        files.unlink()
+        files.with_suffix(".away").rename(files)
+        admin.set("long", "to save")
+        admin.config_set("rdb-key-save-delay", 10_000_000)
+        admin.bgsave()
+        assert "it takes a snapshot" in run_async(told())
+        admin.config_set("rdb-key-save-delay", 0)
+        [saving] = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+        os.kill(int(saving), signal.SIGKILL)
+        wait_until(lambda: not admin.info("persistence")["rdb_bgsave_in_progress"], 10, "the snapshot to end")
+        assert run_async(told()) == ""
+        assert admin.info("persistence")["aof_rewrites"] == 1
+
+
+def test_one_that_may_not_begin_its_file_anew_is_told_of() -> None:
+    with RedisServer() as server:
+        server.client().execute_command("ACL", "SETUSER", "default", "-bgrewriteaof")
+        told = run_async(check_store(Settings(store=server.url)))
+        assert (told.state, "+bgrewriteaof" in told.remedy) == ("warn", True)
+
+
 def test_kill_and_restart_under_concurrent_commits(redis_server: RedisServer, redis_url: str) -> None:
     """Three times SIGKILL: every commit that was in flight waits and is applied once, none is lost."""
     commits, workers, kills = 150, 24, 3
@@ -677,16 +719,45 @@ def test_info_and_credentials(redis_server: RedisServer, redis_url: str) -> None
             await RedisStore.open(managed.replace("secret", "wrong-word"))
         assert "wrong-word" not in str(raised.value)
         admin.execute_command("ACL", "SETUSER", "managed", "+config", "-evalsha")
-        store = await RedisStore.open(managed)
-        with pytest.raises(CallerError, match="evalsha"):
-            await owned(store)
-        await store.close()
+        with pytest.raises(CallerError, match=r"ACL SETUSER managed \+evalsha`"):
+            await RedisStore.open(managed)
 
     try:
         run_async(go())
     finally:
         admin.config_set("maxmemory-policy", "noeviction")
         admin.execute_command("ACL", "DELUSER", "managed")
+
+
+def test_a_user_who_may_not_do_all_that_scripts_do_is_refused(redis_server: RedisServer, redis_url: str) -> None:
+    """Or else a script would stop in its middle, where Redis undoes nothing: a run without its place in the queue."""
+    admin = redis_server.client()
+    url = redis_url.replace("://", "://narrow:secret@")
+
+    async def refused(*rights: str) -> str:
+        admin.execute_command("ACL", "SETUSER", "narrow", "reset", "on", ">secret", "~*", "&*", "+@all", *rights)
+        with pytest.raises(CallerError, match="denies user 'narrow'") as raised:
+            await RedisStore.open(url)
+        return str(raised.value).rpartition(" narrow ")[2].rstrip("`")
+
+    async def go() -> None:
+        assert await refused("resetchannels") == "+subscribe +publish &understudy:work"  # as a new user is made
+        for name in COMMANDS:
+            given = await refused(f"-{name}")
+            assert given.startswith(f"+{name.lower()}")
+        assert (await refused("resetkeys", "~of-others:*")).endswith(" ~u:*")
+        assert await refused("-info") == "+info"
+        admin.execute_command("ACL", "SETUSER", "narrow", "reset", "on", ">secret", "~*", "&understudy:work", "+@all")
+        store = await RedisStore.open(url)
+        admin.execute_command("ACL", "SETUSER", "narrow", "-zadd")  # while it is open
+        with pytest.raises(CallerError, match="can't run this command"):
+            await owned(store)
+        await store.close()
+
+    try:
+        run_async(go())
+    finally:
+        admin.execute_command("ACL", "DELUSER", "narrow")
 
 
 def test_a_database_that_there_is_none_of_is_the_callers(redis_url: str) -> None:
