@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 from understudy.actors.errors import CallerError, Fenced, StoreUnavailable, UnderstudyError
 from understudy.cluster.stores import sqlite_step
 from understudy.cluster.stores.sqlite_base import roll_back
-from understudy.cluster.stores.sqlite_log import Log
+from understudy.cluster.stores.sqlite_log import Log, has_no_room
 from understudy.cluster.stores.statements import script, split
 
 APPLICATION_ID = 0x756E6472
@@ -162,7 +162,7 @@ class SqliteFile:
         try:
             self._try_to_write(batch)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL or not self.log.empty():
+            if not has_no_room(error) or not self.log.empty():
                 raise
             for write in batch:
                 write.answer = write.error = None
@@ -208,6 +208,10 @@ class SqliteFile:
 
     def told(self, error: sqlite3.Error) -> UnderstudyError:
         """SQLite's error as one of ours: whose fault it is. Raises it if it is our own."""
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_WRITE:
+            return StoreUnavailable(
+                f"{self.path} cannot be written now ({error}); has its user used up a quota? It goes on by itself"
+            )
         match getattr(error, "sqlite_errorcode", 0) & 0xFF:
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
                 return StoreUnavailable(f"{self.path} was locked for {self.locked_s} s by another process")

@@ -9,6 +9,7 @@ day never see it, those that have it for a minute see nothing else.
 import os
 import shutil
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 
 from understudy.cluster.stores.sqlite_base import do, roll_back
@@ -25,6 +26,12 @@ LONG_ENOUGH = 0.9
 SPILL_PAGES = 10
 
 
+def has_no_room(error: sqlite3.Error) -> bool:
+    """A quota is no full disk to SQLite, but an error like any other."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_WRITE
+
+
 class Log:
     """Of the file that a connection has open."""
 
@@ -33,6 +40,8 @@ class Log:
         self._db = db
         self._page_bytes: int = db.execute("PRAGMA page_size").fetchone()[0]  # older files have larger ones
         self._pages = PAGES_MIN
+        self._room = LOG_BYTES * SHARE
+        """There is no more, as far as it was tried: what a quota leaves, the disk does not tell."""
 
     def size_bytes(self) -> int:
         """0 if there is none."""
@@ -41,10 +50,15 @@ class Log:
         except OSError:
             return 0
 
+    def _missing(self) -> int:
+        """Pages, to its full length."""
+        return self._pages - self.size_bytes() // (self._page_bytes + FRAME_HEAD_BYTES)
+
     def bound(self) -> None:
         """As the disk is now."""
-        there = shutil.disk_usage(self._path.parent).free + self.size_bytes()
-        self._pages = max(PAGES_MIN, min(LOG_BYTES, there // SHARE) // self._page_bytes)
+        with suppress(OSError):  # its folder was moved just now: whoever writes next is told
+            there = shutil.disk_usage(self._path.parent).free + self.size_bytes()
+            self._pages = max(PAGES_MIN, min(LOG_BYTES, there // SHARE, self._room // SHARE) // self._page_bytes)
         self._db.execute(f"PRAGMA wal_autocheckpoint = {self._pages}")
 
     def empty(self) -> bool:
@@ -61,17 +75,20 @@ class Log:
         end of the log, and counts for nothing there. Where that cannot be done just now, it is left. Between
         transactions, on a thread that may wait."""
         self.bound()  # the disk may have been filled since
-        pages = self._pages - self.size_bytes() // (self._page_bytes + FRAME_HEAD_BYTES)
-        if pages < self._pages * (1 - LONG_ENOUGH):
+        if self._missing() < self._pages * (1 - LONG_ENOUGH):
             return
-        db = self._db
+        self.empty()  # if there is no room for this, emptying it again takes none
+        db, is_full = self._db, False
         kept = db.execute("PRAGMA cache_size").fetchone()[0]
         try:
             db.execute(f"PRAGMA cache_size = {SPILL_PAGES}")
             db.execute("BEGIN IMMEDIATE")
-            do(db, "large_blob", pages * self._page_bytes)
-        except sqlite3.Error:  # another process writes; the disk is full
-            pass
+            do(db, "large_blob", self._missing() * self._page_bytes)
+        except sqlite3.Error as error:  # another process writes; the disk, or what we may have of it, is full
+            is_full = has_no_room(error)
         finally:
             roll_back(db)
             db.execute(f"PRAGMA cache_size = {kept}")
+        if is_full:
+            self._room = self.size_bytes()
+            self.empty()

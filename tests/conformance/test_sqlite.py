@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -346,6 +347,39 @@ def test_the_log_has_its_length_early_and_nothing_else_changes_by_it(tmp_path: P
 
     using(path, check)
     assert path.stat().st_size < 1_000_000
+
+
+def test_the_log_stays_within_a_quota_that_the_disk_does_not_tell(tmp_path: Path) -> None:
+    """The limit of a process on its files is to SQLite what a quota is."""
+    room = 3_000_000
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    async def check(store: SqliteStore) -> None:
+        data = b"x" * 5_000
+        for version in range(1_000):
+            await store.write_document("shelf", "changes all the time", data, version)
+        assert store.file.log.size_bytes() < room / 2, "one that had all of it could not be emptied into the file"
+
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        using(tmp_path / "store.db", check)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_commit_that_is_done_is_answered_though_the_log_cannot_be_lengthened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "LOOK_EVERY_S", 1e9)
+    folder = tmp_path / "folder"
+
+    async def check(store: SqliteStore) -> None:
+        await store.beat("me", "", T)
+        folder.rename(tmp_path / "moved")  # just now
+        for _ in range(2 * sqlite_file.LENGTHEN_AFTER):
+            await store.beat("me", "", T)
+
+    using(folder / "store.db", check)
 
 
 def test_a_readonly_database_is_the_callers(tmp_path: Path) -> None:
