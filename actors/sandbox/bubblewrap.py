@@ -16,7 +16,7 @@ from understudy.actors.sandbox import seccomp
 from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.cgroup import NO_CELLS, Cells
 from understudy.actors.sandbox.child import Child
-from understudy.actors.sandbox.diagnosis import not_started
+from understudy.actors.sandbox.diagnosis import moved, not_started
 from understudy.actors.sandbox.egress.way_out import WayOut, proxy_of
 from understudy.actors.sandbox.launch import HOST_ID as HOST_ID
 from understudy.actors.sandbox.launch import find_bubblewrap, line, refuse_unreachable
@@ -26,6 +26,16 @@ from understudy.actors.sandbox.strays import end_strays
 from understudy.actors.sandbox.verdict import bad_grant, judge, request_of, said, telling
 from understudy.actors.sandbox.walls import Descriptors, command, host_root, refuse_bad_grants
 from understudy.policies.profile import Profile, Tier
+
+BINDS_MOST = 3
+"""How often a call is begun whose granted path is replaced just while bubblewrap binds it: a file that is written
+beside and renamed, say. Nothing was executed then."""
+
+
+class _Moved(Exception):
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
 
 
 class BubblewrapBackend:
@@ -43,6 +53,16 @@ class BubblewrapBackend:
 
     async def execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None = None) -> Outcome:
         """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made."""
+        path = ""
+        for _ in range(BINDS_MOST):
+            try:
+                return await self._execute(call, profile, way_out)
+            except _Moved as error:
+                path = error.path
+        told = f"the granted path {path!r} is replaced or removed all the time, and cannot be shown; grant its folder"
+        return Outcome("error", error=told, error_type="BadGrant")
+
+    async def _execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None) -> Outcome:
         began = time.perf_counter()
         runtime = runtime_of(call)
         program = find_bubblewrap()
@@ -77,7 +97,7 @@ class BubblewrapBackend:
                         if proxy is not None:
                             await proxy.close()
         outcome = judge(child.overseer, status, profile.limits, time.perf_counter() - began)
-        return _never_started(child, status) if outcome is None else outcome
+        return _never_started(child, status, profile) if outcome is None else outcome
 
     async def preflight(self) -> Preflight:
         """Make a call that looks around, and judge what it saw. Never raises. First, what others left is ended."""
@@ -88,10 +108,12 @@ class BubblewrapBackend:
         """Nothing waits for calls."""
 
 
-def _never_started(child: Child, status: int) -> Outcome:
+def _never_started(child: Child, status: int, profile: Profile) -> Outcome:
     if (refused := bad_grant(child.overseer, status)) is not None:
         return refused
     words = said(child.overseer)
     if child.distrust and not words:
         raise IsolationUnavailable(child.distrust, "run workers as a user other than root, or report this")
+    if path := moved(words, status, (*profile.read, *profile.write)):
+        raise _Moved(path)
     raise not_started(words)

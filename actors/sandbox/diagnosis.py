@@ -3,10 +3,11 @@
 Each row is a machine that users of such sandboxes have met; the last words of bubblewrap are quoted in every case.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from understudy.actors.sandbox.backend import IsolationUnavailable
+from understudy.actors.sandbox.launcher import EXIT_MOVED
 
 INSTALL = "apt-get install bubblewrap (version 0.8 or newer), or put bwrap on the PATH of the workers"
 
@@ -21,6 +22,17 @@ _IN_A_POD = (
     "that permits unshare and mount; Docker: --security-opt seccomp=... --security-opt systempaths=unconfined), or use "
     "a RuntimeClass that isolates the whole pod (gvisor, kata)"
 )
+
+
+def moved(said: str, status: int, granted: Iterable[str]) -> str:
+    """The granted path that was replaced or removed just while it was bound, if that was the trouble; else empty.
+    `status`: how the launcher, or bubblewrap, has ended."""
+    words = said.strip().splitlines()[-1] if said.strip() else ""
+    if status == EXIT_MOVED:
+        return words
+    if not words.startswith(("bwrap: Can't bind mount ", "bwrap: Can't find source path ")):
+        return ""
+    return max((path for path in granted if f"{path}:" in words), key=len, default="")
 
 
 def not_started(said: str, sysctl: Callable[[str], str] = lambda name: read_sysctl(name)) -> IsolationUnavailable:

@@ -10,7 +10,7 @@ Run as `python -I -S launcher.py UID show:PATH read:PATH write:PATH ... -- COMMA
 stands for the place of the Nth path; `read` and `write` are grants, `show` is what every call sees. All of them with
 `here` instead (`here`, `here-read`, `here-write`): each is made reachable at its own place. It imports little, and only
 from the standard library: this is paid by every call (json would be 10 ms). Exit status 96: a granted path is the
-trouble.
+trouble. 97: it was replaced or removed just now.
 """
 
 import ctypes
@@ -20,6 +20,7 @@ import sys
 
 STAGE = "/tmp"  # covered by an empty folder, in this namespace only; bubblewrap needs it to exist as well
 EXIT_BAD_GRANT = 96
+EXIT_MOVED = 97
 HERE = "here"
 GRANTS = {"read": "r", "write": "rw", "here-read": "r", "here-write": "rw"}
 """What a granted path has to be good for."""
@@ -36,6 +37,10 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 class BadGrant(Exception):
     """A granted path that cannot be bound as it is."""
+
+
+class Moved(Exception):
+    """A granted path that led to something else when it was bound than when it was opened."""
 
 
 def main() -> None:
@@ -116,7 +121,7 @@ def reach_here(wanted: list[tuple[str, str]], uid: int) -> None:
         if how in GRANTS and status.st_uid != uid and bind_as(fd, path, status.st_uid, status.st_gid, uid):
             continue
         if below:
-            mount(f"/proc/self/fd/{fd}", path, MS_BIND | MS_REC)
+            bind(fd, path, how)
 
 
 def closed_above(path: str, uid: int) -> str:
@@ -140,8 +145,17 @@ def stage(index: int, fd: int, how: str, uid: int) -> str:
         os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o644))
     if how in GRANTS and status.st_uid != uid and bind_as(fd, place, status.st_uid, status.st_gid, uid):
         return place
-    mount(f"/proc/self/fd/{fd}", place, MS_BIND | MS_REC)
+    bind(fd, place, how)
     return place
+
+
+def bind(fd: int, place: str, how: str) -> None:
+    try:
+        mount(f"/proc/self/fd/{fd}", place, MS_BIND | MS_REC)
+    except FileNotFoundError:  # the kernel binds nothing that has no name any more
+        if how in GRANTS:
+            raise Moved(os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)")) from None
+        raise
 
 
 def refuse_closed(how: str, path: str, place: str, uid: int) -> None:
@@ -226,3 +240,6 @@ if __name__ == "__main__":
     except BadGrant as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_BAD_GRANT)
+    except Moved as error:
+        print(error, file=sys.stderr)
+        sys.exit(EXIT_MOVED)

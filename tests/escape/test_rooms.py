@@ -3,9 +3,11 @@
 import asyncio
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -359,3 +361,27 @@ def test_what_is_mounted_at_a_granted_path_or_below_it_is_noticed(tmp_path: Path
         (tmp_path / name).mkdir()
     line: Sequence[str] = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", MOUNTING]
     subprocess.run([*line, str(tmp_path)], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("most", [1, 100])
+def test_a_file_that_is_replaced_just_while_it_is_bound(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a bubblewrap that first does so, this often: the call is begun again, and the grant is told of in the end."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # the launcher covers /tmp
+        folder, program = Path(name), Path(name) / "bwrap"
+        data = folder / "data"
+        data.write_text("0")
+        for number in range(1, most + 1):
+            (folder / f"next{number:03}").write_text(str(number))
+        program.write_text(f"""#!/bin/sh
+            for next in {name}/next*; do [ -e "$next" ] && mv "$next" {data}; break; done
+            exec {shutil.which("bwrap")} "$@"
+        """)
+        program.chmod(0o755)
+        folder.chmod(0o777)
+        monkeypatch.setenv("PATH", f"{name}:{os.environ['PATH']}")
+        outcome = run_async(BubblewrapBackend().execute(made(tools.contents, path=str(data)), reading(data)))
+    if most == 1:
+        assert outcome.value == "1"
+    else:
+        assert outcome.error_type == "BadGrant"
+        assert f"{str(data)!r} is replaced or removed all the time" in outcome.error
