@@ -14,7 +14,7 @@ import time
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox import seccomp
 from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Preflight
-from understudy.actors.sandbox.cgroup import NO_CELLS, Cells
+from understudy.actors.sandbox.cell import NO_CELLS, Cells
 from understudy.actors.sandbox.child import Child
 from understudy.actors.sandbox.diagnosis import moved, not_started
 from understudy.actors.sandbox.egress.way_out import WayOut, proxy_of

@@ -8,175 +8,24 @@ Laws: a process enters its cell before the request is sent, so before there is a
 `sweep`, run by whoever starts next, ends and removes those of workers that are dead.
 """
 
-import asyncio
-import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from understudy.actors.sandbox import watch
-from understudy.actors.sandbox.folders import dead_worker, worker
+from understudy.actors.sandbox.cell import NO_CELLS, PREFIX, Cell, Cells, Place, inside
+from understudy.actors.sandbox.folders import dead_worker
 from understudy.actors.sandbox.left_over import LeftOver
 from understudy.policies.profile import Limits
 
-KERNEL_BYTES = 16 * 1024 * 1024
-"""Room for what the kernel keeps for the processes of a call."""
-OWN_PROCESSES = 2
-"""Of each call, besides the tool's: the first of its namespace, and what starts it."""
 EMPTY_WITHIN_S = 5.0
 REMEDY = (
     "give the workers a cgroup of their own (systemd: Delegate=yes with DelegateSubgroup=workers; a container: a "
     "writable /sys/fs/cgroup with memory in its cgroup.subtree_control)"
 )
-_PREFIX = "understudy-cell-"
-_numbers = itertools.count(1)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where cells may be made. `version`: of the hierarchy; the older one has other names and kills one at a time."""
-
-    path: str
-    version: int
-
-    def __str__(self) -> str:
-        return f"cgroup v{self.version}, below {self.path}"
-
-
-class Cell:
-    """Made for one call. Whoever has it calls `remove` when the call's processes are dead."""
-
-    def __init__(self, place: Place) -> None:
-        """Raises OSError."""
-        self.path = f"{place.path}/{_PREFIX}{_worker(os.getpid())}-{next(_numbers)}"
-        self._version = place.version
-        self._bounded_to: Limits | None = None
-        os.mkdir(self.path)
-
-    def bound(self, limits: Limits) -> None:
-        """Raises OSError."""
-        if limits == self._bounded_to:
-            return
-        self._bounded_to = limits
-        most = str(limits.memory_bytes + 2 * limits.disk_bytes + KERNEL_BYTES)
-        if self._version == 1:
-            # With swap it may never be less than without: so up first, and then down.
-            self._write("memory.memsw.limit_in_bytes", "-1", optional=True)
-            self._write("memory.limit_in_bytes", most)
-            self._write("memory.memsw.limit_in_bytes", most, optional=True)
-            return
-        self._write("memory.oom.group", "1", optional=True)
-        self._write("memory.swap.max", "0", optional=True)
-        self._write("pids.max", str(limits.processes + OWN_PROCESSES), optional=True)
-        self._write("memory.max", most)
-
-    async def enter(self, pids: Callable[[], Iterable[int]]) -> None:
-        """Returns when all of them are in it; what they start later is in it, too. Raises OSError.
-
-        Not on the loop: the kernel waits for every core to take notice, 10 ms, when it has moved nobody for a while.
-        """
-        await asyncio.to_thread(self.enter_here, pids)
-
-    def enter_here(self, pids: Callable[[], Iterable[int]]) -> None:
-        moved = set[int]()  # one that is about to die stays outside, and the kernel says nothing
-        while outside := [pid for pid in pids() if pid not in moved and not self._is_in_or_gone(pid)]:
-            for pid in outside:
-                with suppress(ProcessLookupError):
-                    self._write("cgroup.procs", str(pid))
-            moved.update(outside)
-
-    def door(self) -> int:
-        """A descriptor: a process of one thread that writes `0` to it enters, whoever it is. Raises OSError.
-
-        Of the older hierarchy it is the one for threads: one that moves itself needs no lock. With `procs` it takes the
-        lock of all forks of the machine, which waits until every core has taken notice: 5 to 20 ms, against 40 us.
-        """
-        name = "tasks" if self._version == 1 else "cgroup.procs"
-        return os.open(f"{self.path}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-
-    def has(self, pid: int) -> bool:
-        return pid in _inside(self.path)
-
-    def kills(self) -> int:
-        """Processes that the kernel has ended because the cell was full."""
-        name = "memory.oom_control" if self._version == 1 else "memory.events"
-        fd = os.open(f"{self.path}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            words = os.read(fd, 4096).split()
-        finally:
-            os.close(fd)
-        return int(words[words.index(b"oom_kill") + 1]) if b"oom_kill" in words else 0
-
-    def remove(self) -> bool:
-        """False while a process in it is not quite dead."""
-        try:
-            os.rmdir(self.path)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        return True
-
-    def _is_in_or_gone(self, pid: int) -> bool:
-        try:
-            rows = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-        except OSError:
-            return True
-        return any(row.endswith("/" + os.path.basename(self.path)) for row in rows)
-
-    def _write(self, name: str, text: str, *, optional: bool = False) -> None:
-        try:
-            fd = os.open(f"{self.path}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            if optional:  # the kernel has no such thing, or this part of the tree was given without it
-                return
-            raise
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
-
-
-class Cells:
-    """Makes cells and removes them, if there is a place for them; else there are none, and the watchdog is alone."""
-
-    def __init__(self, place: Place | None) -> None:
-        self._place = place
-        self._left: list[Cell] = []
-        """Not removed yet."""
-
-    def make(self, limits: Limits) -> Cell | None:
-        """Raises OSError."""
-        if self._place is None:
-            return None
-        cell = Cell(self._place)
-        try:
-            cell.bound(limits)
-        except BaseException:
-            cell.remove()
-            raise
-        return cell
-
-    @contextmanager
-    def one(self, limits: Limits) -> Iterator[Cell | None]:
-        """For as long as a call; all in it have to be dead when it is left. Raises OSError."""
-        cell = self.make(limits)
-        try:
-            yield cell
-        finally:
-            self.remove(cell)
-
-    def remove(self, cell: Cell | None) -> None:
-        """When all in it are dead. The kernel may take a moment to see it so; it is then tried again with the next."""
-        self._left = [each for each in [*self._left, *([cell] if cell else [])] if not each.remove()]
-
-
-NO_CELLS = Cells(None)
 
 
 @cache
@@ -211,7 +60,7 @@ def sweep() -> LeftOver:
     for path in _left_over():
         until = time.monotonic() + EMPTY_WITHIN_S
         seen = set[int]()
-        while pids := _inside(path):
+        while pids := inside(path):
             seen.update(pids)
             for pid in pids:
                 with suppress(ProcessLookupError):
@@ -229,18 +78,10 @@ def sweep() -> LeftOver:
 def _left_over() -> Iterator[str]:
     for root in {each for _, each in _mounted()}:
         for folder, names, _files in os.walk(root):
-            for name in [each for each in names if each.startswith(_PREFIX)]:
+            for name in [each for each in names if each.startswith(PREFIX)]:
                 names.remove(name)
-                if dead_worker(name, _PREFIX) is not None:
+                if dead_worker(name, PREFIX) is not None:
                     yield f"{folder}/{name}"
-
-
-def _inside(path: str) -> list[int]:
-    return [int(pid) for pid in watch.read(f"{path}/cgroup.procs").split()]
-
-
-_worker = cache(worker)
-"""By its pid: a fork is another one."""
 
 
 def _candidates() -> Iterator[Place]:
@@ -272,7 +113,7 @@ def is_empty_and_counts_memory(path: str) -> bool:
         if "memory" in control.read_text().split():
             return True
         offered = Path(path, "cgroup.controllers").read_text().split()
-        if "memory" in offered and not _inside(path):
+        if "memory" in offered and not inside(path):
             control.write_text(" ".join(f"+{each}" for each in ("memory", "pids") if each in offered))
             return True
     return False

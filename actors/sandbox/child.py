@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from understudy.actors.sandbox import watch
-from understudy.actors.sandbox.cgroup import Cell
+from understudy.actors.sandbox.cell import Cell
 from understudy.actors.sandbox.egress.listener import distrusted
 from understudy.actors.sandbox.inlet import CHUNK_BYTES
 from understudy.actors.sandbox.insist import insist, readable, send_kill

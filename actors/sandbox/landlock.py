@@ -26,7 +26,7 @@ from contextlib import suppress
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox import folders, marks, rules, seccomp, watch
 from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Preflight
-from understudy.actors.sandbox.cgroup import NO_CELLS, Cell, Cells
+from understudy.actors.sandbox.cell import NO_CELLS, Cell, Cells
 from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.folders import Owner

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from understudy.actors.outcome import OutcomeKind
 from understudy.actors.sandbox import watch
-from understudy.actors.sandbox.cgroup import Cell
+from understudy.actors.sandbox.cell import Cell
 from understudy.actors.sandbox.inlet import Inlet
 from understudy.actors.sandbox.limit import files_most, limit_of, size
 from understudy.actors.sandbox.reply import ENVELOPE_BYTES

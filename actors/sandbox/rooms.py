@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable
-from understudy.actors.sandbox.cgroup import Cells
+from understudy.actors.sandbox.cell import Cells
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.environments import site_packages
 from understudy.actors.sandbox.launch import refuse_unreachable

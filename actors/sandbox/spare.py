@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from understudy.actors.sandbox import watch
 from understudy.actors.sandbox.backend import IsolationUnavailable
-from understudy.actors.sandbox.cgroup import Cell
+from understudy.actors.sandbox.cell import Cell
 from understudy.actors.sandbox.egress.listener import PORT, distrusted
 from understudy.actors.sandbox.first import HALTED
 from understudy.actors.sandbox.insist import insist, readable, send_kill
@@ -185,12 +185,11 @@ class Spare:
 def order(zygote: socket.socket, message: bytes, cell: Cell | None = None) -> Spare:
     """Have a zygote make a spare. Raises OSError if there are no descriptors left or the zygote is gone."""
     near, far = pipes()
-    doors: list[int] = []
     try:
-        doors += [] if cell is None else [cell.door()]
+        doors = [] if cell is None else [cell.door()]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError:
-        close(near.request, near.printed, near.reply, far.request, far.printed, far.reply, *doors)
+        close(near.request, near.printed, near.reply, far.request, far.printed, far.reply)
         raise
     try:
         socket.send_fds(zygote, [message], [far.request, far.printed, far.reply, theirs.fileno(), *doors])
@@ -199,7 +198,7 @@ def order(zygote: socket.socket, message: bytes, cell: Cell | None = None) -> Sp
         ours.close()
         raise
     finally:
-        close(far.request, far.printed, far.reply, *doors)
+        close(far.request, far.printed, far.reply)
         theirs.close()
     return Spare(near, ours, cell)
 

@@ -119,6 +119,7 @@ class Tiers:
             await asyncio.wait([self._trying])
         for backend in self._backends:
             await backend.close()
+        cgroup.cells_here()[0].remove_free()
 
     def _stands(self, backend: Backend) -> bool:
         return self._found[backend.tier].available

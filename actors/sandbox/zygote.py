@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.backend import NOT_LOADED, Preflight
-from understudy.actors.sandbox.cgroup import NO_CELLS, Cells
+from understudy.actors.sandbox.cell import NO_CELLS, Cells
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.preflight import try_out
 from understudy.actors.sandbox.rooms import Rooms

@@ -11,7 +11,7 @@ from typing import Any
 
 from understudy.actors.sandbox import seccomp, watch
 from understudy.actors.sandbox.backend import IsolationUnavailable
-from understudy.actors.sandbox.cgroup import Cells
+from understudy.actors.sandbox.cell import Cells
 from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
 from understudy.actors.sandbox.diagnosis import not_started
 from understudy.actors.sandbox.environments import LENT_NAMES, site_packages
@@ -123,10 +123,10 @@ class Zygote:
         try:
             spare = order(self._control, message, cell)
         except (BrokenPipeError, ConnectionResetError):
-            self._cells.remove(cell)
+            self._cells.give_back(cell)
             raise IsolationUnavailable("the zygote is gone", "it is started again with the next call") from None
         except BaseException:
-            self._cells.remove(cell)
+            self._cells.give_back(cell)
             raise
         self.made += 1
         self._open += 1
@@ -149,7 +149,7 @@ class Zygote:
         try:
             await spare.buried()
         finally:
-            self._cells.remove(spare.cell)
+            self._cells.give_back(spare.cell)
         self._open -= 1
         self._close_if_done()
 

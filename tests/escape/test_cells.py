@@ -16,7 +16,7 @@ from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox import cgroup, overseer
 from understudy.actors.sandbox.backend import Backend
 from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
-from understudy.actors.sandbox.cgroup import Cells, Place
+from understudy.actors.sandbox.cell import KERNEL_BYTES, Cell, Cells, Place
 from understudy.actors.sandbox.landlock import LandlockBackend
 from understudy.actors.sandbox.zygote import ZygoteBackend
 from understudy.policies.profile import Limits, Profile
@@ -59,7 +59,7 @@ def test_the_kernel_bounds_what_no_look_sees(tier: str, monkeypatch: pytest.Monk
     cells = Cells(place)
     outcome = outcome_of(BACKENDS[tier], cells)
     assert (outcome.kind, "the kernel ended a process of the call" in outcome.error) == ("out_of_memory", True), outcome
-    cells.remove(None)
+    cells.remove_free()
     wait_until(lambda: not _removed(cells, place), 10, "the call's cgroup to be removed")
 
 
@@ -76,19 +76,54 @@ def test_a_cell_may_be_bounded_anew() -> None:
             written = {
                 int(Path(cell.path, name).read_text()) for name in names if os.path.exists(f"{cell.path}/{name}")
             }
-            assert written == {memory + 2 * MIB + cgroup.KERNEL_BYTES}
+            assert written == {memory + 2 * MIB + KERNEL_BYTES}
     finally:
         assert cell.remove()
 
 
+def test_a_cell_that_is_empty_is_there_for_another_call() -> None:
+    place = cgroup.find()
+    if isinstance(place, str):
+        return
+    cells, limits = Cells(place), Limits(memory_bytes=MIB, disk_bytes=MIB)
+    first, second = cells.make(limits), cells.make(limits)
+    assert first is not None
+    assert second is not None
+    with _started_in(first, f"bytearray({64 * MIB})") as filling:
+        filling.communicate()
+    assert (filling.returncode, first.kills()) == (-signal.SIGKILL, 1)
+    with _started_in(second, "input()") as waits:
+        cells.give_back(second)  # there is a process in it
+        cells.give_back(first)
+        again, third = cells.make(Limits()), cells.make(Limits())
+        waits.communicate("\n")
+    assert again is first
+    assert again.kills() == 0
+    assert third is not second
+    for each in (again, third):
+        cells.give_back(each)
+    wait_until(lambda: not _removed(cells, place), 10, "all cgroups to be removed")
+
+
+def _started_in(cell: Cell, code: str) -> "subprocess.Popen[str]":
+    """A Python that executes it, in there."""
+    enters = f"import os; os.write({cell.door()}, b'0'); print(flush=True); {code}"
+    pipe, door = subprocess.PIPE, (cell.door(),)
+    started = subprocess.Popen([sys.executable, "-c", enters], stdin=pipe, stdout=pipe, text=True, pass_fds=door)
+    assert started.stdout is not None
+    assert started.stdout.readline() == "\n"
+    return started
+
+
 def _removed(cells: Cells, place: Place) -> list[str]:
-    cells.remove(None)  # as with the next call
+    cells.remove_free()  # as with the next call
     return [name for name in cells_below(place) if f"-{os.getpid()}-" in name]
 
 
 HOLDING = """
 import os, sys
-from understudy.actors.sandbox.cgroup import Cell, find
+from understudy.actors.sandbox.cell import Cell
+from understudy.actors.sandbox.cgroup import find
 cell = Cell(find())
 if os.fork() == 0:
     with open(cell.door(), "w") as door:

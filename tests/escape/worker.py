@@ -146,7 +146,7 @@ class Worker:
             await self._keep_one_room()
         if isinstance(backend, ZygoteBackend):
             await until(lambda: backend.waiting >= SPARES and not backend.leaving and have_runners())
-        held = {**collections.Counter(kinds()), "cgroup of a call": cells()}
+        held = {"cgroup of a call": cells(), **collections.Counter(kinds())}
         return {"held": held, **await self.do_shown(wanted)}
 
 
@@ -164,12 +164,13 @@ def kinds() -> list[str]:
     """What each descriptor of this process leads to, without numbers that differ.
 
     Ray's own connections come and go, and all have somebody at the other end; of ours, that of a test has gone away.
+    Those into cgroups of calls are kept with these, which are counted.
     """
     found = []
     for fd in map(int, os.listdir("/proc/self/fd")):
         try:
             kind = re.sub(r":\[\d+\]$", "", os.readlink(f"/proc/self/fd/{fd}"))
-            if kind != "socket" or not is_connected(fd):
+            if "/understudy-cell-" not in kind and (kind != "socket" or not is_connected(fd)):
                 found.append(kind)
         except OSError:  # it was closed between two looks
             continue
@@ -186,8 +187,8 @@ def is_connected(fd: int) -> bool:
 def cells() -> int:
     """Cgroups of calls that there are of this process."""
     made, _told = cgroup.cells_here()
-    made.remove(None)  # those that the kernel was not done with yet
-    place = made._place
+    made.remove_free()
+    place = made.place
     return sum(f"-{os.getpid()}-" in name for name in os.listdir(place.path)) if place is not None else 0
 
 
