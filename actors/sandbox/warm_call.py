@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from contextlib import suppress
 
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.backend import IsolationUnavailable
@@ -77,7 +78,8 @@ def refill_within(delay_s: float, zygote: Zygote, spares: int, message: bytes, l
 def _refill(zygote: Zygote, spares: int, message: bytes, limits: Limits) -> None:
     """As many spares as there should be. The terms of the last call are the likeliest of the next."""
     if zygote.is_open():
-        zygote.refill(message, spares, limits)
+        with suppress(IsolationUnavailable, OSError):  # it was killed just now; the next call finds out
+            zygote.refill(message, spares, limits)
 
 
 async def _in_time(zygote: Zygote, spare: Spare) -> None:

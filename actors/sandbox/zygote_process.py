@@ -55,6 +55,7 @@ class Zygote:
         """Spares that wait or are at work."""
         self._waiting: deque[tuple[bytes, Spare]] = deque()
         self._retired = False
+        self._is_starting = True
         self._tasks: set[asyncio.Task[Any]] = set()
         self.dead.add_done_callback(lambda _: self._let_waiting_go())
 
@@ -67,6 +68,11 @@ class Zygote:
     def leaving(self) -> int:
         """Spares in which nothing executes any more, and that are not gone yet."""
         return len(self._tasks)
+
+    def started(self) -> None:
+        """It is ready; until now, whoever waits for that has its control socket in use."""
+        self._is_starting = False
+        self._close_if_done()
 
     def is_open(self) -> bool:
         """Whether it takes calls."""
@@ -138,7 +144,7 @@ class Zygote:
         self._close_if_done()
 
     def _close_if_done(self) -> None:
-        if self._open > 0:
+        if self._open > 0 or self._is_starting:
             return
         if self.dead.done():
             self._bury()
@@ -186,9 +192,10 @@ async def start(
     try:
         within_s = START_S * (1 + len(wanted))
         first = prepare(runtime, filters, wanted, profile, looks_at)
-        told = await _until_ready(pid, control, first, within_s)
+        told = await _until_ready(pid, zygote.dead, control, first, within_s)
         zygote.refused = told["refused"]
         zygote.sees = [(device, inode) for device, inode in told["sees"]]
+        zygote.started()
     except _NotReady:
         await zygote.close()
         raise not_started(_words(said)) from None
@@ -230,15 +237,22 @@ class _NotReady(Exception):
     """It ended, or did not answer in time. Why is in what it said."""
 
 
-async def _until_ready(pid: int, control: socket.socket, said_first: bytes, within_s: float) -> dict[str, Any]:
+async def _until_ready(
+    pid: int, dead: "asyncio.Future[None]", control: socket.socket, said_first: bytes, within_s: float
+) -> dict[str, Any]:
     """What it says of itself."""
     control.setblocking(False)
     try:
         control.send(said_first)
-        async with asyncio.timeout(within_s):
-            word = await asyncio.get_running_loop().sock_recv(control, _WORD_BYTES)
+        heard = readable(control.fileno())
+        await asyncio.wait({heard, dead}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        word = control.recv(_WORD_BYTES)
     except OSError:
         word = b""
+    finally:
+        # Now, and not with the next turn of the loop (as sock_recv does): it may be closed by then, and whoever got its
+        # number would never be woken.
+        asyncio.get_running_loop().remove_reader(control.fileno())
     if not word.startswith(b"ready"):
         raise _NotReady
     if any("0" in watch.status(each).get("Uid", "0").split() for each in watch.tree(pid)):

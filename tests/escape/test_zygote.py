@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from asyncio.selector_events import BaseSelectorEventLoop
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,9 @@ from escape.places import by_value, processes_with
 from support.processes import is_alive
 from support.waiting import run_async
 from understudy.actors.outcome import Outcome, ToolCall
-from understudy.actors.sandbox import warm_call, watch, zygote
+from understudy.actors.sandbox import runtime, warm_call, watch, zygote, zygote_process
 from understudy.actors.sandbox.backend import IsolationUnavailable, Preflight
+from understudy.actors.sandbox.cgroup import NO_CELLS
 from understudy.actors.sandbox.zygote import ZygoteBackend
 from understudy.policies.profile import Limits, Profile
 
@@ -55,6 +58,33 @@ def test_another_takes_over_after_many_calls(monkeypatch: pytest.MonkeyPatch) ->
 
     run_async(scenario(), 90)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_one_that_dies_while_it_starts_leaves_no_descriptor_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever got the number of its socket was never woken: other calls never ended, not even when they were cancelled.
+    Its bubblewrap has died here, and somebody else has the socket still."""
+    monkeypatch.setattr(zygote_process, "START_S", 3.0)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, BaseSelectorEventLoop)
+        starting = asyncio.ensure_future(zygote_process.start(runtime.this_runtime(), NO_CELLS))
+        while not starting.done():
+            for key in loop._selector.get_map().values():  # type: ignore[attr-defined]
+                os.fstat(key.fd)
+            await asyncio.sleep(0)
+        with pytest.raises(IsolationUnavailable, match="bubblewrap did not come up: it dies"):
+            await starting
+
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # the launcher covers /tmp
+        program = Path(name, "bwrap")
+        program.write_text("#!/bin/sh\nsleep 1 &\necho it dies; exit 1\n")
+        program.chmod(0o755)
+        Path(name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{name}:{os.environ['PATH']}")
+        before = len(os.listdir("/proc/self/fd"))
+        run_async(scenario(), 60)
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_tool_with_models_loads_nothing_for_them() -> None:
