@@ -15,7 +15,7 @@ from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox import seccomp
 from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.cell import NO_CELLS, Cells
-from understudy.actors.sandbox.child import Child
+from understudy.actors.sandbox.child import SETTING_UP, Child
 from understudy.actors.sandbox.diagnosis import moved, not_started
 from understudy.actors.sandbox.egress.way_out import WayOut, proxy_of
 from understudy.actors.sandbox.launch import HOST_ID as HOST_ID
@@ -27,15 +27,17 @@ from understudy.actors.sandbox.verdict import bad_grant, judge, request_of, said
 from understudy.actors.sandbox.walls import Descriptors, command, host_root, refuse_bad_grants
 from understudy.policies.profile import Profile, Tier
 
-BINDS_MOST = 3
-"""How often a call is begun whose granted path is replaced just while bubblewrap binds it: a file that is written
-beside and renamed, say. Nothing was executed then."""
+BEGINS_MOST = 3
+"""How often a call is begun of which nothing was executed, and that may succeed: its granted path was replaced just
+while bubblewrap bound it (a file that is written beside and renamed, say), or somebody killed what was to begin it."""
+KILLED = (-9, 128 + 9)
 
 
-class _Moved(Exception):
+class _Again(Exception):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.path = path
+        """The one that was replaced; empty: it was killed."""
 
 
 class BubblewrapBackend:
@@ -54,11 +56,15 @@ class BubblewrapBackend:
     async def execute(self, call: ToolCall, profile: Profile, way_out: WayOut | None = None) -> Outcome:
         """Make the call. Cancelling ends everything it started. Raises IsolationUnavailable; the call was not made."""
         path = ""
-        for _ in range(BINDS_MOST):
+        for _ in range(BEGINS_MOST):
             try:
                 return await self._execute(call, profile, way_out)
-            except _Moved as error:
+            except _Again as error:
                 path = error.path
+        if not path:
+            raise IsolationUnavailable(
+                f"what begins a call was killed, {BEGINS_MOST} times", "look for memory: in dmesg, and at its limits"
+            )
         told = f"the granted path {path!r} is replaced or removed all the time, and cannot be shown; grant its folder"
         return Outcome("error", error=told, error_type="BadGrant")
 
@@ -112,8 +118,10 @@ def _never_started(child: Child, status: int, profile: Profile) -> Outcome:
     if (refused := bad_grant(child.overseer, status)) is not None:
         return refused
     words = said(child.overseer)
+    if status in KILLED and not words and child.distrust in ("", SETTING_UP):
+        raise _Again("")
     if child.distrust and not words:
         raise IsolationUnavailable(child.distrust, "run workers as a user other than root, or report this")
     if path := moved(words, status, (*profile.read, *profile.write)):
-        raise _Moved(path)
+        raise _Again(path)
     raise not_started(words)

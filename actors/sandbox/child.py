@@ -27,6 +27,7 @@ from understudy.policies.profile import Limits
 
 CLEAN_ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
 """bubblewrap stays as pid 1 inside, where a tool can read the environment that it was started with."""
+SETTING_UP = "bubblewrap ended while it was setting up"
 _OVERDUE_S = 2.0
 
 
@@ -133,7 +134,7 @@ class Child:
             self._first = os.pidfd_open(pid)
         facts = watch.status(pid)
         if self._first is None or facts.get("PPid") != str(self._process.pid):
-            self.distrust = "bubblewrap ended while it was setting up"
+            self.distrust = SETTING_UP
             self._kill()
         elif "0" in facts["Uid"].split():
             self.distrust = "bubblewrap ran as root on the host, where its walls do not hold"

@@ -23,6 +23,7 @@ from support.waiting import run_async
 from understudy.actors.environment import Environment
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox import rooms, uses
+from understudy.actors.sandbox.backend import IsolationUnavailable
 from understudy.actors.sandbox.bubblewrap import BubblewrapBackend
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.environments import Environments, site_packages
@@ -385,3 +386,23 @@ def test_a_file_that_is_replaced_just_while_it_is_bound(most: int, monkeypatch: 
     else:
         assert outcome.error_type == "BadGrant"
         assert f"{str(data)!r} is replaced or removed all the time" in outcome.error
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_one_that_is_killed_before_it_begins_is_begun_again(always: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        program = Path(name) / "bwrap"
+        once = "" if always else f"[ -e {name}/killed ] || "
+        program.write_text(f"""#!/bin/sh
+            {once}{{ touch {name}/killed; kill -9 $$; }}
+            exec {shutil.which("bwrap")} "$@"
+        """)
+        program.chmod(0o755)
+        Path(name).chmod(0o777)
+        monkeypatch.setenv("PATH", f"{name}:{os.environ['PATH']}")
+        begun = BubblewrapBackend().execute(made(tools.measures, value="abc"), Profile())
+        if always:
+            with pytest.raises(IsolationUnavailable, match="was killed, 3 times; remedy: look for memory"):
+                run_async(begun)
+        else:
+            assert run_async(begun).value == 3
