@@ -82,7 +82,7 @@ def main() -> None:
     refused = {name: why for name in prepare["wanted"] if (why := load(name))}
     os.environ.clear()
     os.environ.update(clean)
-    from understudy.actors.sandbox import confine, first
+    from understudy.actors.sandbox import confine, first, settle
 
     rehearsal = rehearsal_of(prepare, "json:dumps", {"obj": [1]})
     typed = rehearsal_of(prepare, "understudy.actors.sandbox.rehearsal:rehearsed", TYPED)
@@ -108,6 +108,7 @@ def main() -> None:
     ctypes.pythonapi.PyOS_BeforeFork()
     gc.collect()
     gc.freeze()
+    settle.settle()
     control.send(ready)
     stage = first.Stage(runner, rehearsal, prepare["keep"], hooks)
     receive = control.recvmsg
