@@ -390,7 +390,8 @@ def test_the_deadline_ends_everything(sandbox: Place, attempt: Callable[..., Any
 
 
 def test_the_deadline_does_not_need_open_pipes(sandbox: Place) -> None:
-    assert sandbox.outcome(attempts.r13_close_everything, limited(wall_s=0.7)).kind == "timeout"
+    outcome = sandbox.outcome(attempts.r13_close_everything, limited(wall_s=0.7))
+    assert outcome.kind == "timeout", outcome
 
 
 def test_a_daemon_ends_with_its_call(sandbox: Place, token: str) -> None:

@@ -66,7 +66,8 @@ def test_a_reply_that_lies_is_refused(sandbox: Place, files: Any) -> None:
 
 
 def test_room_for_files_is_no_room_for_a_value(sandbox: Place) -> None:
-    assert sandbox.in_workspace(file_attempts.tells_a_large_value, ROOM, FILES).kind == "output_too_large"
+    outcome = sandbox.in_workspace(file_attempts.tells_a_large_value, ROOM, FILES)
+    assert outcome.kind == "output_too_large", outcome
 
 
 def test_files_that_change_while_they_are_packed_are_one_or_the_other(sandbox: Place) -> None:
