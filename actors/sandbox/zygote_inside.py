@@ -11,7 +11,8 @@ before the runner exists, so a request finds nothing that is still to be closed:
   that was handed out before the runner existed: the proxy's, see `egress/proxy.py`.
 
 The zygote has no capability either, loads no tool, and holds no secret: a spare that reads all of its memory learns
-what every Python knows. What spares share is the layout of that memory; who minds takes the tier `cold`.
+what every Python knows. What spares share is the layout of that memory; who minds takes the tier `cold`. It has
+made itself cheap to fork (`settle.py`) before it takes orders.
 
 Run as `python -I -S -B zygote_inside.py CONTROL_FD`. The first message is what `prepare` in `zygote_process.py`
 writes; each later one makes a spare: what `terms` in `spare.py` says, with the far ends of its three pipes, a socket

@@ -24,8 +24,8 @@ from understudy.actors.sandbox.walls import NOTHING, WORKING_FOLDER, host_root, 
 from understudy.policies.profile import Limits, Profile, covers
 
 PRELOAD = ("cloudpickle", "pydantic", "asyncio", "typing", "traceback", "understudy.actors.tool")
-"""What tools import most. It costs each zygote 12 MiB, and each call a seventh of its CPU time, to share that memory;
-to import it would cost 30 to 90 ms."""
+"""What tools import most. It costs each zygote 12 MiB, and each call nothing that shows (see `settle.py`); to import it
+would cost one 30 to 90 ms."""
 CALLS_MOST = 2000
 """Calls of one zygote; then another takes over. Spares share the layout of its memory, so that should not last."""
 START_S = 20.0
