@@ -40,8 +40,7 @@ async def up(here: Here, as_json: Json = False) -> None:
     async with here.store(make=True) as store:  # what is wrong with it is better said here than in a log
         where = (await store.info()).where
         already = running is not None
-        if running is not None and running.store != where:
-            say(f"the daemon that is up (pid {running.pid}) serves {running.store}, not {where}", "yellow")
+        _tell_of_another(running, where)
         if running is None:
             say("starting Ray and the supervisor ...", "dim")
             running = await asyncio.to_thread(daemons.start, here.settings)
@@ -73,6 +72,7 @@ async def down(here: Here, as_json: Json = False) -> None:
     unfinished: int | None = None
     try:
         async with here.store() as store:
+            _tell_of_another(stopped, (await store.info()).where, "served")
             unfinished = await _unfinished(store)
     except UnderstudyError as error:  # the daemon is down all the same
         say(f"how many runs are unfinished cannot be told: {error}", "yellow")
@@ -102,6 +102,7 @@ async def status(here: Here, as_json: Json = False) -> None:
     daemon = running_daemon(here.settings)
     async with here.store() as store:
         info, counts = await store.info(), await store.counts()
+        _tell_of_another(daemon, info.where)
         supervisors = await _supervisors(store, now)
         waiting = await store.runs("waiting", 1000)
     asked = [(record, question) for record in waiting for question in open_questions(record)]
@@ -171,6 +172,13 @@ async def metrics(
 
 
 # --- what they share -----------------------------------------------------------------------------------------------
+
+
+def _tell_of_another(daemon: "Daemon | None", where: str, serves: str = "serves") -> None:
+    """`where`: the store that this command looks into."""
+    if daemon is not None and daemon.store != where:
+        which = "that is up " if serves == "serves" else ""
+        say(f"the daemon {which}(pid {daemon.pid}) {serves} {daemon.store}, not {where}", "yellow")
 
 
 async def _unfinished(store: "Store") -> int:

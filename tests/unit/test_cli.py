@@ -26,6 +26,7 @@ from understudy.actors.errors import CallerError, StoreUnavailable
 from understudy.actors.events import Event
 from understudy.actors.records import STATUSES, Interrupt, InterruptKind
 from understudy.actors.store import Store
+from understudy.cluster import daemon
 from understudy.cluster.cli import budgets, demo, files, forking, machine, policy, reading, running  # noqa: F401 (they register commands)
 from understudy.cluster.cli.command import Here, app
 from understudy.cluster.cli.screen import Screen
@@ -344,8 +345,6 @@ def test_ps_of_nothing_says_how_to_begin(cli: Cli) -> None:
 
 
 def test_ps_of_nothing_says_that_the_daemon_serves_another_store(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from understudy.cluster import daemon
-
     up = daemon.Daemon(os.getpid(), daemon.born(os.getpid()), "postgresql://127.0.0.1/agents", "", "", {}, 0.0)
     monkeypatch.setattr(daemon, "running_daemon", lambda settings: up)
     told = " ".join(cli("ps").stderr.split())
@@ -630,6 +629,19 @@ def test_down_without_a_daemon_is_no_error(cli: Cli) -> None:
     told = document(cli("down", "--json"))
     assert set(told.pop("left_over")) == {"processes", "cgroups", "folders"}, "others may have left some here"
     assert told == {"stopped": False, "unfinished_runs": 0}
+
+
+def test_a_daemon_that_serves_another_store_is_told_of(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else the runs of one store would seem to be served, and to stay, as those of the other."""
+    other = daemon.Daemon(77, "1", "redis://host/0", "http://127.0.0.1:1/metrics", "127.0.0.1:2", {}, 0.0)
+    monkeypatch.setattr(daemon, "running_daemon", lambda settings: other)
+    monkeypatch.setattr(daemon, "stop", lambda settings: other)
+    told = [" ".join(cli(word).stderr.split()) for word in ("status", "down")]
+    here = f"redis://host/0, not sqlite://{tmp_path}/test.db"
+    assert f"the daemon that is up (pid 77) serves {here}" in told[0]
+    assert f"the daemon (pid 77) served {here}" in told[1]
 
 
 def test_down_needs_no_store(cli: Cli, tmp_path: Path) -> None:
