@@ -48,7 +48,7 @@ SYS_PIDFD_OPEN = 434  # the same number on every architecture
 _SIZE_OF_HEADER = struct.calcsize("@Nii")
 _OPEN_MOST = os.sysconf("SC_OPEN_MAX")
 # Plain numbers: what an enumeration takes to give one is a dozen calls of Python.
-_CHLD, _TERM, _KILL = int(signal.SIGCHLD), int(signal.SIGTERM), int(signal.SIGKILL)
+_CHLD, _TERM, _KILL, _REHEARSED = map(int, (signal.SIGCHLD, signal.SIGTERM, signal.SIGKILL, signal.SIGWINCH))
 # Looked up here, once for all.
 _fork, _after_fork = kept.fork, ctypes.pythonapi.PyOS_AfterFork_Child
 
@@ -106,12 +106,14 @@ def become_first(plan: Plan) -> None:
             listener.close()  # whoever has it now accepts; nobody in here can
         _signal.signal(_CHLD, 0)
         _signal.signal(_TERM, _halt)
+        _signal.signal(_REHEARSED, _halt)
         child = _fork()
         if child == 0:
             _after_fork()  # what comes before it, the zygote has done, for all
             _become_runner(plan)
         os.closerange(0, STATUS)
         os.closerange(FREE_FROM, FREE_FROM + 2)
+        _signal.raise_signal(_REHEARSED)  # what it looks at then is this process's own, and not copied in haste
         while True:
             pid, ended = os.wait()
             if pid == child:
@@ -126,13 +128,16 @@ def become_first(plan: Plan) -> None:
         os._exit(1)
 
 
-def _halt(_number: int, _frame: Any) -> None:
+def _halt(number: int, _frame: Any) -> None:
     """When the call has answered, none that a tool may have left here executes another instruction; then say so. To
     take their memory down is the kernel's, and nobody has to wait for it."""
     try:  # noqa: SIM105  what `suppress` writes to is more than a process that waits has touched
-        os.kill(-1, _KILL)  # all but this one, at one moment: who forks just then does not come to it
+        # All but this one, at one moment: who forks just then does not come to it.
+        os.kill(-1, _KILL if number == _TERM else 0)
     except ProcessLookupError:
         pass
+    if number != _TERM:
+        return
     os.write(STATUS, HALTED)
     while True:  # to end takes a core half a millisecond, which whoever waits for the word can use better
         _signal.pause()

@@ -57,7 +57,7 @@ def decode(data: bytes, output_bytes: int) -> Reply:
 
 def _parse(body: bytes) -> Any:
     try:
-        answer = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+        answer = _decoder.decode(body.decode("utf-8"))
         _check(answer)
     except UnicodeDecodeError as error:
         raise _Malformed(f"is not UTF-8 (byte {error.start})") from None
@@ -112,6 +112,9 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise _Malformed(f"holds a number too large for a float ({text[:40]})")
     return number
+
+
+_decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _check(answer: Any) -> None:

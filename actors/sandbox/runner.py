@@ -68,8 +68,11 @@ def open_streams() -> None:
 def serve(reply: int, end: Callable[[], None] = lambda: os._exit(0)) -> None:
     """Read the one request, perform it, answer, and end; how, may be said."""
     # What can be done before there is a request is done then: a zygote's runner waits here.
-    null = os.open("/dev/null", os.O_RDONLY)
-    _flush()  # what it looks at is this process's own then, and not copied while somebody waits
+    null = os.open("/dev/null", os.O_RDWR)
+    # What it looks at is this process's own then, and not copied while somebody waits.
+    _flush()
+    _write_all(null, _read_all(null) or STARTED)
+    give_way(0)
     request = take_up(_read_all(0))
     os.dup2(null, 0)
     os.close(null)
@@ -89,11 +92,11 @@ def serve(reply: int, end: Callable[[], None] = lambda: os._exit(0)) -> None:
     end()  # the call is over when the function has returned: no exit hooks, no waiting for threads
 
 
-def give_way() -> None:
+def give_way(niceness: int = NICENESS) -> None:
     """Nobody in here can take it back."""
     here = os.getpriority(os.PRIO_PROCESS, 0)
-    if here < NICENESS:
-        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+    if here < niceness:
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
 
 
 def take_up(text: bytes) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from contextlib import suppress
+from functools import cache
 
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.backend import IsolationUnavailable
@@ -66,6 +67,7 @@ async def made_in(
     return outcome
 
 
+@cache
 def message_of(limits: Limits, network: bool) -> bytes:
     """That has a zygote make a spare."""
     return json.dumps(terms(limits, network)).encode()
