@@ -16,7 +16,7 @@ from understudy.actors.sandbox import seccomp
 from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.cell import NO_CELLS, Cells
 from understudy.actors.sandbox.child import SETTING_UP, Child
-from understudy.actors.sandbox.diagnosis import moved, not_started
+from understudy.actors.sandbox.diagnosis import KILLED, LOOK_FOR_MEMORY, moved, not_started
 from understudy.actors.sandbox.egress.way_out import WayOut, proxy_of
 from understudy.actors.sandbox.launch import HOST_ID as HOST_ID
 from understudy.actors.sandbox.launch import find_bubblewrap, line, refuse_unreachable
@@ -30,7 +30,6 @@ from understudy.policies.profile import Profile, Tier
 BEGINS_MOST = 3
 """How often a call is begun of which nothing was executed, and that may succeed: its granted path was replaced just
 while bubblewrap bound it (a file that is written beside and renamed, say), or somebody killed what was to begin it."""
-KILLED = (-9, 128 + 9)
 
 
 class _Again(Exception):
@@ -62,9 +61,7 @@ class BubblewrapBackend:
             except _Again as error:
                 path = error.path
         if not path:
-            raise IsolationUnavailable(
-                f"what begins a call was killed, {BEGINS_MOST} times", "look for memory: in dmesg, and at its limits"
-            )
+            raise IsolationUnavailable(f"what begins a call was killed, {BEGINS_MOST} times", LOOK_FOR_MEMORY)
         told = f"the granted path {path!r} is replaced or removed all the time, and cannot be shown; grant its folder"
         return Outcome("error", error=told, error_type="BadGrant")
 

@@ -10,6 +10,9 @@ from understudy.actors.sandbox.backend import IsolationUnavailable
 from understudy.actors.sandbox.launcher import EXIT_MOVED
 
 INSTALL = "apt-get install bubblewrap (version 0.8 or newer), or put bwrap on the PATH of the workers"
+KILLED = (-9, 128 + 9)
+"""Exit statuses of what somebody killed: the kernel, most likely."""
+LOOK_FOR_MEMORY = "look for memory: in dmesg, and at the limits of the workers"
 
 _SYSCTLS = (
     ("kernel/unprivileged_userns_clone", "0", "this kernel lets no unprivileged process make a user namespace"),

@@ -29,6 +29,7 @@ from understudy.actors.sandbox import seccomp, watch
 from understudy.actors.sandbox.backend import BadGrant, IsolationUnavailable, Preflight
 from understudy.actors.sandbox.cell import NO_CELLS, Cell, Cells
 from understudy.actors.sandbox.child import CLEAN_ENVIRONMENT
+from understudy.actors.sandbox.diagnosis import KILLED, LOOK_FOR_MEMORY
 from understudy.actors.sandbox.egress.way_out import WayOut
 from understudy.actors.sandbox.folders import dead_worker, worker
 from understudy.actors.sandbox.insist import insist, readable, send_kill
@@ -105,6 +106,8 @@ class GvisorBackend:
         outcome = outcome or bad_grant(container.overseer, status)
         if outcome is None:
             words = said(container.overseer).strip().splitlines()
+            if status in KILLED and not words:
+                raise IsolationUnavailable("runsc was killed before the call began", LOOK_FOR_MEMORY)
             raise IsolationUnavailable(
                 f"runsc did not come up: {words[-1][:300] if words else f'it ended with {status}'}", INSTALL
             )

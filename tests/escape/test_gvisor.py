@@ -64,7 +64,12 @@ def test_runsc_is_never_started_as_root(owned: Path) -> None:
 def test_what_is_no_runsc_is_told(owned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = owned / "runsc"
     monkeypatch.setenv("PATH", str(owned))
-    for text, words in (("#!/bin/sh\nexit 7\n", "runsc did not come up"), ("no program", "does not tell its flags")):
+    programs = {
+        "#!/bin/sh\nexit 7\n": "runsc did not come up",
+        '#!/bin/sh\n[ "$1" = flags ] || kill -9 $$\n': "runsc was killed before the call began",
+        "no program": "does not tell its flags",
+    }
+    for text, words in programs.items():
         program.write_text(text)
         program.chmod(0o755)
         os.utime(program, ns=(len(text), len(text)))  # it is asked anew when it has changed
