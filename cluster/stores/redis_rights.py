@@ -30,9 +30,9 @@ async def check_rights(redis: RedisClient) -> None:
             user = redis.address.username or "default"
             rights = [f"+{name.lower()}" for name in denied]
             if not _ON_CHANNEL.isdisjoint(denied):
-                rights.append(f"&{CHANNEL}")
+                rights.append(f"'&{CHANNEL}'")
             if set(COMMANDS) - _ON_CHANNEL <= set(denied):  # it may be about the key
-                rights.append("~u:*")
+                rights.append("'~u:*'")
             raise CallerError(
                 f"Redis at {where} denies user {user!r} what the store needs, {', '.join(denied)}; give it: "
                 f"`redis-cli ACL SETUSER {user} {' '.join(rights)}`"
