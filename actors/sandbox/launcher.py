@@ -204,6 +204,7 @@ def user_namespace(users: str, groups: str) -> int:
     go, say_go = os.pipe()
     child = os.fork()
     if child == 0:
+        os.close(say_go)  # or else it would wait for itself, for ever, where its parent is killed
         status = libc.unshare(CLONE_NEWUSER)
         os.write(say_ready, b"y" if status == 0 else b"n")
         os.read(go, 1)

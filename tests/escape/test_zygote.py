@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -226,3 +227,18 @@ def test_a_call_that_is_refused_by_a_machine_says_why(monkeypatch: pytest.Monkey
     found = run_async(ZygoteBackend().preflight())
     assert not found.available
     assert "bubblewrap (bwrap) is not installed" in found.reason
+
+
+def test_a_launcher_that_is_killed_leaves_nobody_behind() -> None:
+    """While it makes an id map, a process holds the user namespace for it: as root, with all that it had open."""
+    there, held = os.pipe()
+    script = "launcher.open = lambda *_: os.kill(os.getpid(), 9); launcher.user_namespace('0 0 1', '0 0 1')"
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import os; from understudy.actors.sandbox import launcher; {script}"],
+        pass_fds=(held,),
+        check=False,
+    )
+    os.close(held)
+    assert ended.returncode == -signal.SIGKILL
+    assert select.select([there], [], [], 10)[0], "somebody has the pipe still"
+    os.close(there)
