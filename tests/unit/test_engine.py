@@ -372,7 +372,7 @@ class Picky(BaseModel):
     [
         ({"even": 3}, "wrote 3 to channel 'even'"),
         ({"number": 10**5000}, "wrote a int (its repr raises ValueError) to channel 'number'"),
-        ({"number": functools.reduce(lambda inner, _: [inner], range(5000), [])}, "its repr raises RecursionError"),
+        ({"number": functools.reduce(lambda inner, _: [inner], range(100_000), [])}, "its repr raises RecursionError"),
         ({"number": "\ud800"}, "to channel 'number'"),
     ],
     ids=["validator", "digits", "depth", "surrogate"],
