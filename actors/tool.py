@@ -79,7 +79,7 @@ class Tool(Generic[P, R]):
 
         try:
             text = inspect.getsource(self.fn).encode()
-        except (OSError, TypeError):
+        except Exception:  # none is there; or the file has become another one, whose lines are nothing
             code = self.fn.__code__
             text = code.co_code + repr((code.co_consts, code.co_names)).encode()
         if self.environment:

@@ -197,7 +197,7 @@ def test_wrong_usage_is_two_and_says_what(cli: Cli, words: list[str]) -> None:
     [
         (["policy", "check", "binary"], "it is no text"),
         (["run", "flow:graph", "--input", "@binary"], "it is no text"),
-        (["run", "flow:graph", "--input", "[" * 5000], "nested too deep"),
+        (["run", "flow:graph", "--input", "[" * 100_000], "nested too deep"),
         (["ps", "--store", "redis://:secret@127.0.0.1:99999/0"], "Port out of range"),
         (["events", "r", "--after", "9" * 30], "is no cursor"),
         (["ps", "--limit", "9" * 30], "1000000"),

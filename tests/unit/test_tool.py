@@ -1,5 +1,8 @@
 """Tools: what crosses into the sandbox and back is checked, and what does not fit is told on one line."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from pydantic import BaseModel
 
@@ -55,3 +58,13 @@ def test_an_answer_of_another_kind_is_told_on_one_line():
 def test_a_tool_is_made_of_a_function(made):
     with pytest.raises(CallerError, match="a tool is made of a function, not of"):
         made()
+
+
+def test_a_tool_whose_file_is_another_one_by_now_has_a_version_all_the_same(tmp_path: Path) -> None:
+    """Python 3.13 finds fault with lines that are no code, and says so."""
+    source = "# one\n# two\ndef pay() -> None:\n    pass\n"
+    path = tmp_path / "tools.py"
+    path.write_text("# one\n# two\n'never ends\n")
+    names: dict[str, Any] = {}
+    exec(compile(source, str(path), "exec"), names)
+    assert len(tool(names["pay"]).version) == 16
