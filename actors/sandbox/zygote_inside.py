@@ -105,20 +105,31 @@ def main() -> None:
     runner.open_streams()
     sees = [(seen.st_dev, seen.st_ino) for seen in map(os.stat, prepare["looks_at"])]
     ready = b"ready" + json.dumps({"refused": refused, "sees": sees}).encode()
+    stage = first.Stage(runner, rehearsal, prepare["keep"], hooks)
     # Python's own preparation for a fork, once: the locks that it takes stay taken, and each runner lets go of its own.
     ctypes.pythonapi.PyOS_BeforeFork()
-    gc.collect()
-    gc.freeze()
-    settle.settle()
-    control.send(ready)
-    stage = first.Stage(runner, rehearsal, prepare["keep"], hooks)
+    try:
+        gc.collect()
+        gc.freeze()
+        settle.settle()
+        control.send(ready)
+        take_orders(control, first, stage, rights)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.write(2, f"{type(error).__name__}: {error}\n".encode(errors="replace"))
+    finally:  # Python's own way to end would wait for these locks
+        os._exit(0)
+
+
+def take_orders(control: socket.socket, first: ModuleType, stage: Any, rights: dict[str, Any]) -> None:
+    """Until nobody can give any."""
     receive = control.recvmsg
-    plans: dict[tuple[Any, ...], first.Plan] = {}
+    plans: dict[tuple[Any, ...], Any] = {}
     while True:
         # Not `recv_fds`: what is looked at here is copied after each clone, a page at a time.
         message, ancillary, _flags, _address = receive(LONGEST_ORDER, ROOM_FOR_FDS)
         if not message:
-            os._exit(0)
+            return
         fds = [fd for _level, _kind, data in ancillary for fd in struct.unpack(f"{len(data) // 4}i", data)]
         order = message, *fds
         if order not in plans:

@@ -4,6 +4,7 @@ A row says how a tool ends, under which limits, and what is told. `denied` is no
 (`test_sandbox_actor.py`); `killed` from outside is at the end here.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,12 @@ def more(name: str, *words: str) -> tuple[str, ...]:
 
 SMALL = {"memory_bytes": 96 * MIB, "disk_bytes": 4 * MIB}
 FULL = more("memory_bytes", "96 MiB")
+PAST_THE_STACK = (
+    End("killed", ("SIGSEGV",))
+    if sys.version_info < (3, 13)
+    else End("error", ("maximum recursion",), type="RecursionError", traced=True)
+)
+"""Python has learned where its stack ends, whatever it is told."""
 ENDS = {
     "returns": End("ok"),
     "raises": End("error", ("no such order",), type="LookupError", traced=True),
@@ -53,7 +60,7 @@ ENDS = {
     "exits": End("error", ("3",), type="SystemExit", traced=True),
     "closes_and_raises": End("error", ("said nowhere",), type="LookupError", traced=True),
     "recurses": End("error", ("maximum recursion",), type="RecursionError", traced=True),
-    "recurses_past_the_stack": End("killed", ("SIGSEGV",)),
+    "recurses_past_the_stack": PAST_THE_STACK,
     "nests": End("error", type="RecursionError", traced=True),
     "leaves": End("error", ("exit status 0", "without a result")),
     "is_killed": End("killed", ("SIGTERM",)),
