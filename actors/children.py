@@ -146,6 +146,8 @@ async def start(
     """
     if close is not None and close not in CLOSES:
         raise CallerError(f"parent_close={close!r} is none of {', '.join(CLOSES)}")
+    if not isinstance(graph, Graph | str):
+        raise CallerError(f"ctx.start and ctx.run take a Graph or MODULE:GRAPH, not {graph!r:.80}")
     code, loaded = await ship(graph)
     check_name("the key of a child", key)
     plain = new_run(loaded.plan(), code, given, labels={**place.run.labels, **(labels or {})})

@@ -112,6 +112,8 @@ async def run_inline_async(
     files: Mapping[str, bytes | str] | None = None,
 ) -> Any:
     """See `Graph.run_inline`."""
+    if isinstance(store, str):
+        raise CallerError(f"store={store!r} is a text; give a store, e.g. store=lambda: open_store('sqlite:///path')")
     opened = await store() if callable(store) else store or MemoryStore()
     clock = clock or WallClock()
     inline = Inline(opened, policy_port(policy, opened, clock), clock, answers, tools, secrets)

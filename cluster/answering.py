@@ -18,10 +18,14 @@ def question_to_answer(record: RunRecord, interrupt_id: str) -> tuple[str, Inter
         questions = [i for i in open_questions(record) if i.kind in ANSWERABLE]
         if len(questions) != 1:
             listed = ", ".join(f"{i.interrupt_id} (node {i.node!r})" for i in questions)
+            calls = [i.interrupt_id for i in open_questions(record) if i.kind == "approval"]
             raise Conflict(
                 f"run {record.run_id} is {record.status} and has {len(questions)} open questions: {listed}; name the "
                 f"one that you answer"
                 if questions
+                else f"run {record.run_id} waits for a person to approve or deny a call, not for an answer: "
+                f"`understudy approve {record.run_id} {calls[0]}`, or deny"
+                if calls
                 else f"run {record.run_id} is {record.status} and asks nothing that could be answered"
             )
         return questions[0].interrupt_id, questions[0]

@@ -48,7 +48,9 @@ class Retry:
         if not 0 <= self.jitter <= 1:
             raise ValueError(f"jitter is {self.jitter}; give a share from 0 to 1")
         if not isinstance(self.on, tuple):
-            raise ValueError(f"on is {self.on!r}; give a tuple of exceptions or names of them, e.g. ({self.on!r},)")
+            one = self.on.__name__ if _is_exception(self.on) else repr(self.on)
+            good = one if _is_exception(self.on) or isinstance(self.on, str) else "ConnectionError"
+            raise ValueError(f"on is {one}; give a tuple of exceptions or names of them, e.g. ({good},)")
         wrong = [item for item in self.on if not (isinstance(item, str) or _is_exception(item))]
         if wrong:
             raise ValueError(f"on has {wrong[0]!r}, which is no exception; give classes or names of them")

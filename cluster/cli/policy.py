@@ -56,6 +56,8 @@ def read_policy(path: Path, variables: Mapping[str, str]) -> "Policy":
 def _text_of(path: Path) -> str:
     try:
         return path.read_text()
+    except IsADirectoryError:
+        raise CallerError(f"policy {path} is a folder; name one of the files in it") from None
     except OSError as error:
         raise CallerError(f"policy {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

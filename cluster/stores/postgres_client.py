@@ -94,7 +94,10 @@ class Connections:
                     raise CallerError(f"{self.where} cannot hold this: {_first_line(error)}") from error
                 except (psycopg.OperationalError, psycopg.InterfaceError, *ANOTHER_TIME, TimeoutError) as error:
                     if loop.time() + pause_s > until:
-                        told = f"{self.where} did not answer for {patience_s:g} s: {_first_line(error)}"
+                        told = (
+                            f"{self.where} did not answer for {patience_s:g} s: {_first_line(error)}; is it running "
+                            f"and reachable?"
+                        )
                         raise StoreUnavailable(told) from error
                 except errors.InsufficientPrivilege as error:
                     raise CallerError(f"{self.where}: {_first_line(error)}; grant it, or use another role") from error

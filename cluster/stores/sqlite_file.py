@@ -234,6 +234,8 @@ class SqliteFile:
 
     def connect(self) -> None:
         """Open the file, make it if there is none, bring an older one up to date. Raises CallerError."""
+        if self.path.is_dir():
+            raise CallerError(f"store {self.path} is a folder; name a file in it, e.g. {self.path / 'understudy.db'}")
         try:
             _make_private(self.path)
         except OSError as error:

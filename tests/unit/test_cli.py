@@ -519,6 +519,12 @@ def test_an_answer_lets_a_run_go_on(cli: Cli, url: str) -> None:
     assert "no open question 'q'" in failed(cli("resume", run_id, "1", "--question", "q"))
 
 
+def test_an_answer_where_a_call_is_to_be_approved_tells_how_that_is_done(cli: Cli, url: str) -> None:
+    run_id = played(url, paying)
+    [asked] = document(cli("show", run_id, "--json"))["questions"]
+    assert asked["commands"][0] in failed(cli("resume", run_id, "1"))
+
+
 @pytest.mark.parametrize(("word", "status"), [("approve", "succeeded"), ("deny", "failed")])
 def test_a_call_is_approved_or_denied_without_naming_the_only_one(cli: Cli, url: str, word: str, status: str) -> None:
     run_id = played(url, paying)

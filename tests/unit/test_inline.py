@@ -375,3 +375,13 @@ def test_the_graph_of_a_waiting_child_is_found_where_its_parent_sees_it():
     unseen = one(lambda state: None, "parent")
     with pytest.raises(CodeError, match=r"run of graph 'child' was started by another process.*0 graphs of that name"):
         unseen.run_inline(store=store, key="other", answers={"work": "yes"})
+
+
+def test_what_is_no_graph_and_no_store_is_named() -> None:
+    async def begin(state: Order, ctx: Context) -> None:
+        await ctx.run(5, {})  # type: ignore[arg-type]
+
+    with pytest.raises(RunFailed, match="take a Graph or MODULE:GRAPH, not 5"):
+        one(begin).run_inline({})
+    with pytest.raises(CallerError, match="store='sqlite:///x' is a text"):
+        one(paying).run_inline({}, store="sqlite:///x")  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -270,6 +271,44 @@ def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
         {"alertname": stalled, "eval_time": "4m", "exp_alerts": [{**alert, "exp_annotations": told[stalled]}]},
     ]
     case = {"interval": "30s", "input_series": series, "alert_rule_test": checks}
+    alerts_are(tmp_path, case)
+
+
+@pytest.mark.parametrize(
+    ("up", "counter", "fires"),
+    [
+        pytest.param("1x80", "_x40 1x40", ["25m"], id="first-of-its-kind"),
+        pytest.param("_x40 1x40", "_x40 1x40", [], id="prometheus-is-new"),
+        pytest.param("1x20 0x30 1x30", "1x20 stale _x29 1x30", [], id="store-was-away"),
+    ],
+)
+def test_the_first_quarantine_and_the_first_unknown_end_fire(
+    up: str, counter: str, fires: list[str], tmp_path: Path
+) -> None:
+    """A counter with labels is born at 1, in which increase() sees no rise."""
+    rules = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"][0]["rules"]
+    checks = []
+    quarantined, unknown = {"graph": "g", "status": "quarantined"}, {"tool": "t", "outcome": "unknown"}
+    for alert, labels in (("UnderstudyRunsQuarantined", quarantined), ("UnderstudyToolOutcomeUnknown", unknown)):
+        told = next(rule["annotations"] for rule in rules if rule["alert"] == alert)
+        said = {
+            name: re.sub(r"{{ \$labels\.(\w+) }}", lambda m, labels=labels: labels[m[1]], text)
+            for name, text in told.items()
+        }
+        expected = {"exp_labels": {**labels, "severity": "warning"}, "exp_annotations": said}
+        checks += [
+            {"alertname": alert, "eval_time": at, "exp_alerts": [expected] if at in fires else []}
+            for at in ("19m", "25m", "39m")
+        ]
+    series = [
+        {"series": "understudy_store_up", "values": up},
+        {"series": 'understudy_runs_finished_total{graph="g",status="quarantined"}', "values": counter},
+        {"series": 'understudy_tool_calls_total{tool="t",outcome="unknown"}', "values": counter},
+    ]
+    alerts_are(tmp_path, {"interval": "30s", "input_series": series, "alert_rule_test": checks})
+
+
+def alerts_are(tmp_path: Path, case: dict[str, Any]) -> None:
     file = tmp_path / "test.yaml"
     file.write_text(yaml.safe_dump({"rule_files": [str(DEPLOY / "alerts.yaml")], "tests": [case]}))
     assert "SUCCESS" in promtool("test", "rules", str(file))

@@ -1,5 +1,6 @@
 """A node that raised is tried again: soon, then more slowly, then not at all."""
 
+import re
 from typing import Any
 
 import pytest
@@ -71,3 +72,11 @@ def test_a_wait_is_never_negative_and_never_above_the_cap(
     wait_s = next_delay(retry, attempt, NAMES, seed)
     assert (wait_s is None) == (attempt >= attempts)
     assert wait_s is None or 0 <= wait_s <= retry.max_s
+
+
+@pytest.mark.parametrize(
+    ("on", "good"), [(ConnectionError, "(ConnectionError,)"), ("Timeout*", "('Timeout*',)"), (5, "(ConnectionError,)")]
+)
+def test_the_remedy_for_what_is_no_tuple_is_one_that_works(on: object, good: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"e.g. {good}")):
+        Retry(attempts=2, on=on)  # type: ignore[arg-type]
