@@ -48,7 +48,7 @@ LOOK_S = 2.0
 """How often a call at work looks whether its run still wants it."""
 ENDED_OUTSIDE = "ended from outside: the run was cancelled, or its node gave up on the call"
 SPARES_MOST = 16
-"""Sandboxes that wait, ready, for a call, in one sandbox actor. Each holds 1.3 MiB."""
+"""Sandboxes that wait, ready, for a call, in one sandbox actor. Each holds 1.4 MiB."""
 
 
 class SandboxActor:

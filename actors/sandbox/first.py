@@ -130,7 +130,7 @@ def become_first(plan: Plan) -> None:
 
 def _halt(number: int, _frame: Any) -> None:
     """When the call has answered, none that a tool may have left here executes another instruction; then say so. To
-    take their memory down is the kernel's, and nobody has to wait for it."""
+    take their memory down is the kernel's, and nobody has to wait for it. Of `_REHEARSED`, nothing comes."""
     try:  # noqa: SIM105  what `suppress` writes to is more than a process that waits has touched
         # All but this one, at one moment: who forks just then does not come to it.
         os.kill(-1, _KILL if number == _TERM else 0)

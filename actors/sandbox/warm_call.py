@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from contextlib import suppress
-from functools import cache
+from functools import lru_cache
 
 from understudy.actors.outcome import Outcome, ToolCall
 from understudy.actors.sandbox.backend import IsolationUnavailable
@@ -67,7 +67,7 @@ async def made_in(
     return outcome
 
 
-@cache
+@lru_cache(maxsize=64)  # limits may differ with what is left of a budget
 def message_of(limits: Limits, network: bool) -> bytes:
     """That has a zygote make a spare."""
     return json.dumps(terms(limits, network)).encode()
